@@ -1,1 +1,30 @@
-//! stub
+//! The nouns and the wire of Limpet: what a workload is, what a device is told, what it reports,
+//! and how every message is named, encoded, bounded and signed.
+//!
+//! Shared by agent and controller, which never import each other. No IO, no clock, no threads.
+#![forbid(unsafe_code)]
+
+pub mod cbor;
+pub mod command;
+pub mod desired;
+pub mod envelope;
+pub mod event;
+pub mod hello;
+pub mod id;
+pub mod key;
+pub mod reported;
+pub mod spec;
+pub mod topic;
+
+pub use command::{Ack, Action, Command, CommandResult, LogLine, LogStream, StreamChunk};
+pub use desired::{DesiredState, Held, Workload};
+pub use envelope::{Envelope, EnvelopeError, Expected, Header, Kind};
+pub use event::{Event, EventBatch, EventKind};
+pub use hello::{BootId, Facts, Feature, Hello, Labels, Nonce, Presence, PresenceState};
+pub use id::{
+    ContainerId, DeploymentName, DeviceId, Digest, IdError, OutboxId, StreamId, WorkloadId,
+};
+pub use key::{KeyError, PublicKey, SigningKey};
+pub use reported::{Exit, Phase, Record, Reported, WorkloadStatus};
+pub use spec::{Resources, Restart, Signal, Stop, WorkloadSpec};
+pub use topic::{Prefix, Topic, TopicError};

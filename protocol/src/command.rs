@@ -1,0 +1,115 @@
+//! Commands, their outcome, acknowledgements, and the streams that commands lease.
+
+use serde::{Deserialize, Serialize};
+
+use crate::hello::Nonce;
+use crate::id::{OutboxId, StreamId, WorkloadId};
+
+/// Log bytes in one chunk at most.
+pub const CHUNK_BYTES_MAX: usize = 32 * 1024;
+
+/// Tells a device what the controller's store has committed of its outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// The outbox it speaks of.
+    #[serde(rename = "o")]
+    pub outbox: OutboxId,
+    /// Every event up to this number is stored.
+    #[serde(rename = "e")]
+    pub events: u64,
+    /// Every record up to this sequence is stored.
+    #[serde(rename = "r")]
+    pub records: u64,
+    /// The controller's view differs from the device's: send a complete report.
+    #[serde(rename = "w", default)]
+    pub send_whole: bool,
+}
+
+/// An order for one connection of one device. Its number is in the envelope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// Of the hello that it answers; any other connection ignores it.
+    #[serde(rename = "n")]
+    pub nonce: Nonce,
+    /// What to do.
+    #[serde(rename = "a")]
+    pub action: Action,
+}
+
+/// What a device can be told to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// Send a workload's log while the lease lasts. Sent again, it renews the lease.
+    #[serde(rename = "log")]
+    Logs {
+        /// Where the chunks go.
+        #[serde(rename = "s")]
+        stream: StreamId,
+        /// Whose log.
+        #[serde(rename = "w")]
+        workload: WorkloadId,
+        /// Begin with this many of the latest lines.
+        #[serde(rename = "t")]
+        tail: u32,
+        /// Go on with what is written from then on.
+        #[serde(rename = "f")]
+        follow: bool,
+        /// Nothing is sent after this long without a renewal, in milliseconds.
+        #[serde(rename = "l")]
+        lease_ms: u32,
+    },
+    /// End a stream.
+    #[serde(rename = "end")]
+    EndStream {
+        /// The stream.
+        #[serde(rename = "s")]
+        stream: StreamId,
+    },
+}
+
+/// What became of a command. Its number is in the envelope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandResult {
+    /// Absent where it was done; otherwise why not.
+    #[serde(rename = "e")]
+    pub error: Option<String>,
+}
+
+/// A piece of a leased log. Its number, from 0, is in the envelope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamChunk {
+    /// Lines, or parts of long ones, in order; at most [`CHUNK_BYTES_MAX`] bytes.
+    #[serde(rename = "l")]
+    pub lines: Vec<LogLine>,
+    /// Bytes that were overwritten before they could be sent.
+    #[serde(rename = "g", default)]
+    pub gap_bytes: u64,
+    /// Nothing follows.
+    #[serde(rename = "e", default)]
+    pub end: bool,
+}
+
+/// What a container wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Which of its streams.
+    #[serde(rename = "s")]
+    pub stream: LogStream,
+    /// Wall clock of the device, in milliseconds since 1970.
+    #[serde(rename = "t")]
+    pub at_ms: u64,
+    /// The bytes, without the newline.
+    #[serde(rename = "b", with = "serde_bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// The streams of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogStream {
+    /// Standard output.
+    #[serde(rename = "o")]
+    Stdout,
+    /// Standard error.
+    #[serde(rename = "e")]
+    Stderr,
+}

@@ -1,0 +1,135 @@
+//! What a device says when it connects, and how its presence is told.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::desired::Held;
+use crate::id::{Digest, IdError, OutboxId, byte_id};
+
+/// Labels a device may carry.
+pub const LABELS_MAX: usize = 64;
+
+byte_id!(
+    /// Names one boot of a device (Linux: `/proc/sys/kernel/random/boot_id`).
+    BootId, 16
+);
+byte_id!(
+    /// Made anew for every connection: a command that carries it was meant for that connection.
+    Nonce, 16
+);
+
+/// Labels of a device: keys and values of at most 63 bytes.
+pub type Labels = BTreeMap<heapless::String<63>, heapless::String<63>>;
+
+/// The first message on every connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// This boot.
+    #[serde(rename = "b")]
+    pub boot: BootId,
+    /// Milliseconds since boot when the connection began: orders the connections of a boot.
+    #[serde(rename = "c")]
+    pub connection: u64,
+    /// Of this connection.
+    #[serde(rename = "n")]
+    pub nonce: Nonce,
+    /// Version of the agent.
+    #[serde(rename = "v")]
+    pub agent_version: heapless::String<32>,
+    /// What the agent can enforce.
+    #[serde(rename = "q", default)]
+    pub features: Vec<Feature>,
+    /// Labels that the device's owner gave it; at most [`LABELS_MAX`].
+    #[serde(rename = "l", default)]
+    pub labels: Labels,
+    /// What the machine is.
+    #[serde(rename = "f")]
+    pub facts: Facts,
+    /// The desired state that the device holds.
+    #[serde(rename = "h")]
+    pub held: Held,
+    /// Digest of the device's reported state.
+    #[serde(rename = "d")]
+    pub reported: Digest,
+    /// The device's outbox.
+    #[serde(rename = "o")]
+    pub outbox: OutboxId,
+}
+
+/// What a machine is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Architecture as OCI names it: `amd64`, `arm64`, `arm`.
+    #[serde(rename = "a")]
+    pub arch: heapless::String<16>,
+    /// Variant as OCI names it (`v7`), or empty.
+    #[serde(rename = "v", default)]
+    pub variant: heapless::String<8>,
+    /// Memory, in bytes.
+    #[serde(rename = "m")]
+    pub memory_bytes: u64,
+    /// Processors.
+    #[serde(rename = "c")]
+    pub cpus: u16,
+    /// Release of the kernel.
+    #[serde(rename = "k")]
+    pub kernel: heapless::String<64>,
+}
+
+/// The broker tells it when the connection is gone (MQTT 5.0 section 3.1.2.5, the will).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Presence {
+    /// What it tells.
+    #[serde(rename = "s")]
+    pub state: PresenceState,
+    /// Boot of the connection it tells of.
+    #[serde(rename = "b")]
+    pub boot: BootId,
+    /// The connection it tells of; one that is not the latest is ignored.
+    #[serde(rename = "c")]
+    pub connection: u64,
+}
+
+/// States that a device announces of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PresenceState {
+    /// Connected.
+    #[serde(rename = "on")]
+    Online,
+    /// Gone, or going.
+    #[serde(rename = "off")]
+    Offline,
+}
+
+/// Something that an agent must be able to enforce; text, so that a stranger's is still a feature.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Feature(heapless::String<32>);
+
+impl Feature {
+    /// Memory is limited per container.
+    pub const LIMIT_MEMORY: &'static str = "limit.memory";
+    /// CPU time is limited per container.
+    pub const LIMIT_CPU: &'static str = "limit.cpu";
+    /// Processes are limited per container.
+    pub const LIMIT_PIDS: &'static str = "limit.pids";
+
+    /// One of the constants above.
+    pub fn known(name: &'static str) -> Self {
+        Self(name.chars().take(32).collect())
+    }
+
+    /// Its name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}

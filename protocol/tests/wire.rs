@@ -1,0 +1,273 @@
+//! The wire keeps its bytes, and nothing but the very message that was signed is accepted.
+
+use expect_test::expect;
+use limpet_protocol::envelope::{open, seal};
+use limpet_protocol::*;
+use proptest::prelude::*;
+
+fn key() -> SigningKey {
+    SigningKey::from_seed(&[7; 32]).unwrap()
+}
+
+fn header(kind: Kind) -> Header {
+    Header {
+        prefix: "limpet/v1".to_owned(),
+        device: "pi-1".parse().unwrap(),
+        kind,
+        epoch: 1,
+        number: 2,
+    }
+}
+
+fn accept(message: &[u8]) -> Result<Envelope, EnvelopeError> {
+    let (prefix, device) = (Prefix::default(), "pi-1".parse().unwrap());
+    let signer = key().public();
+    open(
+        message,
+        Expected {
+            prefix: &prefix,
+            device: &device,
+            kind: Kind::Desired,
+            signer: Some(&signer),
+        },
+    )
+}
+
+fn desired() -> DesiredState {
+    let spec = WorkloadSpec {
+        image: "node:alpine".to_owned(),
+        command: vec![],
+        args: vec!["-v".to_owned()],
+        env: [("K".to_owned(), "V".to_owned())].into(),
+        workdir: None,
+        user: None,
+        resources: Resources {
+            memory_bytes: Some(1 << 26),
+            ..Resources::default()
+        },
+        restart: Restart::OnFailure,
+        stop: Stop::default(),
+    };
+    DesiredState {
+        held: Held {
+            epoch: 1,
+            generation: 2,
+        },
+        at_ms: 3,
+        reconnect_spread_ms: 0,
+        workloads: vec![Workload {
+            id: "web.0".parse().unwrap(),
+            deployment: "web".parse().unwrap(),
+            revision: spec.digest(),
+            requires: spec.requires(),
+            spec,
+        }],
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn golden_bytes() {
+    let hello = Hello {
+        boot: BootId([1; 16]),
+        connection: 5,
+        nonce: Nonce([2; 16]),
+        agent_version: "0.1.0".try_into().unwrap(),
+        features: vec![Feature::known(Feature::LIMIT_PIDS)],
+        labels: [("site".try_into().unwrap(), "berlin".try_into().unwrap())].into(),
+        facts: Facts {
+            arch: "arm".try_into().unwrap(),
+            memory_bytes: 1,
+            ..Facts::default()
+        },
+        held: Held {
+            epoch: 1,
+            generation: 2,
+        },
+        reported: Digest([3; 32]),
+        outbox: OutboxId([4; 8]),
+    };
+    let reported = Reported {
+        outbox: OutboxId([4; 8]),
+        applied: Held {
+            epoch: 1,
+            generation: 2,
+        },
+        complete: false,
+        records: vec![Record {
+            workload: "web".parse().unwrap(),
+            sequence: 9,
+            status: Some(WorkloadStatus {
+                deployment: "web".parse().unwrap(),
+                revision: Digest([5; 32]),
+                phase: Phase::Backoff,
+                container: 3,
+                pid: None,
+                restarts: 2,
+                exit: Some(Exit::Code(7)),
+                message: "exited with 7".to_owned(),
+            }),
+        }],
+        whole: Digest([6; 32]),
+    };
+    let batch = EventBatch {
+        outbox: OutboxId([4; 8]),
+        boot: BootId([1; 16]),
+        sent_ms: 10,
+        events: vec![Event {
+            number: 1,
+            boot: BootId([1; 16]),
+            at_ms: 9,
+            kind: EventKind::Exited,
+            workload: Some("web".parse().unwrap()),
+            container: Some(3),
+            exit: Some(Exit::Signal(9)),
+            message: String::new(),
+        }],
+    };
+    let ack = Ack {
+        outbox: OutboxId([4; 8]),
+        events: 1,
+        records: 2,
+        send_whole: true,
+    };
+    let command = Command {
+        nonce: Nonce([2; 16]),
+        action: Action::Logs {
+            stream: StreamId([8; 8]),
+            workload: "web".parse().unwrap(),
+            tail: 10,
+            follow: true,
+            lease_ms: 1000,
+        },
+    };
+    let chunk = StreamChunk {
+        lines: vec![LogLine {
+            stream: LogStream::Stderr,
+            at_ms: 1,
+            bytes: b"x".to_vec(),
+        }],
+        gap_bytes: 0,
+        end: true,
+    };
+    let presence = Presence {
+        state: PresenceState::Offline,
+        boot: BootId([1; 16]),
+        connection: 5,
+    };
+    let lines = [
+        ("desired", hex(&cbor::encode(&desired()))),
+        ("hello", hex(&cbor::encode(&hello))),
+        ("reported", hex(&cbor::encode(&reported))),
+        ("event", hex(&cbor::encode(&batch))),
+        ("ack", hex(&cbor::encode(&ack))),
+        ("command", hex(&cbor::encode(&command))),
+        ("result", hex(&cbor::encode(&CommandResult { error: None }))),
+        ("chunk", hex(&cbor::encode(&chunk))),
+        ("presence", hex(&cbor::encode(&presence))),
+        (
+            "sealed",
+            hex(&seal(&key(), &header(Kind::Presence), &presence)),
+        ),
+    ]
+    .map(|(name, hex)| format!("{name} {hex}\n"));
+    expect![[r#"
+        desired a46168a2616501616702617403617200617781a56169657765622e3061646377656261765820b5999fc0cc7aea27ab19803f7d611860aae9eaa19913a27a6646dcca281a58086171816c6c696d69742e6d656d6f72796173a661696b6e6f64653a616c70696e65616181622d766165a1614b6156616ca1616d1a04000000617261666173a16167192710
+        hello aa61625001010101010101010101010101010101616305616e5002020202020202020202020202020202617665302e312e306171816a6c696d69742e70696473616ca16473697465666265726c696e6166a561616361726d617660616d01616300616b606168a2616501616702616458200303030303030303030303030303030303030303030303030303030303030303616f480404040404040404
+        reported a5616f4804040404040404046168a26165016167026163f4617281a3617763776562616e096173a761646377656261765820050505050505050505050505050505050505050505050505050505050505050561706262616163036172026178a1616307616d6d65786974656420776974682037616458200606060606060606060606060606060606060606060606060606060606060606
+        event a4616f4804040404040404046162500101010101010101010101010101010161740a616581a7616e0161625001010101010101010101010101010101617409616b666578697465646177637765626163036178a1617309
+        ack a4616f4804040404040404046165016172026177f5
+        command a2616e50020202020202020202020202020202026161a1636c6f67a5617348080808080808080861776377656261740a6166f5616c1903e8
+        result a16165f6
+        chunk a3616c81a361736165617401616241786167006165f5
+        presence a36173636f666661625001010101010101010101010101010101616305
+        sealed d2845847a30127045820ea4a6c63e29c520abef5507b132ec5f9954776aebebe7b92421eea691446d22c3a000100008601696c696d7065742f76316470692d316870726573656e63650102a0581da36173636f66666162500101010101010101010101010101010161630558406c386f138499e5039cf6d5ff1c47ee10b1f00a35d4b41936a5f506064cdadb0b323b657e0b43438b2da754c10ca5887b978948658486be9fb5c9a7c0a4297c0e
+    "#]].assert_eq(&lines.concat());
+}
+
+#[test]
+fn a_sealed_message_opens() {
+    let envelope = accept(&seal(&key(), &header(Kind::Desired), &desired())).unwrap();
+    assert_eq!(envelope.header, header(Kind::Desired));
+    assert_eq!(envelope.read::<DesiredState>().unwrap(), desired());
+}
+
+#[test]
+fn what_is_not_the_signed_message_is_refused() {
+    let other = SigningKey::from_seed(&[8; 32]).unwrap();
+    let signed_by_other = seal(&other, &header(Kind::Desired), &desired());
+    assert!(matches!(
+        accept(&signed_by_other),
+        Err(EnvelopeError::Signer { .. })
+    ));
+
+    let other_kind = seal(&key(), &header(Kind::Command), &desired());
+    assert!(matches!(
+        accept(&other_kind),
+        Err(EnvelopeError::Misdirected { .. })
+    ));
+
+    let other_device = Header {
+        device: "pi-2".parse().unwrap(),
+        ..header(Kind::Desired)
+    };
+    let other_device = seal(&key(), &other_device, &desired());
+    assert!(matches!(
+        accept(&other_device),
+        Err(EnvelopeError::Misdirected { .. })
+    ));
+
+    let good = seal(&key(), &header(Kind::Desired), &desired());
+    let mut later = good.clone();
+    let label = [0x3a, 0x00, 0x01, 0x00, 0x00, 0x86];
+    let at = good
+        .windows(label.len())
+        .position(|bytes| bytes == label)
+        .unwrap()
+        + label.len();
+    later[at] = 2;
+    assert!(matches!(accept(&later), Err(EnvelopeError::Version(2))));
+
+    let mut trailing = good.clone();
+    trailing.push(0);
+    let huge = [&[0xd2, 0x9b, 0, 0, 1, 0, 0, 0, 0, 0][..], &good].concat();
+    let huge_bytes = [&[0xd2, 0x84, 0x5b, 0, 0, 1, 0, 0, 0, 0, 0][..], &good].concat();
+    let deep = [vec![0xd2], vec![0x81; 100_000]].concat();
+    let long = [vec![0xd2], vec![0; cbor::MESSAGE_BYTES_MAX + 1]].concat();
+    for (name, bytes) in [
+        ("empty", &vec![]),
+        ("trailing", &trailing),
+        ("2^40 items", &huge),
+        ("2^40 bytes", &huge_bytes),
+        ("deep", &deep),
+        ("long", &long),
+    ] {
+        assert!(accept(bytes).is_err(), "{name}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_changed_byte_is_accepted(at in any::<prop::sample::Index>(), flip in 1u8..) {
+        let mut message = seal(&key(), &header(Kind::Desired), &desired());
+        let at = at.index(message.len());
+        message[at] ^= flip;
+        prop_assert!(accept(&message).is_err());
+    }
+
+    #[test]
+    fn no_prefix_is_accepted(at in any::<prop::sample::Index>()) {
+        let message = seal(&key(), &header(Kind::Desired), &desired());
+        prop_assert!(accept(&message[..at.index(message.len())]).is_err());
+    }
+
+    #[test]
+    fn noise_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(accept(&bytes).is_err());
+        let signed = [&[0xd2, 0x84][..], &bytes].concat();
+        prop_assert!(accept(&signed).is_err());
+    }
+}
