@@ -1,4 +1,5 @@
 //! The wire keeps its bytes, and nothing but the very message that was signed is accepted.
+#![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
 
 use expect_test::expect;
 use limpet_protocol::envelope::{open, seal};
@@ -70,6 +71,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one value of every message")]
 fn golden_bytes() {
     let hello = Hello {
         boot: BootId([1; 16]),

@@ -1,0 +1,31 @@
+//! What an operator asks for.
+
+use std::collections::BTreeMap;
+
+use limpet_protocol::{DeploymentName, WorkloadSpec};
+use serde::{Deserialize, Serialize};
+
+/// Replicas of one deployment at most: what one message per device can still carry.
+pub const REPLICAS_MAX: u32 = 1000;
+
+/// A workload template, how many, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deployment {
+    /// Its name.
+    pub name: DeploymentName,
+    /// The template of its workloads.
+    pub spec: WorkloadSpec,
+    /// How many workloads.
+    pub count: Count,
+    /// Labels that a device must carry.
+    pub select: BTreeMap<String, String>,
+}
+
+/// How many workloads a deployment has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Count {
+    /// This many, spread over the matching devices; at most [`REPLICAS_MAX`].
+    Replicas(u32),
+    /// One on every matching device.
+    Everywhere,
+}

@@ -1,0 +1,5 @@
+//! The `limpet` binary: `limpet up` serves a fleet; every other verb is an operator's command
+//! over the HTTP API.
+#![forbid(unsafe_code)]
+
+pub mod view;

@@ -1,0 +1,192 @@
+//! What the HTTP API says, as the server writes it and the command line reads it.
+//!
+//! The fields are the contract of `/api/v1`; OpenAPI is derived from them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A device.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DeviceView {
+    /// Its id.
+    pub id: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Architecture as OCI names it, with its variant: `amd64`, `arm/v7`.
+    pub arch: String,
+    /// `online` or `offline`.
+    pub presence: String,
+    /// Seconds since the device was last heard.
+    pub presence_age_s: u64,
+    /// Version of its agent.
+    pub agent_version: String,
+    /// Release of its kernel.
+    pub kernel: String,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Processors.
+    pub cpus: u16,
+    /// What its agent can enforce.
+    pub features: Vec<String>,
+    /// Epoch of its desired state.
+    pub epoch: u64,
+    /// Generation of its desired state.
+    pub generation: u64,
+    /// The generation that the device says it has applied.
+    pub applied_generation: u64,
+    /// Workloads placed on it.
+    pub workloads: usize,
+}
+
+/// A deployment.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DeploymentView {
+    /// Its name.
+    pub name: String,
+    /// Its revision: the first 12 hexadecimal digits of the template's digest.
+    pub revision: String,
+    /// The image it runs.
+    pub image: String,
+    /// How many were asked for; null where it runs everywhere.
+    pub replicas: Option<u32>,
+    /// One on every matching device.
+    pub everywhere: bool,
+    /// Labels that a device must carry.
+    pub select: BTreeMap<String, String>,
+    /// Workloads that should run.
+    pub desired: u32,
+    /// Workloads that run this revision.
+    pub running: u32,
+    /// `settled`, `progressing` or `stuck`.
+    pub status: String,
+    /// Why it is stuck.
+    pub reason: Option<String>,
+    /// Why devices are unfit, by device.
+    pub refusals: BTreeMap<String, String>,
+    /// Seconds since it was last changed.
+    pub age_s: u64,
+}
+
+/// A workload.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct WorkloadView {
+    /// Its id, unique on its device.
+    pub id: String,
+    /// The deployment it belongs to.
+    pub deployment: String,
+    /// The revision that its device reports.
+    pub revision: String,
+    /// Its device.
+    pub device: String,
+    /// Its phase as last reported; `pending` before the first report.
+    pub phase: String,
+    /// Whether its device is connected: if not, all this is as old as `age_s` says.
+    pub online: bool,
+    /// How its latest container ended.
+    pub exit: Option<ExitView>,
+    /// Containers that replaced one which had ended.
+    pub restarts: u32,
+    /// Its main process, on the device.
+    pub pid: Option<u32>,
+    /// Its latest container.
+    pub container: Option<String>,
+    /// Why it is in this phase.
+    pub message: String,
+    /// Seconds since its status last changed.
+    pub age_s: u64,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExitView {
+    /// By itself, with this status.
+    Code(u8),
+    /// By this signal.
+    Signal(u8),
+    /// Unseen.
+    Unknown(bool),
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct EventView {
+    /// Counts up over the whole fleet, in the order of arrival.
+    pub seq: u64,
+    /// When (RFC 3339, UTC), as far as it is known.
+    pub at: Option<String>,
+    /// The device it happened on.
+    pub device: Option<String>,
+    /// The workload it happened to.
+    pub workload: Option<String>,
+    /// The deployment it happened to.
+    pub deployment: Option<String>,
+    /// What happened.
+    pub kind: String,
+    /// For a person.
+    pub message: String,
+}
+
+/// A line of a log.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogLineView {
+    /// `stdout` or `stderr`; `gap` where bytes were lost before they could be sent.
+    pub stream: String,
+    /// When, by the device's clock (RFC 3339, UTC).
+    pub at: Option<String>,
+    /// The line, without its end; what is not UTF-8 is replaced.
+    pub line: String,
+}
+
+/// What became of a manifest, over HTTP and on `deploy/NAME/result`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeployResult {
+    /// It is stored and will be carried out.
+    pub accepted: bool,
+    /// The deployment it speaks of.
+    pub name: String,
+    /// `created`, `updated`, `unchanged` or `deleted`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// The revision that will run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Everything that is wrong with the manifest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultView>,
+}
+
+/// One thing that is wrong with a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FaultView {
+    /// Where: `resources.memory`, `args[2]`; empty for the whole document.
+    pub path: String,
+    /// Line of a text manifest, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// What, and what to write instead.
+    pub message: String,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ErrorView {
+    /// What failed, on what, and what to do next.
+    pub error: String,
+}
+
+/// Asks for another number of replicas.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ScaleRequest {
+    /// How many.
+    pub replicas: u32,
+}
+
+/// What runs the fleet.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct VersionView {
+    /// Version of the controller.
+    pub version: String,
+}
