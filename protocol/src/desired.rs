@@ -9,6 +9,10 @@ use crate::spec::WorkloadSpec;
 /// The largest encoded desired state, in bytes; checked when a manifest is applied.
 pub const DESIRED_BYTES_MAX: usize = 96 * 1024;
 
+/// Workloads on one device at most: a report of all of them, each with a long message, fits into
+/// one message.
+pub const DESIRED_WORKLOADS_MAX: usize = 256;
+
 /// How far a device's desired state has come. Only grows: epoch first, then generation.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,

@@ -140,9 +140,13 @@ impl WorkloadId {
         Self(bounded(format_args!("{deployment}")))
     }
 
-    /// The name of the deployment that this workload belongs to.
-    pub fn deployment(&self) -> &str {
-        self.0.split_once('.').map_or(&self.0, |(name, _)| name)
+    /// The deployment that this workload belongs to.
+    pub fn deployment(&self) -> DeploymentName {
+        let name = self
+            .0
+            .split_once('.')
+            .map_or(self.as_str(), |(name, _)| name);
+        DeploymentName(bounded(format_args!("{name}")))
     }
 }
 

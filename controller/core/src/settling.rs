@@ -91,10 +91,13 @@ fn nowhere(placement: &Placement) -> String {
 }
 
 fn judge(revision: Digest, workload: &Seen<'_>) -> Settling {
-    let Some(status) = workload.status.filter(|status| status.revision == revision) else {
-        return Settling::Progressing;
-    };
     let stuck = |why: &str| Settling::Stuck(format!("{}: {why}", workload.name));
+    let status = match workload.status {
+        Some(status) if status.revision == revision => status,
+        // The revision before goes on, and its device says why it must.
+        Some(status) if !status.message.is_empty() => return stuck(&status.message),
+        Some(_) | None => return Settling::Progressing,
+    };
     match status.phase {
         Phase::Running if workload.age_ms >= STEADY_MS => Settling::Settled,
         Phase::Exited => Settling::Settled,

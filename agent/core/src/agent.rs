@@ -1,0 +1,602 @@
+//! The agent as a whole: desired state in, workloads stepped, the controller told.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use limpet_protocol::{
+    Action, BootId, Command, ContainerId, DesiredState, EventKind, Facts, Feature, Held, Hello,
+    Labels, Nonce, OutboxId, WorkloadId,
+};
+
+use crate::backoff::Jitter;
+use crate::checkpoint::Checkpoint;
+use crate::io::{Effect, Found, FoundState, Input, Message, StreamOrder};
+use crate::outbox::{Note, Outbox};
+use crate::slot::Slot;
+
+/// What was sent and not acknowledged for this long is sent again, in milliseconds.
+const RESEND_MS: u64 = 30_000;
+
+/// A checkpoint that could not be stored is tried again after this long, in milliseconds.
+const STORE_AGAIN_MS: u64 = 10_000;
+
+/// At most one event about refused messages in this time, in milliseconds: a stranger's flood must
+/// not wear out the flash.
+const REFUSED_EVERY_MS: u64 = 60_000;
+
+/// All that an agent begins with.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Milliseconds since boot.
+    pub now_ms: u64,
+    /// This boot.
+    pub boot: BootId,
+    /// Spreads waits; any number.
+    pub seed: u64,
+    /// Names the outbox where there is no checkpoint.
+    pub outbox: OutboxId,
+    /// Version of the agent.
+    pub version: heapless::String<32>,
+    /// What it can enforce.
+    pub features: Vec<Feature>,
+    /// Labels that the device's owner gave it.
+    pub labels: Labels,
+    /// What the machine is.
+    pub facts: Facts,
+    /// The desired state that was stored last.
+    pub desired: Option<DesiredState>,
+    /// The checkpoint that was stored last.
+    pub checkpoint: Option<Checkpoint>,
+    /// The containers that are there.
+    pub found: Vec<Found>,
+}
+
+/// The state of a device.
+#[derive(Debug)]
+pub struct Agent {
+    version: heapless::String<32>,
+    features: Vec<Feature>,
+    labels: Labels,
+    facts: Facts,
+    boot: BootId,
+    jitter: Jitter,
+    desired: Option<DesiredState>,
+    /// On its way to the disk; taken over when it is there.
+    storing: Option<Box<DesiredState>>,
+    slots: BTreeMap<WorkloadId, Slot>,
+    outbox: Outbox,
+    disk: Disk,
+    link: Link,
+    refused: Refused,
+    effects: VecDeque<Effect>,
+}
+
+/// The checkpoint on disk and the one on its way there.
+#[derive(Debug, Default)]
+struct Disk {
+    version: u64,
+    /// Something changed since the last checkpoint was ordered.
+    changed: bool,
+    /// The number of the first event that the checkpoint under way does not hold.
+    under_way: Option<u64>,
+    /// The last one failed: not before this.
+    retry_at_ms: u64,
+}
+
+impl Disk {
+    /// Whether there is something to store and nothing under way.
+    fn waits(&self) -> bool {
+        self.changed && self.under_way.is_none()
+    }
+}
+
+/// The connection to the controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Down,
+    /// Said hello; nothing else is sent before the controller has answered.
+    Greeting {
+        connection: u64,
+        nonce: Nonce,
+        again_at_ms: u64,
+    },
+    Open {
+        connection: u64,
+        nonce: Nonce,
+        again_at_ms: u64,
+        last_command: u64,
+    },
+}
+
+/// Messages refused since the last event about it.
+#[derive(Debug, Default)]
+struct Refused {
+    count: u64,
+    reason: String,
+    quiet_until_ms: u64,
+}
+
+/// What a slot may touch of the agent while it steps.
+pub(crate) struct Turn<'a> {
+    pub(crate) now_ms: u64,
+    pub(crate) jitter: &'a mut Jitter,
+    pub(crate) features: &'a [Feature],
+    effects: &'a mut VecDeque<Effect>,
+    outbox: &'a mut Outbox,
+    changed: &'a mut bool,
+}
+
+impl Turn<'_> {
+    pub(crate) fn order(&mut self, effect: Effect) {
+        self.effects.push_back(effect);
+    }
+
+    pub(crate) fn note(&mut self, note: Note) {
+        *self.changed = true;
+        self.outbox.note(self.now_ms, note);
+    }
+}
+
+impl Agent {
+    /// An agent as its disk and its containers say that it was.
+    pub fn new(start: Start) -> Self {
+        let outbox = match &start.checkpoint {
+            Some(checkpoint) => Outbox::restored(checkpoint, start.boot),
+            None => Outbox::new(start.outbox, start.boot),
+        };
+        let recorded = start
+            .checkpoint
+            .map(|checkpoint| checkpoint.slots)
+            .unwrap_or_default();
+        let slots = recorded
+            .into_iter()
+            .map(|(id, record)| (id.clone(), Slot::restored(id, record)))
+            .collect();
+        let mut agent = Self {
+            version: start.version,
+            features: start.features,
+            labels: start.labels,
+            facts: start.facts,
+            boot: start.boot,
+            jitter: Jitter(start.seed),
+            desired: start.desired,
+            storing: None,
+            slots,
+            outbox,
+            disk: Disk::default(),
+            link: Link::Down,
+            refused: Refused::default(),
+            effects: VecDeque::new(),
+        };
+        agent.note(
+            start.now_ms,
+            EventKind::AgentStarted,
+            agent.version.to_string(),
+        );
+        agent.assign();
+        agent.take_over(start.found, start.now_ms);
+        agent.settle(start.now_ms);
+        agent
+    }
+
+    /// Takes in what happened at `now_ms`, milliseconds since boot.
+    pub fn handle(&mut self, now_ms: u64, input: Input) {
+        match input {
+            Input::Tick => {}
+            Input::LinkUp { connection, nonce } => self.greet(now_ms, connection, nonce),
+            Input::LinkDown => self.link = Link::Down,
+            Input::Desired { state, signed } => self.desired(state, signed),
+            Input::DesiredStored(held) => self.desired_stored(held),
+            Input::DesiredNotStored { held, reason } => {
+                self.storing = None;
+                let message = format!("desired state {} is not stored: {reason}", show(held));
+                self.note(now_ms, EventKind::Refused, message);
+            }
+            Input::CheckpointStored { version, done } => {
+                self.checkpoint_stored(now_ms, version, done);
+            }
+            Input::Acked { connection, ack } => self.acked(now_ms, connection, &ack),
+            Input::Commanded {
+                number,
+                nonce,
+                action,
+            } => {
+                self.command(now_ms, number, Command { nonce, action });
+            }
+            Input::Refused { reason } => self.refuse(reason),
+            Input::Pulling { container } => {
+                self.with(now_ms, &container, |slot, number, turn| {
+                    slot.pulling(number, turn)
+                });
+            }
+            Input::ImageReady { container } => {
+                self.with(now_ms, &container, |slot, number, turn| {
+                    slot.image_ready(number, turn)
+                });
+            }
+            Input::ImageFailed { container, reason } => {
+                self.with(now_ms, &container, |slot, n, turn| {
+                    slot.image_failed(n, reason, turn)
+                });
+            }
+            Input::Started { container, pid } => {
+                self.with(now_ms, &container, |slot, number, turn| {
+                    slot.started(number, pid, turn)
+                });
+            }
+            Input::StartFailed { container, reason } => {
+                self.with(now_ms, &container, |slot, n, turn| {
+                    slot.start_failed(n, reason, turn)
+                });
+            }
+            Input::Exited { container, exit } => {
+                self.with(now_ms, &container, |slot, number, turn| {
+                    slot.exited(number, exit, turn)
+                });
+            }
+        }
+        self.settle(now_ms);
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When [`Input::Tick`] should come at the latest, in milliseconds since boot.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        let slots = self.slots.values().filter_map(Slot::timeout_ms).min();
+        let link = match self.link {
+            Link::Down => None,
+            Link::Greeting { again_at_ms, .. } => Some(again_at_ms),
+            Link::Open { again_at_ms, .. } => self.outbox.waits().then_some(again_at_ms),
+        };
+        let refused = (self.refused.count > 0).then_some(self.refused.quiet_until_ms);
+        let disk = self.disk.waits().then_some(self.disk.retry_at_ms);
+        slots
+            .into_iter()
+            .chain(link)
+            .chain(refused)
+            .chain(disk)
+            .min()
+    }
+
+    /// The desired state that is in force.
+    pub fn held(&self) -> Held {
+        self.desired
+            .as_ref()
+            .map(|desired| desired.held)
+            .unwrap_or_default()
+    }
+
+    fn greet(&mut self, now_ms: u64, connection: u64, nonce: Nonce) {
+        let again_at_ms = now_ms.saturating_add(RESEND_MS);
+        self.link = Link::Greeting {
+            connection,
+            nonce,
+            again_at_ms,
+        };
+        self.outbox.send_again();
+        let hello = Hello {
+            boot: self.boot,
+            connection,
+            nonce,
+            agent_version: self.version.clone(),
+            features: self.features.clone(),
+            labels: self.labels.clone(),
+            facts: self.facts.clone(),
+            held: self.held(),
+            reported: self.outbox.digest(),
+            outbox: self.outbox.id,
+        };
+        self.effects
+            .push_back(Effect::Publish(Message::Hello(Box::new(hello))));
+    }
+
+    fn desired(&mut self, state: Box<DesiredState>, signed: Vec<u8>) {
+        let latest = self.storing.as_deref().or(self.desired.as_ref());
+        let held = latest.map(|latest| latest.held).unwrap_or_default();
+        if state.held > held {
+            self.effects.push_back(Effect::StoreDesired {
+                held: state.held,
+                signed,
+            });
+            self.storing = Some(state);
+        } else if latest.is_some_and(|latest| *latest != *state) {
+            let (offered, held) = (show(state.held), show(held));
+            let reason = format!("desired state {offered} does not follow {held}, which is held");
+            self.refuse(reason);
+        }
+    }
+
+    /// Counts what was refused; [`Agent::tell_refused`] makes an event of it.
+    fn refuse(&mut self, reason: String) {
+        self.refused.count = self.refused.count.saturating_add(1);
+        self.refused.reason = reason;
+    }
+
+    fn desired_stored(&mut self, held: Held) {
+        if let Some(desired) = self.storing.take_if(|storing| storing.held == held) {
+            self.desired = Some(*desired);
+            self.assign();
+        }
+    }
+
+    /// Tells every slot what is wanted of it.
+    fn assign(&mut self) {
+        let mut wanted: BTreeMap<WorkloadId, _> = self
+            .desired
+            .iter()
+            .flat_map(|desired| &desired.workloads)
+            .map(|workload| (workload.id.clone(), workload.clone()))
+            .collect();
+        for (id, slot) in &mut self.slots {
+            slot.want(wanted.remove(id));
+        }
+        for (id, workload) in wanted {
+            let mut slot = Slot::new(id.clone());
+            slot.want(Some(workload));
+            self.slots.insert(id, slot);
+        }
+    }
+
+    /// Takes over the containers that were there before this agent.
+    fn take_over(&mut self, mut found: Vec<Found>, now_ms: u64) {
+        found.sort_by_key(|found| found.container.parts());
+        for Found {
+            container,
+            revision,
+            state,
+        } in found
+        {
+            let Some((id, number)) = container.parts() else {
+                continue;
+            };
+            self.slots
+                .entry(id.clone())
+                .or_insert_with(|| Slot::new(id));
+            self.with(now_ms, &container, |slot, _, turn| match state {
+                FoundState::Running { pid } => slot.adopt(number, revision, pid, turn),
+                FoundState::Ended(exit) => slot.found_ended(number, revision, exit, turn),
+                FoundState::Broken => slot.found_broken(number, turn),
+            });
+        }
+        self.each(now_ms, |slot, turn| {
+            slot.found_missing(turn);
+            false
+        });
+    }
+
+    fn checkpoint_stored(&mut self, now_ms: u64, version: u64, done: bool) {
+        if version != self.disk.version {
+            return;
+        }
+        match self.disk.under_way.take() {
+            Some(next_event) if done => self.outbox.stored(next_event),
+            Some(_) => {
+                self.disk.changed = true;
+                self.disk.retry_at_ms = now_ms.saturating_add(STORE_AGAIN_MS);
+            }
+            None => {}
+        }
+    }
+
+    fn acked(&mut self, now_ms: u64, answered: u64, ack: &limpet_protocol::Ack) {
+        let again_at_ms = now_ms.saturating_add(RESEND_MS);
+        match &mut self.link {
+            Link::Greeting {
+                connection, nonce, ..
+            } if *connection == answered => {
+                let (connection, nonce) = (*connection, *nonce);
+                self.link = Link::Open {
+                    connection,
+                    nonce,
+                    again_at_ms,
+                    last_command: 0,
+                };
+            }
+            Link::Open {
+                connection,
+                again_at_ms: again,
+                ..
+            } if *connection == answered => {
+                *again = again_at_ms;
+            }
+            Link::Down | Link::Greeting { .. } | Link::Open { .. } => return,
+        }
+        self.outbox.acked(ack);
+    }
+
+    fn command(&mut self, now_ms: u64, number: u64, command: Command) {
+        let Link::Open {
+            nonce,
+            last_command,
+            ..
+        } = &mut self.link
+        else {
+            return;
+        };
+        let repeated = number <= *last_command;
+        if repeated || command.nonce != *nonce {
+            let reason = format!("command {number} was not meant for this connection");
+            return self.refuse(reason);
+        }
+        *last_command = number;
+        let error = match command.action {
+            Action::Logs {
+                stream,
+                workload,
+                tail,
+                follow,
+                lease_ms,
+            } => {
+                let containers = self
+                    .slots
+                    .get(&workload)
+                    .map(Slot::logs)
+                    .unwrap_or_default();
+                let until_ms = now_ms.saturating_add(u64::from(lease_ms));
+                if containers.is_empty() {
+                    Some(format!("{workload} has no container here yet"))
+                } else {
+                    let order = StreamOrder {
+                        stream,
+                        containers,
+                        tail,
+                        follow,
+                        until_ms,
+                    };
+                    self.effects.push_back(Effect::Stream(order));
+                    None
+                }
+            }
+            Action::EndStream { stream } => {
+                self.effects.push_back(Effect::EndStream(stream));
+                None
+            }
+        };
+        self.effects
+            .push_back(Effect::Publish(Message::Result { number, error }));
+    }
+
+    fn note(&mut self, now_ms: u64, kind: EventKind, message: String) {
+        self.disk.changed = true;
+        let note = Note {
+            kind,
+            workload: None,
+            container: None,
+            exit: None,
+            message,
+        };
+        self.outbox.note(now_ms, note);
+    }
+
+    fn with(
+        &mut self,
+        now_ms: u64,
+        container: &ContainerId,
+        act: impl FnOnce(&mut Slot, u32, &mut Turn<'_>),
+    ) {
+        let Some((id, number)) = container.parts() else {
+            return;
+        };
+        let mut turn = Turn {
+            now_ms,
+            jitter: &mut self.jitter,
+            features: &self.features,
+            effects: &mut self.effects,
+            outbox: &mut self.outbox,
+            changed: &mut self.disk.changed,
+        };
+        match self.slots.get_mut(&id) {
+            Some(slot) => act(slot, number, &mut turn),
+            // It was dropped while this was under way; whatever came of it goes.
+            None => turn.order(Effect::Remove {
+                container: container.clone(),
+            }),
+        }
+    }
+
+    /// Lets every slot act; drops those that say so.
+    fn each(&mut self, now_ms: u64, mut act: impl FnMut(&mut Slot, &mut Turn<'_>) -> bool) {
+        let mut turn = Turn {
+            now_ms,
+            jitter: &mut self.jitter,
+            features: &self.features,
+            effects: &mut self.effects,
+            outbox: &mut self.outbox,
+            changed: &mut self.disk.changed,
+        };
+        self.slots.retain(|id, slot| {
+            let gone = act(slot, &mut turn);
+            let status = (!gone).then(|| slot.status());
+            let changed = turn.outbox.record(id, status);
+            *turn.changed |= changed;
+            !gone
+        });
+    }
+
+    /// Orders what is missing, stores what changed, tells what can be told.
+    fn settle(&mut self, now_ms: u64) {
+        self.each(now_ms, Slot::step);
+        self.tell_refused(now_ms);
+        self.store(now_ms);
+        self.tell(now_ms);
+    }
+
+    fn tell_refused(&mut self, now_ms: u64) {
+        if self.refused.count == 0 || now_ms < self.refused.quiet_until_ms {
+            return;
+        }
+        let Refused { count, reason, .. } = std::mem::take(&mut self.refused);
+        self.refused.quiet_until_ms = now_ms.saturating_add(REFUSED_EVERY_MS);
+        let message = match count {
+            1 => reason,
+            _ => format!("{reason} (and {} more before it)", count.saturating_sub(1)),
+        };
+        self.note(now_ms, EventKind::Refused, message);
+    }
+
+    fn store(&mut self, now_ms: u64) {
+        if !self.disk.waits() || now_ms < self.disk.retry_at_ms {
+            return;
+        }
+        self.disk.changed = false;
+        self.disk.version = self.disk.version.saturating_add(1);
+        self.disk.under_way = Some(self.outbox.next_event());
+        let slots = self
+            .slots
+            .iter()
+            .map(|(id, slot)| (id.clone(), slot.record()))
+            .collect();
+        let checkpoint = Box::new(Checkpoint {
+            slots,
+            ..self.outbox.checkpoint()
+        });
+        self.effects.push_back(Effect::StoreCheckpoint {
+            version: self.disk.version,
+            checkpoint,
+        });
+    }
+
+    fn tell(&mut self, now_ms: u64) {
+        match self.link {
+            Link::Down => {}
+            Link::Greeting {
+                connection,
+                nonce,
+                again_at_ms,
+            } => {
+                if now_ms >= again_at_ms {
+                    self.greet(now_ms, connection, nonce);
+                }
+            }
+            Link::Open {
+                connection,
+                nonce,
+                again_at_ms,
+                last_command,
+            } => {
+                let again = now_ms >= again_at_ms && self.outbox.waits();
+                if again {
+                    self.outbox.send_again();
+                }
+                let messages = self.outbox.messages(now_ms, self.held());
+                if again || !messages.is_empty() {
+                    let again_at_ms = now_ms.saturating_add(RESEND_MS);
+                    self.link = Link::Open {
+                        connection,
+                        nonce,
+                        again_at_ms,
+                        last_command,
+                    };
+                }
+                self.effects
+                    .extend(messages.into_iter().map(Effect::Publish));
+            }
+        }
+    }
+}
+
+fn show(held: Held) -> String {
+    format!("{}.{}", held.epoch, held.generation)
+}

@@ -1,0 +1,42 @@
+//! What must survive a restart of the agent, besides desired state.
+
+use std::collections::BTreeMap;
+
+use limpet_protocol::{Digest, Event, Exit, OutboxId, Stop, WorkloadId};
+use serde::{Deserialize, Serialize};
+
+/// The memory of a device: what it has counted, and what it has yet to tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Names this life of the outbox.
+    pub outbox: OutboxId,
+    /// The number of the next event.
+    pub next_event: u64,
+    /// The sequence of the next record.
+    pub next_sequence: u64,
+    /// Events that the controller has not acknowledged.
+    pub events: Vec<Event>,
+    /// The workloads.
+    pub slots: BTreeMap<WorkloadId, SlotRecord>,
+}
+
+/// What must survive of one workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRecord {
+    /// Number of the latest container; the next has the next.
+    pub container: u32,
+    /// The revision it was made from.
+    pub revision: Option<Digest>,
+    /// How that container is asked to end.
+    pub stop: Stop,
+    /// Its end has yet to be told.
+    pub alive: bool,
+    /// Containers that replaced one which had ended.
+    pub restarts: u32,
+    /// How the latest that ended did so.
+    pub exit: Option<Exit>,
+    /// It ended for good: with success, or without.
+    pub finished: Option<bool>,
+    /// For a person.
+    pub message: String,
+}

@@ -1,0 +1,218 @@
+//! The vocabulary between the core and its shell.
+
+use limpet_protocol::{
+    Ack, Action, ContainerId, DesiredState, Digest, EventBatch, Exit, Held, Hello, Nonce, Reported,
+    Signal, StreamId, WorkloadSpec,
+};
+
+use crate::checkpoint::Checkpoint;
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// Time has passed; see [`crate::Agent::poll_timeout`].
+    Tick,
+    /// A connection is up and subscribed. `connection` is milliseconds since boot.
+    LinkUp {
+        /// Orders the connections of a boot.
+        connection: u64,
+        /// Random, of this connection.
+        nonce: Nonce,
+    },
+    /// The connection is gone.
+    LinkDown,
+    /// A desired state whose signature holds.
+    Desired {
+        /// Its content.
+        state: Box<DesiredState>,
+        /// The signed message, to be stored as it came.
+        signed: Vec<u8>,
+    },
+    /// [`Effect::StoreDesired`] is done.
+    DesiredStored(Held),
+    /// [`Effect::StoreDesired`] could not be done.
+    DesiredNotStored {
+        /// Which.
+        held: Held,
+        /// Why not.
+        reason: String,
+    },
+    /// [`Effect::StoreCheckpoint`] has ended; where it failed, the next one covers it.
+    CheckpointStored {
+        /// The version that is safe.
+        version: u64,
+        /// It is on disk.
+        done: bool,
+    },
+    /// An acknowledgement, from the connection whose number its envelope named.
+    Acked {
+        /// That connection.
+        connection: u64,
+        /// Its content.
+        ack: Ack,
+    },
+    /// A command whose signature holds.
+    Commanded {
+        /// Its number.
+        number: u64,
+        /// Of the connection that it was meant for.
+        nonce: Nonce,
+        /// What to do.
+        action: Action,
+    },
+    /// A message was refused.
+    Refused {
+        /// Where it came from and what is wrong with it.
+        reason: String,
+    },
+    /// The image is not here; a pull has begun.
+    Pulling {
+        /// The container it is for.
+        container: ContainerId,
+    },
+    /// The image is complete.
+    ImageReady {
+        /// The container it is for.
+        container: ContainerId,
+    },
+    /// The image cannot be had.
+    ImageFailed {
+        /// The container it is for.
+        container: ContainerId,
+        /// Why.
+        reason: String,
+    },
+    /// A container's main process runs.
+    Started {
+        /// Which container.
+        container: ContainerId,
+        /// Its main process.
+        pid: u32,
+    },
+    /// A container could not be made; nothing of it runs.
+    StartFailed {
+        /// Which container.
+        container: ContainerId,
+        /// Why.
+        reason: String,
+    },
+    /// A container's main process has ended.
+    Exited {
+        /// Which container.
+        container: ContainerId,
+        /// How.
+        exit: Exit,
+    },
+}
+
+/// What is to be done.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// Make this the desired state that a restart finds, then [`Input::DesiredStored`].
+    StoreDesired {
+        /// Which.
+        held: Held,
+        /// The signed message.
+        signed: Vec<u8>,
+    },
+    /// Make this the checkpoint that a restart finds, then [`Input::CheckpointStored`].
+    StoreCheckpoint {
+        /// Counts checkpoints.
+        version: u64,
+        /// Its content.
+        checkpoint: Box<Checkpoint>,
+    },
+    /// Have an image ready, then [`Input::ImageReady`] or [`Input::ImageFailed`].
+    Prepare {
+        /// The container it is for.
+        container: ContainerId,
+        /// Its name, as the operator wrote it.
+        image: String,
+    },
+    /// Make and start a container, then [`Input::Started`] or [`Input::StartFailed`], and
+    /// [`Input::Exited`] when it ends.
+    Start {
+        /// Which container.
+        container: ContainerId,
+        /// The revision it is made from.
+        revision: Digest,
+        /// The template.
+        spec: Box<WorkloadSpec>,
+    },
+    /// Send a signal to a container's main process.
+    Signal {
+        /// Which container.
+        container: ContainerId,
+        /// The signal; the image's stop signal where absent.
+        signal: Option<Signal>,
+    },
+    /// Remove everything of a container that has ended. Repeated after a restart if need be.
+    Remove {
+        /// Which container.
+        container: ContainerId,
+    },
+    /// Send a message, if the connection that it was made for is still up.
+    Publish(Message),
+    /// Send a workload's log.
+    Stream(StreamOrder),
+    /// End a stream.
+    EndStream(StreamId),
+}
+
+/// A log to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamOrder {
+    /// The stream it goes to.
+    pub stream: StreamId,
+    /// Whose logs, in order: the container before, and the latest one.
+    pub containers: Vec<ContainerId>,
+    /// How many of the latest lines come first.
+    pub tail: u32,
+    /// Go on with what is written from then on.
+    pub follow: bool,
+    /// Nothing is sent after this, in milliseconds since boot.
+    pub until_ms: u64,
+}
+
+/// Messages to the controller.
+#[derive(Debug, Clone)]
+pub enum Message {
+    /// The first on a connection.
+    Hello(Box<Hello>),
+    /// Changed workloads.
+    Reported(Reported),
+    /// Events, in order.
+    Events(EventBatch),
+    /// What became of a command.
+    Result {
+        /// The command.
+        number: u64,
+        /// Why it was not done.
+        error: Option<String>,
+    },
+}
+
+/// A container that was there when the agent began.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Which.
+    pub container: ContainerId,
+    /// The revision it was made from; None where its folder does not tell.
+    pub revision: Option<Digest>,
+    /// How it was found.
+    pub state: FoundState,
+}
+
+/// How a container was found.
+#[derive(Debug, Clone, Copy)]
+pub enum FoundState {
+    /// Its main process runs and is being followed.
+    Running {
+        /// Its main process.
+        pid: u32,
+    },
+    /// Its main process has ended.
+    Ended(Exit),
+    /// It was never completely made; nothing of it runs.
+    Broken,
+}

@@ -1,0 +1,590 @@
+//! One workload on this device: its container's life, and what comes next.
+//!
+//! ```text
+//!              image ready          started             stop
+//!   Absent ────────────▶ Starting ────────▶ Running ─────────▶ Stopping
+//!     ▲                     │                  │                  │
+//!     │ other revision      │ failed           │ exited           │ exited
+//!     │                     ▼                  ▼                  ▼
+//!     ├──────────────── Waiting ◀──────── try again?            Absent
+//!     │                     │ time             │ no
+//!     │                     ▼                  ▼
+//!     └──────────────── Absent             Finished
+//! ```
+//!
+//! [`Slot::step`] looks at what is wanted and where life stands, and orders the one thing that is
+//! missing; the other methods record what the shell answered. Nothing that runs is stopped before
+//! the image that follows it is here.
+
+use limpet_protocol::reported::MESSAGE_BYTES_MAX;
+use limpet_protocol::{
+    ContainerId, Digest, EventKind, Exit, Feature, Phase, Restart, Signal, Stop, Workload,
+    WorkloadId, WorkloadStatus,
+};
+
+use crate::agent::Turn;
+use crate::backoff::wait_ms;
+use crate::checkpoint::SlotRecord;
+use crate::io::Effect;
+use crate::outbox::Note;
+
+/// A container that ran for this long has shown that it works: its failures are forgotten.
+const STEADY_MS: u64 = 60_000;
+
+/// SIGKILL is repeated after this long, should a process have been busy in the kernel.
+const KILL_AGAIN_MS: u64 = 10_000;
+
+/// A workload, wanted or on its way out.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    id: WorkloadId,
+    /// None: it should go.
+    wanted: Option<Workload>,
+    life: Life,
+    image: Image,
+    /// The latest container, and the revision it was made from.
+    container: u32,
+    revision: Option<Digest>,
+    /// How that container is asked to end.
+    stop: Stop,
+    /// The next number that is free: orders that were superseded have used theirs up.
+    next: u32,
+    /// A container that has ended and is kept for its log.
+    kept: Option<u32>,
+    failures: u32,
+    restarts: u32,
+    exit: Option<Exit>,
+    message: String,
+}
+
+/// The life of the latest container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Absent,
+    Starting,
+    Running { pid: u32, since_ms: u64 },
+    Stopping { pid: u32, kill_at_ms: u64 },
+    Waiting { until_ms: u64 },
+    Finished { success: bool },
+}
+
+/// Whether the image that is wanted is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Image {
+    Unknown,
+    Asked { number: u32, pulling: bool },
+    Ready,
+    Failed { retry_at_ms: u64 },
+}
+
+impl Slot {
+    pub(crate) fn new(id: WorkloadId) -> Self {
+        Self {
+            id,
+            wanted: None,
+            life: Life::Absent,
+            image: Image::Unknown,
+            container: 0,
+            revision: None,
+            stop: Stop::default(),
+            next: 1,
+            kept: None,
+            failures: 0,
+            restarts: 0,
+            exit: None,
+            message: String::new(),
+        }
+    }
+
+    /// Takes over what is wanted from here on; None where it should go.
+    pub(crate) fn want(&mut self, wanted: Option<Workload>) {
+        let revision = |workload: &Option<Workload>| workload.as_ref().map(|w| w.revision);
+        if revision(&self.wanted) != revision(&wanted) {
+            self.image = Image::Unknown;
+            self.message.clear();
+        }
+        self.wanted = wanted;
+    }
+
+    /// Orders what is missing. True where nothing is left and the slot can be dropped.
+    pub(crate) fn step(&mut self, turn: &mut Turn<'_>) -> bool {
+        let current = self
+            .wanted
+            .as_ref()
+            .map(|w| Some(w.revision) == self.revision);
+        match (current, self.life) {
+            (None, Life::Absent | Life::Waiting { .. } | Life::Finished { .. }) => {
+                self.clear(turn);
+                return true;
+            }
+            (None, Life::Running { pid, .. }) => self.stop(pid, turn),
+            (Some(false), Life::Running { pid, .. }) => {
+                if let Some(feature) = self.lacking(turn.features) {
+                    self.say(cannot(&feature));
+                } else if self.ready(turn) {
+                    self.stop(pid, turn);
+                }
+            }
+            (_, Life::Stopping { pid, kill_at_ms }) if kill_at_ms <= turn.now_ms => {
+                let kill_at_ms = turn.now_ms.saturating_add(KILL_AGAIN_MS);
+                self.life = Life::Stopping { pid, kill_at_ms };
+                let container = self.id_of(self.container);
+                turn.order(Effect::Signal {
+                    container,
+                    signal: Some(Signal::KILL),
+                });
+            }
+            (Some(true), Life::Waiting { until_ms }) if until_ms > turn.now_ms => {}
+            (Some(true), Life::Finished { .. } | Life::Running { .. })
+            | (_, Life::Starting | Life::Stopping { .. }) => {}
+            (Some(_), Life::Absent | Life::Waiting { .. } | Life::Finished { .. }) => {
+                self.life = Life::Absent;
+                if let Some(feature) = self.lacking(turn.features) {
+                    self.revision = self.wanted.as_ref().map(|wanted| wanted.revision);
+                    self.life = Life::Finished { success: false };
+                    self.say(cannot(&feature));
+                } else if self.ready(turn) {
+                    self.start(turn);
+                }
+            }
+        }
+        false
+    }
+
+    /// When [`Slot::step`] should look again, in milliseconds since boot. A wait that is over is
+    /// none: [`Slot::step`] has acted upon it.
+    pub(crate) fn timeout_ms(&self) -> Option<u64> {
+        let life = match self.life {
+            Life::Stopping { kill_at_ms, .. } => Some(kill_at_ms),
+            Life::Waiting { until_ms } => Some(until_ms),
+            Life::Absent | Life::Starting | Life::Running { .. } | Life::Finished { .. } => None,
+        };
+        let image = match self.image {
+            Image::Failed { retry_at_ms } => Some(retry_at_ms),
+            Image::Unknown | Image::Asked { .. } | Image::Ready => None,
+        };
+        // Both at once: a container that waits, for an image that waits.
+        life.into_iter().chain(image).max()
+    }
+
+    pub(crate) fn pulling(&mut self, number: u32, turn: &mut Turn<'_>) {
+        if self.image
+            == (Image::Asked {
+                number,
+                pulling: false,
+            })
+        {
+            self.image = Image::Asked {
+                number,
+                pulling: true,
+            };
+            let image = self
+                .wanted
+                .as_ref()
+                .map(|w| w.spec.image.clone())
+                .unwrap_or_default();
+            self.note(turn, EventKind::Pulling, None, image);
+        }
+    }
+
+    pub(crate) fn image_ready(&mut self, number: u32, turn: &mut Turn<'_>) {
+        let Image::Asked {
+            number: asked,
+            pulling,
+        } = self.image
+        else {
+            return;
+        };
+        if asked != number {
+            return;
+        }
+        self.image = Image::Ready;
+        self.message.clear();
+        if pulling {
+            let image = self
+                .wanted
+                .as_ref()
+                .map(|w| w.spec.image.clone())
+                .unwrap_or_default();
+            self.note(turn, EventKind::Pulled, None, image);
+        }
+    }
+
+    pub(crate) fn image_failed(&mut self, number: u32, reason: String, turn: &mut Turn<'_>) {
+        if !matches!(self.image, Image::Asked { number: asked, .. } if asked == number) {
+            return;
+        }
+        self.failures = self.failures.saturating_add(1);
+        let wait = wait_ms(self.failures, turn.jitter);
+        let retry_at_ms = turn.now_ms.saturating_add(wait);
+        self.image = Image::Failed {
+            retry_at_ms,
+        };
+        self.say(reason.clone());
+        self.note(turn, EventKind::PullFailed, None, reason);
+    }
+
+    pub(crate) fn started(&mut self, number: u32, pid: u32, turn: &mut Turn<'_>) {
+        if self.life == Life::Starting && number == self.container {
+            self.life = Life::Running {
+                pid,
+                since_ms: turn.now_ms,
+            };
+            self.message.clear();
+            self.note(turn, EventKind::Started, None, format!("pid {pid}"));
+        }
+    }
+
+    pub(crate) fn start_failed(&mut self, number: u32, reason: String, turn: &mut Turn<'_>) {
+        turn.order(Effect::Remove {
+            container: self.id_of(number),
+        });
+        if self.life != Life::Starting || number != self.container {
+            return;
+        }
+        self.image = Image::Unknown;
+        self.exit = None;
+        self.say(reason.clone());
+        self.note(turn, EventKind::StartFailed, None, reason);
+        self.failures = self.failures.saturating_add(1);
+        self.wait(turn);
+    }
+
+    /// The main process of a container has ended; a container that is not the latest is removed.
+    pub(crate) fn exited(&mut self, number: u32, exit: Exit, turn: &mut Turn<'_>) {
+        let (ran_ms, asked) = match self.life {
+            _ if number != self.container => (0, None),
+            Life::Running { since_ms, .. } => (turn.now_ms.saturating_sub(since_ms), Some(false)),
+            Life::Starting => (0, Some(false)),
+            Life::Stopping { .. } => (0, Some(true)),
+            Life::Absent | Life::Waiting { .. } | Life::Finished { .. } => (0, None),
+        };
+        let Some(asked) = asked else {
+            if self.kept != Some(number) {
+                turn.order(Effect::Remove {
+                    container: self.id_of(number),
+                });
+            }
+            return;
+        };
+        self.note(turn, EventKind::Exited, Some(exit), exit.to_string());
+        self.exit = Some(exit);
+        if let Some(previous) = self.kept.replace(number) {
+            turn.order(Effect::Remove {
+                container: self.id_of(previous),
+            });
+        }
+        if asked {
+            self.life = Life::Absent;
+            self.failures = 0;
+            return;
+        }
+        if ran_ms >= STEADY_MS {
+            self.failures = 0;
+        }
+        self.again(exit, turn);
+    }
+
+    /// What follows an end that nobody asked for.
+    fn again(&mut self, exit: Exit, turn: &mut Turn<'_>) {
+        self.say(exit.to_string());
+        let restart = self
+            .wanted
+            .as_ref()
+            .map_or(Restart::Never, |w| w.spec.restart);
+        let again = match restart {
+            Restart::Always => true,
+            Restart::OnFailure => !exit.is_success(),
+            Restart::Never => false,
+        };
+        if again {
+            self.restarts = self.restarts.saturating_add(1);
+            self.wait(turn);
+            self.failures = self.failures.saturating_add(1);
+        } else {
+            self.life = Life::Finished {
+                success: exit.is_success(),
+            };
+        }
+    }
+
+    fn wait(&mut self, turn: &mut Turn<'_>) {
+        let wait = wait_ms(self.failures, turn.jitter);
+        self.life = Life::Waiting {
+            until_ms: turn.now_ms.saturating_add(wait),
+        };
+        if wait > 0 {
+            let message = format!("next try in {}.{} s", wait / 1000, wait % 1000 / 100);
+            self.note(turn, EventKind::Backoff, None, message);
+        }
+    }
+
+    fn stop(&mut self, pid: u32, turn: &mut Turn<'_>) {
+        let stop = self
+            .wanted
+            .as_ref()
+            .map(|w| w.spec.stop)
+            .unwrap_or_default();
+        let kill_at_ms = turn.now_ms.saturating_add(u64::from(stop.grace_ms));
+        self.life = Life::Stopping { pid, kill_at_ms };
+        self.note(turn, EventKind::Stopping, None, String::new());
+        let container = self.id_of(self.container);
+        turn.order(Effect::Signal {
+            container,
+            signal: stop.signal,
+        });
+    }
+
+    fn start(&mut self, turn: &mut Turn<'_>) {
+        let Some(wanted) = &self.wanted else { return };
+        if self.revision != Some(wanted.revision) {
+            self.failures = 0;
+            self.restarts = 0;
+        }
+        self.revision = Some(wanted.revision);
+        self.stop = wanted.spec.stop;
+        let spec = Box::new(wanted.spec.clone());
+        let revision = wanted.revision;
+        self.container = self.take_number();
+        self.life = Life::Starting;
+        turn.order(Effect::Start {
+            container: self.id_of(self.container),
+            revision,
+            spec,
+        });
+    }
+
+    /// Whether the wanted image is here; asks for it where that is not known.
+    fn ready(&mut self, turn: &mut Turn<'_>) -> bool {
+        match self.image {
+            Image::Ready => return true,
+            Image::Asked { .. } => return false,
+            Image::Failed { retry_at_ms } if retry_at_ms > turn.now_ms => return false,
+            Image::Failed { .. } | Image::Unknown => {}
+        }
+        let Some(wanted) = &self.wanted else {
+            return false;
+        };
+        let image = wanted.spec.image.clone();
+        let number = self.take_number();
+        self.image = Image::Asked {
+            number,
+            pulling: false,
+        };
+        turn.order(Effect::Prepare {
+            container: self.id_of(number),
+            image,
+        });
+        false
+    }
+
+    /// What is wanted and this agent cannot enforce.
+    fn lacking(&self, features: &[Feature]) -> Option<Feature> {
+        let wanted = self.wanted.as_ref()?;
+        wanted
+            .requires
+            .iter()
+            .find(|needed| !features.contains(needed))
+            .cloned()
+    }
+
+    fn clear(&mut self, turn: &mut Turn<'_>) {
+        if let Some(kept) = self.kept.take() {
+            turn.order(Effect::Remove {
+                container: self.id_of(kept),
+            });
+        }
+        self.note(turn, EventKind::Removed, None, String::new());
+    }
+
+    fn take_number(&mut self) -> u32 {
+        let number = self.next;
+        self.next = self.next.saturating_add(1);
+        number
+    }
+
+    fn id_of(&self, number: u32) -> ContainerId {
+        ContainerId::new(&self.id, number)
+    }
+
+    fn say(&mut self, mut message: String) {
+        let mut end = message.len().min(MESSAGE_BYTES_MAX);
+        while !message.is_char_boundary(end) {
+            end = end.saturating_sub(1);
+        }
+        message.truncate(end);
+        self.message = message;
+    }
+
+    fn note(&self, turn: &mut Turn<'_>, kind: EventKind, exit: Option<Exit>, message: String) {
+        let workload = Some(self.id.clone());
+        let container = (self.container > 0).then_some(self.container);
+        turn.note(Note {
+            kind,
+            workload,
+            container,
+            exit,
+            message,
+        });
+    }
+
+    /// The containers whose logs tell of this workload, in order.
+    pub(crate) fn logs(&self) -> Vec<ContainerId> {
+        let latest = (self.container > 0).then_some(self.container);
+        let kept = self.kept.filter(|kept| Some(*kept) != latest);
+        kept.into_iter()
+            .chain(latest)
+            .map(|number| self.id_of(number))
+            .collect()
+    }
+
+    /// What is told to the controller.
+    pub(crate) fn status(&self) -> WorkloadStatus {
+        let waiting = |image| match image {
+            Image::Asked { pulling: true, .. } => Phase::Pulling,
+            Image::Failed { .. } => Phase::Backoff,
+            Image::Unknown | Image::Asked { .. } | Image::Ready => Phase::Pending,
+        };
+        let (phase, pid) = match self.life {
+            Life::Absent => (waiting(self.image), None),
+            Life::Starting => (Phase::Starting, None),
+            Life::Running { pid, .. } => (Phase::Running, Some(pid)),
+            Life::Stopping { pid, .. } => (Phase::Stopping, Some(pid)),
+            Life::Waiting { .. } => (Phase::Backoff, None),
+            Life::Finished { success: true } => (Phase::Exited, None),
+            Life::Finished { success: false } => (Phase::Failed, None),
+        };
+        let wanted = self.wanted.as_ref().map(|wanted| wanted.revision);
+        let nothing_made = matches!(self.life, Life::Absent);
+        let revision = if nothing_made {
+            wanted.or(self.revision)
+        } else {
+            self.revision
+        };
+        WorkloadStatus {
+            deployment: self.id.deployment(),
+            revision: revision.unwrap_or(Digest([0; 32])),
+            phase,
+            container: self.container,
+            pid,
+            restarts: self.restarts,
+            exit: self.exit,
+            message: self.message.clone(),
+        }
+    }
+
+    /// What must survive a restart of the agent.
+    pub(crate) fn record(&self) -> SlotRecord {
+        let (alive, finished) = match self.life {
+            Life::Starting | Life::Running { .. } | Life::Stopping { .. } => (true, None),
+            Life::Finished { success } => (false, Some(success)),
+            Life::Absent | Life::Waiting { .. } => (false, None),
+        };
+        SlotRecord {
+            container: self.container,
+            revision: self.revision,
+            stop: self.stop,
+            alive,
+            restarts: self.restarts,
+            exit: self.exit,
+            finished,
+            message: self.message.clone(),
+        }
+    }
+
+    /// A slot as it was recorded; a container that was alive is taken for starting until it is
+    /// found, or found missing.
+    pub(crate) fn restored(id: WorkloadId, record: SlotRecord) -> Self {
+        let life = match (record.alive, record.finished) {
+            (true, _) => Life::Starting,
+            (false, Some(success)) => Life::Finished { success },
+            (false, None) => Life::Absent,
+        };
+        Self {
+            life,
+            container: record.container,
+            revision: record.revision,
+            stop: record.stop,
+            next: record.container.saturating_add(1),
+            restarts: record.restarts,
+            exit: record.exit,
+            message: record.message,
+            ..Self::new(id)
+        }
+    }
+
+    /// A container was found running.
+    pub(crate) fn adopt(
+        &mut self,
+        number: u32,
+        revision: Option<Digest>,
+        pid: u32,
+        turn: &mut Turn<'_>,
+    ) {
+        if number < self.container {
+            let container = self.id_of(number);
+            turn.order(Effect::Signal {
+                container,
+                signal: Some(Signal::KILL),
+            });
+            return;
+        }
+        if number > self.container || revision.is_some() {
+            self.revision = revision;
+        }
+        self.reach(number);
+        self.life = Life::Running {
+            pid,
+            since_ms: turn.now_ms,
+        };
+        self.note(turn, EventKind::Adopted, None, format!("pid {pid}"));
+    }
+
+    /// A container was found that had ended while nobody was there to be told.
+    pub(crate) fn found_ended(
+        &mut self,
+        number: u32,
+        revision: Option<Digest>,
+        exit: Exit,
+        turn: &mut Turn<'_>,
+    ) {
+        if number > self.container {
+            self.revision = revision;
+            self.reach(number);
+            self.life = Life::Starting;
+        }
+        if number == self.container && self.life != Life::Starting {
+            self.kept = Some(number);
+            return;
+        }
+        self.exited(number, exit, turn);
+    }
+
+    /// A container was found that had never been completely made.
+    pub(crate) fn found_broken(&mut self, number: u32, turn: &mut Turn<'_>) {
+        turn.order(Effect::Remove {
+            container: self.id_of(number),
+        });
+        if number >= self.container {
+            self.reach(number);
+            self.life = Life::Absent;
+        }
+    }
+
+    /// A container that was alive at the last checkpoint has left no trace: the machine lost power.
+    pub(crate) fn found_missing(&mut self, turn: &mut Turn<'_>) {
+        if self.life == Life::Starting {
+            self.exited(self.container, Exit::Unknown, turn);
+            self.kept = None;
+        }
+    }
+
+    fn reach(&mut self, number: u32) {
+        self.container = number;
+        self.next = self.next.max(number.saturating_add(1));
+    }
+}
+
+fn cannot(feature: &Feature) -> String {
+    format!("this agent or its kernel cannot do {feature}")
+}
