@@ -1,2 +1,5 @@
-//! stub
-fn main(){}
+//! `limpet-agent`: see the library of the same package.
+
+fn main() -> std::process::ExitCode {
+    limpet_agent::cli::main()
+}

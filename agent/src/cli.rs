@@ -1,0 +1,159 @@
+//! The command line of `limpet-agent`.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lexopt::prelude::*;
+
+use crate::config::{self, Config, Flags};
+use crate::runtime::{shim, wait};
+
+const HELP: &str = "\
+Runs the containers that a Limpet controller publishes for this device.
+
+Usage: limpet-agent run [--broker mqtt://HOST:PORT] [--insecure] [OPTIONS]
+       limpet-agent version
+
+Options of run (each is also a key of the configuration file; flags win):
+  --broker URL           the controller's broker, mqtt://HOST:PORT
+  --insecure             speak plain MQTT: for loopback and networks that you trust
+  --device-id ID         the device's id; the host's name unless said or known
+  --data-dir DIR         what survives a reboot [/var/lib/limpet]
+  --run-dir DIR          containers and their logs, best in memory [/run/limpet]
+  --cgroup-parent PATH   the control group above all containers [/limpet]
+  --config FILE          the configuration file [/etc/limpet/agent.toml]
+  -h, --help             this text
+  -V, --version          the version
+
+Several agents can run on one machine, each with its own --device-id, --data-dir, --run-dir and
+--cgroup-parent. Ending an agent ends no container: the next one goes on with them.
+
+Example: limpet-agent run --insecure --broker mqtt://127.0.0.1:1883 --device-id pi-1
+";
+
+/// What was asked for.
+enum Command {
+    Run(Flags),
+    Shim(PathBuf),
+    Wait {
+        folder: PathBuf,
+        pid: i32,
+        stdout: i32,
+        stderr: i32,
+    },
+    Help,
+    Version,
+}
+
+/// Does what the arguments say: 0 done, 1 failed, 2 the arguments were wrong.
+pub fn main() -> ExitCode {
+    match parse(lexopt::Parser::from_env()) {
+        Ok(Command::Run(flags)) => run(flags),
+        Ok(Command::Shim(folder)) => shim::run(&folder),
+        Ok(Command::Wait {
+            folder,
+            pid,
+            stdout,
+            stderr,
+        }) => wait::run(&folder, pid, stdout, stderr),
+        Ok(Command::Help) => print(HELP),
+        Ok(Command::Version) => print(concat!("limpet-agent ", env!("CARGO_PKG_VERSION"), "\n")),
+        Err(error) => {
+            complain(&format!("{error}\nTry `limpet-agent --help`."));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(flags: Flags) -> ExitCode {
+    begin_logging();
+    let done = Config::load(flags)
+        .map_err(Into::into)
+        .and_then(crate::device::run);
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let usage = error.downcast_ref::<config::ConfigError>().is_some();
+            complain(&format!("{error:#}"));
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn complain(text: &str) {
+    // There is nowhere left to say that standard error is closed.
+    let _ = writeln!(std::io::stderr(), "limpet-agent: {text}");
+}
+
+fn parse(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
+    let verb = match parser.next()? {
+        Some(Value(verb)) => verb.string()?,
+        Some(Short('V') | Long("version")) => return Ok(Command::Version),
+        Some(Short('h') | Long("help")) | None => return Ok(Command::Help),
+        Some(other) => return Err(other.unexpected()),
+    };
+    match verb.as_str() {
+        "run" => parse_run(parser),
+        "version" => Ok(Command::Version),
+        "help" => Ok(Command::Help),
+        "shim" => Ok(Command::Shim(parser.value()?.into())),
+        "shim-wait" => Ok(Command::Wait {
+            folder: parser.value()?.into(),
+            pid: parser.value()?.parse()?,
+            stdout: parser.value()?.parse()?,
+            stderr: parser.value()?.parse()?,
+        }),
+        _ => Err(format!("there is no command {verb:?}").into()),
+    }
+}
+
+fn parse_run(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
+    let mut flags = Flags::default();
+    let path = |value: OsString| Some(PathBuf::from(value));
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("broker") => flags.broker = Some(parser.value()?.string()?),
+            Long("insecure") => flags.insecure = true,
+            Long("device-id") => flags.device_id = Some(parser.value()?.string()?),
+            Long("data-dir") => flags.data_dir = path(parser.value()?),
+            Long("run-dir") => flags.run_dir = path(parser.value()?),
+            Long("cgroup-parent") => flags.cgroup_parent = Some(parser.value()?.string()?),
+            Long("config") => flags.config = path(parser.value()?),
+            Short('h') | Long("help") => return Ok(Command::Help),
+            _ => return Err(argument.unexpected()),
+        }
+    }
+    Ok(Command::Run(flags))
+}
+
+/// Lines on standard error; `LIMPET_LOG=debug` says more, `LIMPET_LOG=warn` less.
+fn begin_logging() {
+    struct Lines;
+    impl log::Log for Lines {
+        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+            metadata.target().starts_with("limpet")
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            if self.enabled(record.metadata()) {
+                let _ = writeln!(std::io::stderr(), "{:5} {}", record.level(), record.args());
+            }
+        }
+        fn flush(&self) {}
+    }
+    let level = std::env::var("LIMPET_LOG")
+        .ok()
+        .and_then(|level| level.parse().ok());
+    log::set_max_level(level.unwrap_or(log::LevelFilter::Info));
+    if log::set_logger(&Lines).is_err() {
+        complain("logging was begun twice");
+    }
+}

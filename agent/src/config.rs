@@ -1,0 +1,282 @@
+//! Configuration: `/etc/limpet/agent.toml`, overruled by flags.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use limpet_protocol::{DeviceId, Labels};
+use serde::Deserialize;
+
+use crate::image::Registries;
+
+/// Where the configuration is unless `--config` says otherwise.
+pub const PATH: &str = "/etc/limpet/agent.toml";
+
+/// The shortest keep-alive: below it a device would do little else.
+const KEEP_ALIVE_S_MIN: u16 = 5;
+
+/// What the file may say.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    broker: Option<String>,
+    insecure: bool,
+    device_id: Option<String>,
+    data_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    cgroup_parent: Option<String>,
+    keep_alive_s: Option<u16>,
+    labels: BTreeMap<String, String>,
+    registries: Registries,
+}
+
+/// What the flags of `limpet-agent run` may say.
+#[derive(Debug, Default)]
+pub struct Flags {
+    /// `--config`
+    pub config: Option<PathBuf>,
+    /// `--broker`
+    pub broker: Option<String>,
+    /// `--insecure`
+    pub insecure: bool,
+    /// `--device-id`
+    pub device_id: Option<String>,
+    /// `--data-dir`
+    pub data_dir: Option<PathBuf>,
+    /// `--run-dir`
+    pub run_dir: Option<PathBuf>,
+    /// `--cgroup-parent`
+    pub cgroup_parent: Option<String>,
+}
+
+/// Everything that an agent is told by its owner, checked.
+#[derive(Debug)]
+pub struct Config {
+    /// Host and port of the broker.
+    pub broker: (String, u16),
+    /// The device's id; None takes the host's name.
+    pub device_id: Option<DeviceId>,
+    /// What survives a reboot.
+    pub data_dir: PathBuf,
+    /// What does not: containers, their logs and exits.
+    pub run_dir: PathBuf,
+    /// The control group below which all containers are.
+    pub cgroup_parent: String,
+    /// Time between signs of life on an idle connection.
+    pub keep_alive: Duration,
+    /// Labels of the device.
+    pub labels: Labels,
+    /// How images are had.
+    pub registries: Registries,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not readable.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, or with keys that do not exist.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        source: Box<toml::de::Error>,
+    },
+    /// Nowhere to connect to.
+    #[error("no broker: say `--broker mqtt://HOST:PORT`, or `broker = \"...\"` in {0}")]
+    NoBroker(PathBuf),
+    /// Not an address.
+    #[error("broker {0:?}: write mqtt://HOST:PORT")]
+    Broker(String),
+    /// Encryption was not declined and is not there.
+    #[error(
+        "joining with certificates is not part of this version: add `--insecure` to use plain MQTT \
+         on a network that you trust"
+    )]
+    NotInsecure,
+    /// A value that cannot be.
+    #[error("{key} = {value:?}: {reason}")]
+    Value {
+        /// Which key or flag.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong, and what to write.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads the file and lets the flags overrule it. A file that does not exist is an empty one,
+    /// unless a flag names it.
+    ///
+    /// # Errors
+    /// When the file cannot be read or says something that cannot be.
+    pub fn load(flags: Flags) -> Result<Self, ConfigError> {
+        let path = flags.config.clone().unwrap_or_else(|| PATH.into());
+        let file = match std::fs::read_to_string(&path) {
+            Ok(text) => parse(&path, &text)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() => {
+                File::default()
+            }
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        if !(flags.insecure || file.insecure) {
+            return Err(ConfigError::NotInsecure);
+        }
+        let broker = flags
+            .broker
+            .or(file.broker)
+            .ok_or(ConfigError::NoBroker(path))?;
+        let id = flags.device_id.or(file.device_id);
+        let keep_alive_s = file.keep_alive_s.unwrap_or(600);
+        if keep_alive_s < KEEP_ALIVE_S_MIN {
+            let reason = format!("use {KEEP_ALIVE_S_MIN} seconds or more");
+            return Err(value("keep_alive_s", &keep_alive_s.to_string(), reason));
+        }
+        Ok(Self {
+            broker: broker_address(&broker)?,
+            device_id: id
+                .map(|id| {
+                    id.parse().map_err(|e: limpet_protocol::IdError| {
+                        value("device_id", &id, e.to_string())
+                    })
+                })
+                .transpose()?,
+            data_dir: absolute(flags.data_dir.or(file.data_dir), "/var/lib/limpet"),
+            run_dir: absolute(flags.run_dir.or(file.run_dir), "/run/limpet"),
+            cgroup_parent: cgroup(flags.cgroup_parent.or(file.cgroup_parent))?,
+            keep_alive: Duration::from_secs(keep_alive_s.into()),
+            labels: labels(file.labels)?,
+            registries: file.registries,
+        })
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
+    toml::from_str(text).map_err(|source| ConfigError::Parse {
+        path: path.into(),
+        source: Box::new(source),
+    })
+}
+
+fn value(key: &'static str, value: &str, reason: String) -> ConfigError {
+    ConfigError::Value {
+        key,
+        value: value.to_owned(),
+        reason,
+    }
+}
+
+fn broker_address(url: &str) -> Result<(String, u16), ConfigError> {
+    let wrong = || ConfigError::Broker(url.to_owned());
+    let rest = url.strip_prefix("mqtt://").ok_or_else(wrong)?;
+    let (host, port) = rest
+        .trim_end_matches('/')
+        .rsplit_once(':')
+        .ok_or_else(wrong)?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port = port.parse().map_err(|_| wrong())?;
+    if host.is_empty() || host.contains(['/', '@']) {
+        Err(wrong())
+    } else {
+        Ok((host.into(), port))
+    }
+}
+
+fn absolute(path: Option<PathBuf>, default: &str) -> PathBuf {
+    let path = path.unwrap_or_else(|| default.into());
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+fn cgroup(path: Option<String>) -> Result<String, ConfigError> {
+    let path = path.unwrap_or_else(|| "/limpet".into());
+    let clean = path.strip_prefix('/').is_some_and(|rest| {
+        rest.split('/')
+            .all(|part| !part.is_empty() && part != "." && part != "..")
+    });
+    let reason = "write an absolute path below the root group, such as /limpet";
+    if clean {
+        Ok(path)
+    } else {
+        Err(value("cgroup_parent", &path, reason.to_owned()))
+    }
+}
+
+fn labels(labels: BTreeMap<String, String>) -> Result<Labels, ConfigError> {
+    let reason = "keys and values have at most 63 bytes, keys at least one";
+    let mut out = Labels::new();
+    for (key, text) in labels {
+        let wrong = || value("labels", &format!("{key}={text}"), reason.to_owned());
+        if key.is_empty() || out.len() == limpet_protocol::hello::LABELS_MAX {
+            return Err(wrong());
+        }
+        let short_key = key.as_str().try_into().map_err(|_| wrong())?;
+        out.insert(short_key, text.as_str().try_into().map_err(|_| wrong())?);
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let flags = Flags {
+            config: Some(file.path().into()),
+            ..Flags::default()
+        };
+        let path = file.path().display().to_string();
+        Config::load(flags).map_err(|e| e.to_string().replace(&path, "FILE"))
+    }
+
+    #[test]
+    fn a_file_is_read() {
+        let config = load(
+            "broker = 'mqtt://10.0.0.1:1883'\ninsecure = true\ndevice_id = 'pi-1'\n\
+             labels = { site = 'berlin' }\n[registries]\nmirrors = { 'docker.io' = ['m:5000'] }\n",
+        )
+        .unwrap();
+        assert_eq!(config.broker, ("10.0.0.1".to_owned(), 1883));
+        assert_eq!(config.labels.len(), 1);
+        assert_eq!(config.run_dir, Path::new("/run/limpet"));
+    }
+
+    #[test]
+    fn faults_say_what_and_where() {
+        for (text, says) in [
+            ("", "--insecure"),
+            ("insecure = true", "no broker"),
+            (
+                "insecure = true\nbroker = 'x'",
+                "broker \"x\": write mqtt://HOST:PORT",
+            ),
+            ("insecure = true\nbrokr = 'x'", "unknown field `brokr`"),
+            ("insecure = 1", "invalid type"),
+            (
+                "insecure = true\nbroker='mqtt://h:1'\ndevice_id='a/b'",
+                "device_id = \"a/b\"",
+            ),
+            (
+                "insecure = true\nbroker='mqtt://h:1'\ncgroup_parent='/a/../b'",
+                "cgroup_parent",
+            ),
+            (
+                "insecure = true\nbroker='mqtt://h:1'\nkeep_alive_s=1",
+                "5 seconds or more",
+            ),
+        ] {
+            let error = load(text).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}

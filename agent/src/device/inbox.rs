@@ -1,0 +1,157 @@
+//! From bytes on a topic to an input that the core may believe.
+
+use std::sync::Arc;
+
+use limpet_agent_core::Input;
+use limpet_protocol::envelope::{self, EnvelopeError, Expected};
+use limpet_protocol::{
+    Ack, Command, DesiredState, Envelope, Kind, Nonce, Prefix, PublicKey, Topic,
+};
+
+use super::effects::Shell;
+use crate::link::FromLink;
+use crate::state::Identity;
+
+/// Why a message is refused.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("topic {topic}: {source}")]
+    Envelope {
+        topic: String,
+        source: EnvelopeError,
+    },
+    #[error("topic {topic}: {source}")]
+    Body {
+        topic: String,
+        source: limpet_protocol::cbor::CborError,
+    },
+    #[error(transparent)]
+    Topic(#[from] limpet_protocol::TopicError),
+    #[error("topic {0} is not for devices")]
+    Misplaced(String),
+    #[error("desired state: the document is {inside}, its envelope says {outside}")]
+    Renumbered { inside: String, outside: String },
+    #[error("no random bytes for a connection")]
+    NoRandomness,
+}
+
+/// Reads what the link brings.
+#[derive(Default)]
+pub(super) struct Inbox {
+    connection: Option<u64>,
+}
+
+impl Inbox {
+    pub(super) fn read(&mut self, shell: &Shell, event: FromLink) -> Option<Input> {
+        let read = match event {
+            FromLink::Up(connection) => {
+                self.connection = Some(connection);
+                shell.connected(Some(connection));
+                let nonce = super::random()
+                    .map(Nonce)
+                    .map_err(|_| Refusal::NoRandomness);
+                nonce.map(|nonce| Input::LinkUp { connection, nonce })
+            }
+            FromLink::Down => {
+                shell.connected(None);
+                return self.connection.take().map(|_| Input::LinkDown);
+            }
+            FromLink::Message { topic, payload } => read(shell, topic, &payload),
+        };
+        let refused = |error: Refusal| {
+            log::warn!("refused: {error}");
+            Input::Refused {
+                reason: error.to_string(),
+            }
+        };
+        Some(read.unwrap_or_else(refused))
+    }
+}
+
+fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> {
+    let kind = match Topic::parse(&Prefix::default(), &topic)? {
+        Topic::Device(_, kind @ (Kind::Desired | Kind::Command | Kind::Ack)) => kind,
+        Topic::Device(..) | Topic::Stream(..) | Topic::Deploy(_) | Topic::DeployResult(_) => {
+            return Err(Refusal::Misplaced(topic));
+        }
+    };
+    let identity = shell.identity();
+    let envelope = verify(&identity, kind, payload).map_err(|source| Refusal::Envelope {
+        topic: topic.clone(),
+        source,
+    })?;
+    let body = |source| Refusal::Body {
+        topic: topic.clone(),
+        source,
+    };
+    let number = envelope.header.number;
+    let input = match kind {
+        Kind::Desired => {
+            let state: DesiredState = envelope.read().map_err(body)?;
+            let outside = (envelope.header.epoch, number);
+            let inside = (state.held.epoch, state.held.generation);
+            if inside != outside {
+                let show = |(epoch, generation)| format!("{epoch}.{generation}");
+                return Err(Refusal::Renumbered {
+                    inside: show(inside),
+                    outside: show(outside),
+                });
+            }
+            Input::Desired {
+                state: Box::new(state),
+                signed: payload.to_vec(),
+            }
+        }
+        Kind::Command => {
+            let Command { nonce, action } = envelope.read().map_err(body)?;
+            Input::Commanded {
+                number,
+                nonce,
+                action,
+            }
+        }
+        Kind::Ack => Input::Acked {
+            connection: number,
+            ack: envelope.read::<Ack>().map_err(body)?,
+        },
+        Kind::Presence
+        | Kind::Hello
+        | Kind::Reported
+        | Kind::Event
+        | Kind::Result
+        | Kind::Stream => {
+            return Err(Refusal::Misplaced(topic));
+        }
+    };
+    trust(shell, &identity, envelope.signer);
+    Ok(input)
+}
+
+/// Opens a message of the controller; the first one ever decides whose messages are believed.
+pub(super) fn verify(
+    identity: &Identity,
+    kind: Kind,
+    payload: &[u8],
+) -> Result<Envelope, EnvelopeError> {
+    let prefix = Prefix::default();
+    let signer = identity.controller.as_ref();
+    envelope::open(
+        payload,
+        Expected {
+            prefix: &prefix,
+            device: &identity.device,
+            kind,
+            signer,
+        },
+    )
+}
+
+fn trust(shell: &Shell, identity: &Arc<Identity>, signer: PublicKey) {
+    if identity.controller.is_none() {
+        log::info!(
+            "trusting the controller's key {} from here on",
+            signer.fingerprint()
+        );
+        shell.pin(signer);
+    }
+}

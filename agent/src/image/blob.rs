@@ -1,0 +1,192 @@
+//! Blobs: small ones are kept, layers are on their way to being unpacked.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use limpet_protocol::Digest;
+use ring::digest::{Context, SHA256};
+
+use super::manifest::Descriptor;
+use super::registry::{Endpoint, Registry};
+use super::{DOCUMENT_BYTES_MAX, ImageError, ImageName, io, replace};
+
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Requests that bring nothing, one after the other, before a download is given up for now.
+const TRIES_MAX: u32 = 4;
+const RETRY_WAIT: Duration = Duration::from_millis(250);
+
+pub(super) struct Blobs {
+    folder: PathBuf,
+}
+
+impl Blobs {
+    pub(super) fn open(folder: PathBuf) -> Result<Self, ImageError> {
+        std::fs::create_dir_all(&folder).map_err(io("make", &folder))?;
+        Ok(Self { folder })
+    }
+
+    fn path(&self, digest: &str) -> PathBuf {
+        self.folder.join(digest.replace(':', "-"))
+    }
+
+    /// A document that was kept; None where it is missing, or is no longer what it was.
+    pub(super) fn document(&self, digest: &str) -> Option<Vec<u8>> {
+        if !super::name::is_digest(digest) {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        let file = File::open(self.path(digest)).ok()?;
+        file.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+        (format!("sha256:{}", Digest::of(&bytes)) == digest).then_some(bytes)
+    }
+
+    pub(super) fn keep(&self, digest: &str, bytes: &[u8]) -> Result<(), ImageError> {
+        replace(&self.path(digest), bytes)
+    }
+
+    /// Brings a layer here, going on from where an earlier try was cut off.
+    pub(super) fn download(
+        &self,
+        registry: &Registry,
+        endpoint: &Endpoint,
+        name: &ImageName,
+        layer: &Descriptor,
+        progress: &dyn Fn(u64),
+    ) -> Result<PathBuf, ImageError> {
+        let path = self.path(&layer.digest).with_extension("part");
+        let mut part = Part::open(path.clone(), layer.size)?;
+        let mut tries = 0;
+        while part.received < layer.size {
+            let before = part.received;
+            let blob = (layer.digest.as_str(), layer.size);
+            let cut = match registry.blob(endpoint, name, blob, part.received) {
+                Ok((body, resumed)) => {
+                    if !resumed {
+                        part.restart()?;
+                    }
+                    part.receive(body, progress)?
+                }
+                Err(error) => Some(error.to_string()),
+            };
+            let Some(why) = cut.filter(|_| part.received < layer.size) else {
+                continue;
+            };
+            tries = if part.received > before { 0 } else { tries + 1 };
+            if tries >= TRIES_MAX {
+                let (received, size) = (part.received, layer.size);
+                let reason = format!(
+                    "layer {} cut off at {received} of {size} bytes: {why}",
+                    layer.digest
+                );
+                return Err(ImageError::Registry {
+                    endpoint: endpoint.to_string(),
+                    reason,
+                });
+            }
+            std::thread::sleep(RETRY_WAIT * tries);
+        }
+        let actual = part.finish()?;
+        if actual != layer.digest {
+            std::fs::remove_file(&path).map_err(io("remove", &path))?;
+            let (name, expected) = (name.clone(), layer.digest.clone());
+            return Err(ImageError::Digest {
+                name,
+                what: "layer",
+                expected,
+                actual,
+            });
+        }
+        Ok(path)
+    }
+}
+
+/// A layer that is being received: its bytes, and their digest so far.
+struct Part {
+    path: PathBuf,
+    file: File,
+    hash: Context,
+    received: u64,
+    size: u64,
+}
+
+impl Part {
+    /// Opens what an earlier try left; its bytes are hashed again, whatever happened to them.
+    fn open(path: PathBuf, size: u64) -> Result<Self, ImageError> {
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path);
+        let file = opened.map_err(io("write", &path))?;
+        let mut part = Self {
+            path,
+            file,
+            hash: Context::new(&SHA256),
+            received: 0,
+            size,
+        };
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            let read = part
+                .file
+                .read(&mut buffer)
+                .map_err(io("read", &part.path))?;
+            if read == 0 {
+                break;
+            }
+            part.hash.update(&buffer[..read]);
+            part.received += read as u64;
+        }
+        if part.received > size {
+            part.restart()?;
+        }
+        Ok(part)
+    }
+
+    fn restart(&mut self) -> Result<(), ImageError> {
+        let emptied = self
+            .file
+            .set_len(0)
+            .and_then(|()| self.file.seek(SeekFrom::Start(0)));
+        emptied.map_err(io("empty", &self.path))?;
+        self.hash = Context::new(&SHA256);
+        self.received = 0;
+        Ok(())
+    }
+
+    /// Takes a body in; says why where it ended before its time.
+    fn receive(
+        &mut self,
+        mut body: impl Read,
+        progress: &dyn Fn(u64),
+    ) -> Result<Option<String>, ImageError> {
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            let left = usize::try_from(self.size - self.received).unwrap_or(BUFFER_BYTES);
+            let room = left.min(BUFFER_BYTES);
+            if room == 0 {
+                return Ok(None);
+            }
+            let read = match body.read(&mut buffer[..room]) {
+                Ok(0) => return Ok(Some("the connection ended".to_owned())),
+                Ok(read) => read,
+                Err(e) => return Ok(Some(e.to_string())),
+            };
+            self.file
+                .write_all(&buffer[..read])
+                .map_err(io("write", &self.path))?;
+            self.hash.update(&buffer[..read]);
+            self.received += read as u64;
+            progress(self.received);
+        }
+    }
+
+    fn finish(self) -> Result<String, ImageError> {
+        self.file.sync_data().map_err(io("write", &self.path))?;
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        Ok(format!("sha256:{}", hex(self.hash.finish().as_ref())))
+    }
+}

@@ -1,0 +1,196 @@
+//! Unpacked layers, each once, whichever images share it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use flate2::bufread::MultiGzDecoder;
+use ring::digest::{Context, SHA256};
+use ruzstd::decoding::StreamingDecoder;
+
+use super::manifest::Descriptor;
+use super::unpack::{self, UnpackError};
+use super::{ImageError, ImageName, io};
+
+/// The window that a zstd layer may ask for: the memory it costs while it is unpacked.
+const ZSTD_WINDOW_BYTES_MAX: u64 = 8 << 20;
+
+/// Unpacked bytes of one layer at most: beyond it is no layer for a small device.
+const UNPACKED_BYTES_MAX: u64 = 8 << 30;
+
+pub(super) struct Layers {
+    pub(super) folder: PathBuf,
+    /// One lock per layer that is being had.
+    busy: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+}
+
+impl Layers {
+    /// Opens the folder of layers; takes away those that were never completed.
+    pub(super) fn open(folder: PathBuf) -> Result<Self, ImageError> {
+        std::fs::create_dir_all(&folder).map_err(io("make", &folder))?;
+        for entry in std::fs::read_dir(&folder)
+            .map_err(io("read", &folder))?
+            .flatten()
+        {
+            if entry
+                .path()
+                .extension()
+                .is_some_and(|extension| extension == "new")
+            {
+                std::fs::remove_dir_all(entry.path()).map_err(io("remove", &entry.path()))?;
+            }
+        }
+        Ok(Self {
+            folder,
+            busy: Mutex::default(),
+        })
+    }
+
+    /// The name of a layer's folder, if it is complete.
+    pub(super) fn find(&self, diff_id: &str) -> Option<String> {
+        let name = name_of(diff_id)?;
+        self.folder.join(&name).is_dir().then_some(name)
+    }
+
+    /// Has a layer made by `make`, unless it is there, or another thread is at it already.
+    pub(super) fn once(
+        &self,
+        diff_id: &str,
+        make: impl FnOnce() -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        let lock = {
+            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            busy.retain(|_, lock| Arc::strong_count(lock) > 1);
+            busy.entry(diff_id.to_owned()).or_default().clone()
+        };
+        let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.find(diff_id).is_some() {
+            Ok(())
+        } else {
+            make()
+        }
+    }
+
+    /// Unpacks a blob beside the layers and moves it among them when it is whole and on disk.
+    pub(super) fn unpack(
+        &self,
+        name: &ImageName,
+        layer: &Descriptor,
+        diff_id: &str,
+        blob: &Path,
+    ) -> Result<(), ImageError> {
+        let Some(folder) = name_of(diff_id) else {
+            let reason = format!("{diff_id:?} is no SHA-256 digest");
+            return Err(ImageError::Document {
+                name: name.clone(),
+                reason,
+            });
+        };
+        let target = self.folder.join(folder);
+        let fresh = target.with_extension("new");
+        if fresh.exists() {
+            std::fs::remove_dir_all(&fresh).map_err(io("remove", &fresh))?;
+        }
+        std::fs::create_dir(&fresh).map_err(io("make", &fresh))?;
+        let actual = self
+            .unpack_into(&fresh, layer, blob)
+            .map_err(|source| ImageError::Layer {
+                name: name.clone(),
+                layer: layer.digest.clone(),
+                source,
+            });
+        let checked = actual.and_then(|actual| match actual == diff_id {
+            true => sync(&fresh),
+            false => Err(ImageError::Digest {
+                name: name.clone(),
+                what: "unpacked layer",
+                expected: diff_id.to_owned(),
+                actual,
+            }),
+        });
+        match checked {
+            Ok(()) => std::fs::rename(&fresh, &target).map_err(io("complete", &target)),
+            Err(error) => {
+                // The error says more than what went wrong with taking the rest away.
+                let _ = std::fs::remove_dir_all(&fresh);
+                let _ = std::fs::remove_file(blob);
+                Err(error)
+            }
+        }
+    }
+
+    /// Unpacks and gives the digest of what was unpacked.
+    fn unpack_into(
+        &self,
+        folder: &Path,
+        layer: &Descriptor,
+        blob: &Path,
+    ) -> Result<String, UnpackError> {
+        let file = BufReader::new(File::open(blob).map_err(UnpackError::Read)?);
+        let media = layer.media_type.as_str();
+        let reader: Box<dyn Read> = match media.rsplit(['.', '+']).next() {
+            Some("gzip") => Box::new(MultiGzDecoder::new(file)),
+            Some("zstd") => {
+                let decoder =
+                    StreamingDecoder::new_with_max_window_size(file, ZSTD_WINDOW_BYTES_MAX);
+                Box::new(decoder.map_err(|e| UnpackError::Compression(e.to_string()))?)
+            }
+            Some("tar") => Box::new(file),
+            _ => return Err(UnpackError::MediaType(media.to_owned())),
+        };
+        let free = free_bytes(folder).map_err(|e| UnpackError::Compression(e.to_string()))?;
+        let mut reader = Hashing {
+            reader,
+            hash: Context::new(&SHA256),
+            read: 0,
+        };
+        unpack::unpack(&mut reader, folder, free.min(UNPACKED_BYTES_MAX))?;
+        std::io::copy(&mut reader, &mut std::io::sink()).map_err(UnpackError::Read)?;
+        let digest = reader.hash.finish();
+        let hex: String = digest
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Ok(format!("sha256:{hex}"))
+    }
+}
+
+fn sync(folder: &Path) -> Result<(), ImageError> {
+    let synced = File::open(folder).and_then(|file| Ok(rustix::fs::syncfs(&file)?));
+    synced.map_err(io("write", folder))
+}
+
+/// Bytes that may still be written below a folder.
+pub(super) fn free_bytes(folder: &Path) -> Result<u64, ImageError> {
+    let stat = rustix::fs::statvfs(folder).map_err(|e| io("look at", folder)(e.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Half of the digest names a layer well enough, and lets many names fit into one mount.
+fn name_of(diff_id: &str) -> Option<String> {
+    let hex = super::name::is_digest(diff_id).then(|| diff_id.strip_prefix("sha256:"))??;
+    Some(hex.chars().take(32).collect())
+}
+
+/// Hashes what passes, and bounds it: what a small archive may grow to when it is unpacked.
+struct Hashing {
+    reader: Box<dyn Read>,
+    hash: Context,
+    read: u64,
+}
+
+impl Read for Hashing {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        self.read += read as u64;
+        if self.read > UNPACKED_BYTES_MAX {
+            let message = format!("it unpacks to more than {UNPACKED_BYTES_MAX} bytes");
+            return Err(std::io::Error::other(message));
+        }
+        Ok(read)
+    }
+}

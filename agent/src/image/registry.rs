@@ -1,0 +1,357 @@
+//! The HTTP API of registries (OCI distribution-spec 1.1), with mirrors and authentication.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use ureq::http::{Response, StatusCode};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider};
+use ureq::{Agent, Body};
+
+use super::auth::{self, Challenge};
+use super::manifest::ACCEPT;
+use super::{DOCUMENT_BYTES_MAX, ImageError, ImageName};
+
+/// Where the certificates of authorities are, on the distributions we know.
+const ROOTS: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+];
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A transfer that brings nothing for this long has stalled.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How images are had: the `[registries]` table of `agent.toml`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registries {
+    /// By registry, the hosts or URLs that are asked before it.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Hosts that are spoken to without TLS, besides loopback.
+    pub insecure: Vec<String>,
+    /// A file in the format of Docker's `config.json`.
+    pub credentials: Option<PathBuf>,
+}
+
+/// A registry or a mirror of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    base: String,
+    host: String,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.base)
+    }
+}
+
+pub(super) struct Registry {
+    registries: Registries,
+    agent: Agent,
+    /// `Authorization` by endpoint and repository.
+    authorizations: Mutex<BTreeMap<(String, String), String>>,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+impl Registry {
+    pub(super) fn new(registries: Registries) -> Self {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(provider)
+            .root_certs(roots())
+            .build();
+        let agent = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(ANSWER_TIMEOUT))
+            .timeout_per_read(Some(STALL_TIMEOUT))
+            .user_agent(concat!("limpet-agent/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent();
+        Self {
+            registries,
+            agent,
+            authorizations: Mutex::default(),
+        }
+    }
+
+    /// Whom to ask for an image, in order: mirrors, then its own registry.
+    pub(super) fn endpoints(&self, name: &ImageName) -> Vec<Endpoint> {
+        let mirrors = self.registries.mirrors.get(name.registry());
+        let origin = match name.registry() {
+            "docker.io" => "registry-1.docker.io",
+            other => other,
+        };
+        let mut endpoints: Vec<Endpoint> = mirrors
+            .into_iter()
+            .flatten()
+            .map(|mirror| self.endpoint(mirror))
+            .collect();
+        endpoints.push(Endpoint {
+            host: name.registry().to_owned(),
+            ..self.endpoint(origin)
+        });
+        endpoints
+    }
+
+    fn endpoint(&self, address: &str) -> Endpoint {
+        let address = address.trim_end_matches('/');
+        let (scheme, host) = match address.split_once("://") {
+            Some((scheme, host)) => (Some(scheme), host),
+            None => (None, address),
+        };
+        let plain = is_loopback(host) || self.registries.insecure.iter().any(|h| h == host);
+        let scheme = scheme.unwrap_or(if plain { "http" } else { "https" });
+        Endpoint {
+            base: format!("{scheme}://{host}"),
+            host: host.to_owned(),
+        }
+    }
+
+    /// A manifest, by tag or digest.
+    pub(super) fn manifest(
+        &self,
+        endpoint: &Endpoint,
+        name: &ImageName,
+        reference: &str,
+    ) -> Result<Vec<u8>, ImageError> {
+        let url = format!("{endpoint}/v2/{}/manifests/{reference}", name.repository());
+        let response = self.get(endpoint, name, &url, None)?;
+        if response.status() == StatusCode::NOT_FOUND {
+            let reason = format!(
+                "not found: {}:{reference}; check name and tag",
+                name.repository()
+            );
+            return Err(fault(endpoint, reason));
+        }
+        document(endpoint, &url, response)
+    }
+
+    /// A small blob.
+    pub(super) fn document(
+        &self,
+        endpoint: &Endpoint,
+        name: &ImageName,
+        digest: &str,
+    ) -> Result<Vec<u8>, ImageError> {
+        let url = format!("{endpoint}/v2/{}/blobs/{digest}", name.repository());
+        document(endpoint, &url, self.get(endpoint, name, &url, None)?)
+    }
+
+    /// A blob from `offset` on; the second value says whether the registry went along with that or
+    /// sends it from the beginning.
+    pub(super) fn blob(
+        &self,
+        endpoint: &Endpoint,
+        name: &ImageName,
+        (digest, size): (&str, u64),
+        offset: u64,
+    ) -> Result<(impl Read + use<>, bool), ImageError> {
+        let url = format!("{endpoint}/v2/{}/blobs/{digest}", name.repository());
+        let range = (offset > 0).then(|| format!("bytes={offset}-{}", size.saturating_sub(1)));
+        let response = self.get(endpoint, name, &url, range.as_deref())?;
+        let resumed = match response.status() {
+            StatusCode::OK => false,
+            StatusCode::PARTIAL_CONTENT if offset > 0 => true,
+            status => return Err(fault(endpoint, format!("{status} for {url}"))),
+        };
+        Ok((response.into_body().into_reader(), resumed))
+    }
+
+    fn get(
+        &self,
+        endpoint: &Endpoint,
+        name: &ImageName,
+        url: &str,
+        range: Option<&str>,
+    ) -> Result<Response<Body>, ImageError> {
+        let key = (endpoint.base.clone(), name.repository().to_owned());
+        let known = self.lock().get(&key).cloned();
+        let response = self.send(endpoint, url, range, known.as_deref())?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let asked = response.headers().get_all("www-authenticate").iter();
+        let challenge = asked
+            .filter_map(|h| Challenge::parse(h.to_str().ok()?))
+            .next();
+        let authorization = self.authorize(endpoint, name, challenge)?;
+        let response = self.send(endpoint, url, range, Some(&authorization))?;
+        if matches!(
+            response.status(),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+        ) {
+            let reason = format!(
+                "access to {} is denied: check the credentials",
+                name.repository()
+            );
+            return Err(fault(endpoint, reason));
+        }
+        self.lock().insert(key, authorization);
+        Ok(response)
+    }
+
+    fn send(
+        &self,
+        endpoint: &Endpoint,
+        url: &str,
+        range: Option<&str>,
+        authorization: Option<&str>,
+    ) -> Result<Response<Body>, ImageError> {
+        let mut request = self.agent.get(url).header("accept", ACCEPT);
+        for (header, value) in [("range", range), ("authorization", authorization)] {
+            if let Some(value) = value {
+                request = request.header(header, value);
+            }
+        }
+        request.call().map_err(|e| fault(endpoint, e.to_string()))
+    }
+
+    fn authorize(
+        &self,
+        endpoint: &Endpoint,
+        name: &ImageName,
+        challenge: Option<Challenge>,
+    ) -> Result<String, ImageError> {
+        let basic = match &self.registries.credentials {
+            Some(file) => auth::basic(file, &endpoint.host).map_err(|e| fault(endpoint, e))?,
+            None => None,
+        };
+        let denied = || {
+            let host = &endpoint.host;
+            fault(
+                endpoint,
+                format!("it wants credentials, and there are none for {host}"),
+            )
+        };
+        match challenge {
+            Some(Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            }) => {
+                let scope =
+                    scope.unwrap_or_else(|| format!("repository:{}:pull", name.repository()));
+                let mut request = self.agent.get(&realm).query("scope", scope);
+                if let Some(service) = service {
+                    request = request.query("service", service);
+                }
+                if let Some(basic) = basic {
+                    request = request.header("authorization", basic);
+                }
+                let response = request
+                    .call()
+                    .map_err(|e| fault(endpoint, format!("{realm}: {e}")))?;
+                let text = document(endpoint, &realm, response)?;
+                let token: Option<Token> = serde_json::from_slice(&text).ok();
+                let token = token.and_then(|token| token.token.or(token.access_token));
+                let reason = || fault(endpoint, format!("{realm} answered without a token"));
+                token
+                    .map(|token| format!("Bearer {token}"))
+                    .ok_or_else(reason)
+            }
+            Some(Challenge::Basic) | None => basic.ok_or_else(denied),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), String>> {
+        self.authorizations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn fault(endpoint: &Endpoint, reason: String) -> ImageError {
+    ImageError::Registry {
+        endpoint: endpoint.to_string(),
+        reason,
+    }
+}
+
+fn document(
+    endpoint: &Endpoint,
+    url: &str,
+    mut response: Response<Body>,
+) -> Result<Vec<u8>, ImageError> {
+    if response.status() != StatusCode::OK {
+        return Err(fault(endpoint, format!("{} for {url}", response.status())));
+    }
+    let body = response.body_mut().with_config().limit(DOCUMENT_BYTES_MAX);
+    body.read_to_vec()
+        .map_err(|e| fault(endpoint, format!("{url}: {e}")))
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost"
+        || name
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
+}
+
+fn roots() -> RootCerts {
+    let pem = ROOTS
+        .iter()
+        .find_map(|path| std::fs::read(path).ok())
+        .unwrap_or_default();
+    let certificates: Vec<_> = ureq::tls::parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    RootCerts::from(certificates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mirrors_come_first_and_loopback_is_plain() {
+        let registries = Registries {
+            mirrors: [(
+                "docker.io".to_owned(),
+                vec!["127.0.0.1:5000".to_owned(), "m.example".into()],
+            )]
+            .into(),
+            insecure: vec!["10.0.0.1:5000".into()],
+            credentials: None,
+        };
+        let registry = Registry::new(registries);
+        let bases = |name: &str| -> Vec<String> {
+            let name = name.parse().unwrap();
+            registry
+                .endpoints(&name)
+                .iter()
+                .map(ToString::to_string)
+                .collect()
+        };
+        assert_eq!(
+            bases("node:alpine"),
+            [
+                "http://127.0.0.1:5000",
+                "https://m.example",
+                "https://registry-1.docker.io"
+            ]
+        );
+        assert_eq!(bases("10.0.0.1:5000/a"), ["http://10.0.0.1:5000"]);
+        assert_eq!(bases("[::1]:5000/a"), ["http://[::1]:5000"]);
+        assert_eq!(bases("10.0.0.2:5000/a"), ["https://10.0.0.2:5000"]);
+    }
+}

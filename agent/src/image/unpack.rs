@@ -1,0 +1,561 @@
+//! One layer's archive becomes a folder for overlayfs (OCI image-spec, layer.md).
+//!
+//! Whatever the archive says, nothing is written outside the folder: every path is opened below it
+//! with `openat2(RESOLVE_IN_ROOT)`, where links lead at most to the folder's own root, and what is
+//! made there is made by its last name alone, which is never followed.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{
+    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+use tar::EntryType;
+
+/// Entries of one layer at most.
+const ENTRIES_MAX: u64 = 1_000_000;
+/// A path at most (PATH_MAX).
+const PATH_BYTES_MAX: usize = 4096;
+/// Extended headers and long names are read up to this size: the kernel's own bound on all
+/// attributes of a file.
+const EXTENSION_BYTES_MAX: u64 = 128 * 1024;
+
+/// Why a layer is not unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The archive ends too soon, or is none.
+    #[error("cannot read it: {0}")]
+    Read(#[source] std::io::Error),
+    /// Not a compression we know, or a faulty one.
+    #[error("cannot decompress it: {0}")]
+    Compression(String),
+    /// Not a layer.
+    #[error("its media type {0:?} is none of tar, gzip and zstd")]
+    MediaType(String),
+    /// An entry that must not be made.
+    #[error("entry {entry:?} {reason}")]
+    Entry {
+        /// Its path.
+        entry: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// An entry that could not be made.
+    #[error("cannot {action} entry {entry:?}: {source}")]
+    Make {
+        /// What was tried.
+        action: &'static str,
+        /// Its path.
+        entry: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// An entry larger than what may be written.
+    #[error("entry {entry:?} claims {claims} bytes, {left} may be written: it does not fit")]
+    Space {
+        /// Its path.
+        entry: String,
+        /// Its size.
+        claims: u64,
+        /// What is left.
+        left: u64,
+    },
+    /// More entries than any image has.
+    #[error("it has more than {ENTRIES_MAX} entries")]
+    TooMany,
+}
+
+/// What extended headers say of the entry that follows (POSIX pax, and GNU's long names).
+#[derive(Default)]
+struct Extended {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    mtime: Option<i64>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: bool,
+    size: Option<u64>,
+}
+
+/// One entry, with everything that says what it is.
+struct Entry {
+    path: Vec<u8>,
+    link: Vec<u8>,
+    kind: EntryType,
+    size: u64,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    mtime: i64,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Unpacks an archive into an empty folder, writing at most `bytes_max`.
+pub(super) fn unpack(
+    reader: &mut dyn Read,
+    folder: &Path,
+    bytes_max: u64,
+) -> Result<(), UnpackError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = fs::open(folder, flags, Mode::empty()).map_err(|e| UnpackError::Read(e.into()))?;
+    let mut tree = Tree {
+        root,
+        left: bytes_max,
+        folder_times: Vec::new(),
+    };
+    let mut archive = tar::Archive::new(reader);
+    let mut extended = Extended::default();
+    let mut count: u64 = 0;
+    for raw in archive.entries().map_err(UnpackError::Read)?.raw(true) {
+        let mut raw = raw.map_err(UnpackError::Read)?;
+        count += 1;
+        if count > ENTRIES_MAX {
+            return Err(UnpackError::TooMany);
+        }
+        match raw.header().entry_type() {
+            EntryType::XHeader => extended.pax(&extension(&mut raw)?)?,
+            EntryType::GNULongName => extended.path = Some(trimmed(extension(&mut raw)?)),
+            EntryType::GNULongLink => extended.link = Some(trimmed(extension(&mut raw)?)),
+            EntryType::XGlobalHeader => {}
+            _ => {
+                let entry = entry(raw.header(), std::mem::take(&mut extended))?;
+                tree.make(&entry, &mut raw)?;
+            }
+        }
+    }
+    tree.finish()
+}
+
+fn extension<R: Read>(raw: &mut tar::Entry<'_, R>) -> Result<Vec<u8>, UnpackError> {
+    let mut bytes = Vec::new();
+    if raw.size() > EXTENSION_BYTES_MAX {
+        return Err(UnpackError::Entry {
+            entry: "extended header".to_owned(),
+            reason: "is larger than 128 KiB",
+        });
+    }
+    raw.read_to_end(&mut bytes).map_err(UnpackError::Read)?;
+    Ok(bytes)
+}
+
+fn trimmed(mut bytes: Vec<u8>) -> Vec<u8> {
+    while bytes.last() == Some(&0) {
+        bytes.pop();
+    }
+    bytes
+}
+
+impl Extended {
+    /// Reads records of the form `LENGTH KEY=VALUE\n`, where the value may hold any byte.
+    fn pax(&mut self, mut bytes: &[u8]) -> Result<(), UnpackError> {
+        let fault = || UnpackError::Entry {
+            entry: "extended header".to_owned(),
+            reason: "is malformed",
+        };
+        while !bytes.is_empty() {
+            let space = bytes.iter().position(|b| *b == b' ').ok_or_else(fault)?;
+            let length: usize = text(&bytes[..space]).parse().map_err(|_| fault())?;
+            let record = bytes
+                .get(space + 1..length.saturating_sub(1))
+                .ok_or_else(fault)?;
+            let equals = record.iter().position(|b| *b == b'=').ok_or_else(fault)?;
+            self.set(&text(&record[..equals]), &record[equals + 1..])
+                .ok_or_else(fault)?;
+            bytes = bytes.get(length..).ok_or_else(fault)?;
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: &str, value: &[u8]) -> Option<()> {
+        match key {
+            "path" => self.path = Some(value.to_vec()),
+            "linkpath" => self.link = Some(value.to_vec()),
+            "uid" => self.uid = Some(text(value).parse().ok()?),
+            "gid" => self.gid = Some(text(value).parse().ok()?),
+            "size" => self.size = Some(text(value).parse().ok()?),
+            "mtime" => {
+                let whole = text(value).split('.').next().unwrap_or_default().to_owned();
+                self.mtime = Some(whole.parse().ok()?);
+            }
+            _ if key.starts_with("GNU.sparse.") => self.sparse = true,
+            _ => {
+                if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
+                    self.xattrs.push((name.as_bytes().to_vec(), value.to_vec()));
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn entry(header: &tar::Header, extended: Extended) -> Result<Entry, UnpackError> {
+    let path = extended
+        .path
+        .unwrap_or_else(|| header.path_bytes().into_owned());
+    let size = header.entry_size().map_err(UnpackError::Read)?;
+    let refuse = |reason| {
+        Err(UnpackError::Entry {
+            entry: text(&path),
+            reason,
+        })
+    };
+    if extended.sparse || header.entry_type() == EntryType::GNUSparse {
+        return refuse("is sparse, which layers must not be (OCI image-spec, layer.md)");
+    }
+    if extended.size.is_some_and(|claimed| claimed != size) {
+        return refuse("has two sizes");
+    }
+    if path.len() > PATH_BYTES_MAX || path.contains(&0) {
+        return refuse("has a path that no file can have");
+    }
+    let id = |number: std::io::Result<u64>| {
+        number
+            .ok()
+            .and_then(|id| u32::try_from(id).ok())
+            .unwrap_or(0)
+    };
+    Ok(Entry {
+        link: extended
+            .link
+            .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned))
+            .unwrap_or_default(),
+        kind: header.entry_type(),
+        size,
+        mode: header.mode().map_err(UnpackError::Read)? & 0o7777,
+        uid: extended.uid.unwrap_or_else(|| id(header.uid())),
+        gid: extended.gid.unwrap_or_else(|| id(header.gid())),
+        mtime: extended.mtime.unwrap_or_else(|| {
+            header
+                .mtime()
+                .ok()
+                .and_then(|time| i64::try_from(time).ok())
+                .unwrap_or(0)
+        }),
+        xattrs: extended.xattrs,
+        path,
+    })
+}
+
+/// The folder that is being filled.
+struct Tree {
+    root: OwnedFd,
+    left: u64,
+    /// Set at the end: every file that is made in a folder changes its time.
+    folder_times: Vec<(Vec<u8>, i64)>,
+}
+
+impl Tree {
+    fn make(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<(), UnpackError> {
+        let fault = |reason| UnpackError::Entry {
+            entry: text(&entry.path),
+            reason,
+        };
+        let path = clean(&entry.path).ok_or_else(|| fault("leads out of the image"))?;
+        let Some((name, parents)) = path.split_last() else {
+            return self.describe(&self.root, OsStr::new("."), entry, AtFlags::empty());
+        };
+        let parent = self.folder(parents, entry)?;
+        let name = OsStr::from_bytes(name);
+        if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
+            return whiteout(&parent, hidden, entry);
+        }
+        let fail = |action| {
+            let entry = text(&entry.path);
+            move |e: Errno| UnpackError::Make {
+                action,
+                entry,
+                source: e.into(),
+            }
+        };
+        if entry.kind != EntryType::Directory {
+            clear(&parent, name).map_err(fail("replace what is at"))?;
+        }
+        match entry.kind {
+            EntryType::Directory => {
+                make_folder(&parent, name).map_err(fail("make"))?;
+                self.folder_times.push((path.join(&b'/'), entry.mtime));
+            }
+            EntryType::Symlink => {
+                let target = OsStr::from_bytes(&entry.link);
+                fs::symlinkat(target, &parent, name).map_err(fail("link"))?;
+            }
+            EntryType::Link => return self.hard_link(&parent, name, entry),
+            EntryType::Fifo => {
+                fs::mknodat(&parent, name, FileType::Fifo, Mode::RUSR, 0).map_err(fail("make"))?;
+            }
+            EntryType::Regular | EntryType::Continuous => {
+                self.file(&parent, name, entry, content)?;
+            }
+            EntryType::Block | EntryType::Char => {
+                return Err(fault("is a device node, which images may not hold"));
+            }
+            _ => return Err(fault("is of a kind that layers may not hold")),
+        }
+        let link = entry.kind == EntryType::Symlink;
+        let flags = if link {
+            AtFlags::SYMLINK_NOFOLLOW
+        } else {
+            AtFlags::empty()
+        };
+        self.describe(&parent, name, entry, flags)
+    }
+
+    /// Opens the folder that an entry is in; makes it where the archive does not.
+    fn folder(&self, parents: &[&[u8]], entry: &Entry) -> Result<OwnedFd, UnpackError> {
+        let fail = |e: Errno| UnpackError::Make {
+            action: "open the folder of",
+            entry: text(&entry.path),
+            source: e.into(),
+        };
+        let whole = if parents.is_empty() {
+            b".".to_vec()
+        } else {
+            parents.join(&b'/')
+        };
+        match self.open_folder(&whole) {
+            Err(Errno::NOENT) => {}
+            opened => return opened.map_err(fail),
+        }
+        for depth in 1..=parents.len() {
+            let (name, above) = parents[..depth]
+                .split_last()
+                .ok_or(Errno::INVAL)
+                .map_err(fail)?;
+            let above = if above.is_empty() {
+                b".".to_vec()
+            } else {
+                above.join(&b'/')
+            };
+            let above = self.open_folder(&above).map_err(fail)?;
+            match fs::mkdirat(&above, OsStr::from_bytes(name), Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(fail(e)),
+            }
+        }
+        self.open_folder(&whole).map_err(fail)
+    }
+
+    fn open_folder(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        fs::openat2(
+            &self.root,
+            OsStr::from_bytes(path),
+            flags,
+            Mode::empty(),
+            resolve,
+        )
+    }
+
+    fn file(
+        &mut self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        entry: &Entry,
+        content: &mut dyn Read,
+    ) -> Result<(), UnpackError> {
+        if entry.size > self.left {
+            let entry_path = text(&entry.path);
+            return Err(UnpackError::Space {
+                entry: entry_path,
+                claims: entry.size,
+                left: self.left,
+            });
+        }
+        self.left -= entry.size;
+        let fail = |source: std::io::Error| UnpackError::Make {
+            action: "write",
+            entry: text(&entry.path),
+            source,
+        };
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        let file = fs::openat(parent, name, flags, mode).map_err(|e| fail(e.into()))?;
+        let written = std::io::copy(content, &mut File::from(file)).map_err(fail)?;
+        if written == entry.size {
+            return Ok(());
+        }
+        Err(UnpackError::Entry {
+            entry: text(&entry.path),
+            reason: "is cut off",
+        })
+    }
+
+    fn hard_link(&self, parent: &OwnedFd, name: &OsStr, entry: &Entry) -> Result<(), UnpackError> {
+        let fault = |reason| UnpackError::Entry {
+            entry: text(&entry.path),
+            reason,
+        };
+        let target = clean(&entry.link).ok_or_else(|| fault("links out of the image"))?;
+        let (file, parents) = target
+            .split_last()
+            .ok_or_else(|| fault("links to nothing"))?;
+        let folder = self.folder(parents, entry)?;
+        fs::linkat(
+            &folder,
+            OsStr::from_bytes(file),
+            parent,
+            name,
+            AtFlags::empty(),
+        )
+        .map_err(|e| UnpackError::Make {
+            action: "link",
+            entry: text(&entry.path),
+            source: e.into(),
+        })
+    }
+
+    /// Owner first: changing it takes the set-user-id bits and capabilities away.
+    fn describe(
+        &self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        entry: &Entry,
+        flags: AtFlags,
+    ) -> Result<(), UnpackError> {
+        let fail = |action| {
+            let entry = text(&entry.path);
+            move |e: Errno| UnpackError::Make {
+                action,
+                entry,
+                source: e.into(),
+            }
+        };
+        let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+        fs::chownat(
+            parent,
+            name,
+            Some(uid),
+            Some(gid),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(fail("own"))?;
+        if flags.is_empty() {
+            fs::chmodat(
+                parent,
+                name,
+                Mode::from_raw_mode(entry.mode),
+                AtFlags::empty(),
+            )
+            .map_err(fail("set the mode of"))?;
+            self.attributes(parent, name, entry)
+                .map_err(fail("set an attribute of"))?;
+        }
+        fs::utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(fail("set the time of"))
+    }
+
+    /// Capabilities and the user's own attributes; others mean something to the host.
+    fn attributes(&self, parent: &OwnedFd, name: &OsStr, entry: &Entry) -> Result<(), Errno> {
+        let wanted = entry
+            .xattrs
+            .iter()
+            .filter(|(key, _)| key == b"security.capability" || key.starts_with(b"user."));
+        let mut file: Option<OwnedFd> = None;
+        for (key, value) in wanted {
+            let file = match &file {
+                Some(file) => file,
+                None => {
+                    let flags =
+                        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                    file.insert(fs::openat(parent, name, flags, Mode::empty())?)
+                }
+            };
+            fs::fsetxattr(file, OsStr::from_bytes(key), value, XattrFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), UnpackError> {
+        for (path, mtime) in self.folder_times.iter().rev() {
+            // Replaced by something else further on in the archive: that has its own time.
+            let Ok(folder) = self.open_folder(path) else {
+                continue;
+            };
+            let done = fs::utimensat(&folder, ".", &times(*mtime), AtFlags::empty());
+            done.map_err(|e| UnpackError::Make {
+                action: "set the time of",
+                entry: text(path),
+                source: e.into(),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The names along a path; None where one of them leads up. `/` and `.` count for nothing.
+fn clean(path: &[u8]) -> Option<Vec<&[u8]>> {
+    let parts = path
+        .split(|byte| *byte == b'/')
+        .filter(|part| !matches!(*part, b"" | b"."));
+    parts.map(|part| (part != b"..").then_some(part)).collect()
+}
+
+/// Hides something of the layers below, as overlayfs wants it (Documentation/filesystems/overlayfs).
+fn whiteout(parent: &OwnedFd, hidden: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+    let made = if hidden == b".wh..opq" {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fs::openat(parent, ".", flags, Mode::empty()).and_then(|folder| {
+            fs::fsetxattr(folder, "trusted.overlay.opaque", b"y", XattrFlags::empty())
+        })
+    } else if hidden.is_empty() || hidden == b"." || hidden == b".." {
+        return Err(UnpackError::Entry {
+            entry: text(&entry.path),
+            reason: "hides nothing",
+        });
+    } else {
+        let name = OsStr::from_bytes(hidden);
+        clear(parent, name)
+            .and_then(|()| fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0))
+    };
+    made.map_err(|e| UnpackError::Make {
+        action: "hide",
+        entry: text(&entry.path),
+        source: e.into(),
+    })
+}
+
+/// Takes away what an earlier entry made at this name.
+fn clear(parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
+    match fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR) => fs::unlinkat(parent, name, AtFlags::REMOVEDIR),
+        Err(e) => Err(e),
+    }
+}
+
+fn make_folder(parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
+    match fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        Err(Errno::EXIST) => {
+            let there = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(there.st_mode) == FileType::Directory {
+                return Ok(());
+            }
+            clear(parent, name)?;
+            fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))
+        }
+        made => made,
+    }
+}
+
+fn times(mtime: i64) -> Timestamps {
+    let time = Timespec {
+        tv_sec: mtime,
+        tv_nsec: 0,
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
+}

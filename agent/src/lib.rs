@@ -1,0 +1,13 @@
+//! The device side of Limpet: the shell around `limpet-agent-core`. It feeds the core inputs and
+//! carries out its effects; it decides nothing.
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod device;
+pub mod facts;
+pub mod image;
+pub mod link;
+pub mod logs;
+pub mod runtime;
+pub mod state;

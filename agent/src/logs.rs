@@ -1,0 +1,4 @@
+//! What containers write: kept in a bounded ring, sent only while somebody looks.
+
+pub mod ring;
+pub mod stream;

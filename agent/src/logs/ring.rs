@@ -1,0 +1,298 @@
+//! The ring that a container's output is kept in: `log.0` is written, `log.1` is the one before.
+//!
+//! A file begins with [`MAGIC`]; a record is `stream u8, 0 u8, length u16, wall clock u64 in ms`,
+//! big endian, then the bytes of one line, or of a part of a long one.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use limpet_protocol::{LogLine, LogStream};
+
+/// Names the format and its version.
+const MAGIC: &[u8; 8] = b"LMPLOG1\n";
+const HEADER_BYTES: usize = 12;
+/// A file of the ring at most: two of them per container, in memory by default.
+const FILE_BYTES_MAX: u64 = 128 * 1024;
+/// A longer line is kept in parts.
+const LINE_BYTES_MAX: usize = 4 * 1024;
+
+/// Writes a container's output. What cannot be written is lost, never waited for.
+pub struct Writer {
+    folder: PathBuf,
+    file: Option<File>,
+    written: u64,
+    partial: [Vec<u8>; 2],
+}
+
+impl Writer {
+    /// Begins a ring in a container's folder.
+    pub fn open(folder: &Path) -> Self {
+        let mut writer = Self {
+            folder: folder.into(),
+            file: None,
+            written: 0,
+            partial: Default::default(),
+        };
+        writer.begin();
+        writer
+    }
+
+    fn begin(&mut self) {
+        let current = self.folder.join("log.0");
+        // There is none before the first.
+        let _ = std::fs::rename(&current, self.folder.join("log.1"));
+        self.file = File::create(&current).ok();
+        self.written = MAGIC.len() as u64;
+        if let Some(file) = &mut self.file {
+            let _ = file.write_all(MAGIC);
+        }
+    }
+
+    /// Takes bytes as they come; whole lines are written.
+    pub fn write(&mut self, stream: LogStream, mut bytes: &[u8], wall_ms: u64) {
+        let mut partial = std::mem::take(&mut self.partial[stream as usize]);
+        while !bytes.is_empty() {
+            let room = LINE_BYTES_MAX - partial.len();
+            let end = bytes.iter().position(|byte| *byte == b'\n');
+            let taken = end.unwrap_or(bytes.len()).min(room);
+            partial.extend_from_slice(&bytes[..taken]);
+            let line_ends = end == Some(taken);
+            bytes = &bytes[taken + usize::from(line_ends)..];
+            if line_ends || partial.len() == LINE_BYTES_MAX {
+                self.record(stream, &partial, wall_ms);
+                partial.clear();
+            }
+        }
+        self.partial[stream as usize] = partial;
+    }
+
+    /// Writes what did not end with a newline.
+    pub fn finish(&mut self) {
+        for stream in [LogStream::Stdout, LogStream::Stderr] {
+            let partial = std::mem::take(&mut self.partial[stream as usize]);
+            if !partial.is_empty() {
+                self.record(stream, &partial, crate::clock::wall_ms());
+            }
+        }
+    }
+
+    fn record(&mut self, stream: LogStream, line: &[u8], wall_ms: u64) {
+        let mut record = vec![stream as u8, 0];
+        record.extend(u16::try_from(line.len()).unwrap_or(u16::MAX).to_be_bytes());
+        record.extend(wall_ms.to_be_bytes());
+        record.extend(line);
+        if self.written + record.len() as u64 > FILE_BYTES_MAX {
+            self.begin();
+        }
+        if let Some(file) = &mut self.file
+            && file.write_all(&record).is_ok()
+        {
+            self.written += record.len() as u64;
+        }
+    }
+}
+
+/// Reads a ring while it is being written.
+pub struct Reader {
+    folder: PathBuf,
+    current: Option<Position>,
+}
+
+/// How far a file has been read; its inode tells it from the one that takes its name.
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    inode: u64,
+    offset: u64,
+}
+
+/// What a look at the ring found.
+#[derive(Debug, Default)]
+pub struct News {
+    /// Lines, in order.
+    pub lines: Vec<LogLine>,
+    /// Bytes that were overwritten unread, as far as that can be told.
+    pub gap_bytes: u64,
+}
+
+impl Reader {
+    /// A reader of the ring in a container's folder.
+    pub fn open(folder: &Path) -> Self {
+        Self {
+            folder: folder.into(),
+            current: None,
+        }
+    }
+
+    /// The latest lines, at most `tail`; [`Reader::more`] goes on from there.
+    pub fn tail(&mut self, tail: usize) -> Vec<LogLine> {
+        let mut lines = VecDeque::new();
+        for name in ["log.1", "log.0"] {
+            let Some((mut file, inode)) = self.file(name) else {
+                continue;
+            };
+            let (read, offset) = records(&mut file, MAGIC.len() as u64);
+            self.current = Some(Position { inode, offset });
+            lines.extend(read);
+            while lines.len() > tail {
+                lines.pop_front();
+            }
+        }
+        lines.into()
+    }
+
+    /// What was written since the last look.
+    pub fn more(&mut self) -> News {
+        let mut out = News::default();
+        let begin = MAGIC.len() as u64;
+        let Some((mut file, inode)) = self.file("log.0") else {
+            return out;
+        };
+        let mut offset = begin;
+        match self.current {
+            Some(position) if position.inode == inode => offset = position.offset,
+            Some(position) => match self.file("log.1") {
+                Some((mut older, before)) if before == position.inode => {
+                    out.lines.extend(records(&mut older, position.offset).0);
+                }
+                Some((mut older, _)) => {
+                    out.gap_bytes = FILE_BYTES_MAX.saturating_sub(position.offset).max(1);
+                    out.lines.extend(records(&mut older, begin).0);
+                }
+                None => {}
+            },
+            None => {}
+        }
+        let (lines, offset) = records(&mut file, offset);
+        out.lines.extend(lines);
+        self.current = Some(Position { inode, offset });
+        out
+    }
+
+    fn file(&self, name: &str) -> Option<(File, u64)> {
+        let file = File::open(self.folder.join(name)).ok()?;
+        let inode = file.metadata().ok()?.ino();
+        Some((file, inode))
+    }
+}
+
+/// The whole records from `offset` on, and the offset behind them.
+fn records(file: &mut File, mut offset: u64) -> (Vec<LogLine>, u64) {
+    let mut bytes = Vec::new();
+    let mut magic = [0; MAGIC.len()];
+    let known = file.read_exact(&mut magic).is_ok() && magic == *MAGIC;
+    let read = file
+        .seek(SeekFrom::Start(offset))
+        .and_then(|_| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes));
+    let mut lines = Vec::new();
+    let mut rest = bytes.as_slice();
+    while let (true, Ok(_), Some((line, after))) = (known, &read, record(rest)) {
+        offset += (rest.len() - after.len()) as u64;
+        rest = after;
+        lines.push(line);
+    }
+    (lines, offset)
+}
+
+fn record(bytes: &[u8]) -> Option<(LogLine, &[u8])> {
+    let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>()?;
+    let [stream, _, high, low, wall @ ..] = header;
+    let (line, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes([*high, *low])))?;
+    let stream = if *stream == 0 {
+        LogStream::Stdout
+    } else {
+        LogStream::Stderr
+    };
+    let at_ms = u64::from_be_bytes(*wall);
+    Some((
+        LogLine {
+            stream,
+            at_ms,
+            bytes: line.to_vec(),
+        },
+        rest,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(lines: &[LogLine]) -> Vec<String> {
+        lines
+            .iter()
+            .map(|line| String::from_utf8_lossy(&line.bytes).into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(folder.path());
+        writer.write(LogStream::Stderr, b"hi\n", 5);
+        let bytes = std::fs::read(folder.path().join("log.0")).unwrap();
+        assert_eq!(bytes, b"LMPLOG1\n\x01\0\0\x02\0\0\0\0\0\0\0\x05hi");
+    }
+
+    #[test]
+    fn lines_are_joined_and_long_ones_parted() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(folder.path());
+        writer.write(LogStream::Stdout, b"a", 1);
+        writer.write(LogStream::Stderr, b"x\n", 2);
+        writer.write(LogStream::Stdout, b"b\nc\n\n", 3);
+        writer.write(LogStream::Stdout, &vec![b'l'; LINE_BYTES_MAX + 1], 4);
+        writer.finish();
+        let lines = Reader::open(folder.path()).tail(100);
+        let texts = texts(&lines);
+        assert_eq!(&texts[..4], ["x", "ab", "c", ""]);
+        assert_eq!(texts[4].len(), LINE_BYTES_MAX);
+        assert_eq!(texts[5], "l");
+    }
+
+    #[test]
+    fn a_reader_follows_through_a_turn_of_the_ring() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(folder.path());
+        let mut reader = Reader::open(folder.path());
+        writer.write(LogStream::Stdout, b"first\n", 1);
+        assert_eq!(texts(&reader.tail(1)), ["first"]);
+        let mut seen = 0;
+        for number in 0..5000 {
+            writer.write(LogStream::Stdout, format!("{number:0>60}\n").as_bytes(), 1);
+            if number % 500 == 499 {
+                let more = reader.more();
+                assert_eq!(more.gap_bytes, 0);
+                seen += more.lines.len();
+            }
+        }
+        assert_eq!(seen, 5000);
+        let used: u64 = ["log.0", "log.1"]
+            .map(|name| std::fs::metadata(folder.path().join(name)).unwrap().len())
+            .iter()
+            .sum();
+        assert!(used <= 2 * FILE_BYTES_MAX, "{used}");
+        for _ in 0..9000 {
+            writer.write(LogStream::Stdout, &[b'x'; 60], 1);
+            writer.write(LogStream::Stdout, b"\n", 1);
+        }
+        assert!(reader.more().gap_bytes > 0);
+    }
+
+    #[test]
+    fn torn_and_foreign_files_are_read_as_far_as_they_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(folder.path());
+        writer.write(LogStream::Stdout, b"one\ntwo\n", 1);
+        let path = folder.path().join("log.0");
+        let whole = std::fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            assert!(Reader::open(folder.path()).tail(9).len() < 2, "{length}");
+        }
+        std::fs::write(&path, b"something else").unwrap();
+        assert!(Reader::open(folder.path()).tail(9).is_empty());
+    }
+}

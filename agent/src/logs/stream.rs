@@ -1,0 +1,124 @@
+//! A leased log stream: chunks of a container's log, for as long as somebody looks.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use limpet_protocol::command::CHUNK_BYTES_MAX;
+use limpet_protocol::{Kind, LogLine, Prefix, StreamChunk, StreamId, Topic, envelope};
+
+use super::ring::{News, Reader};
+use crate::clock;
+use crate::device::header;
+use crate::link::ToLink;
+use crate::state::Identity;
+
+/// How often a log that is followed is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Lines that a stream may begin with, whatever is asked for.
+const TAIL_MAX: u32 = 10_000;
+
+/// Where chunks go.
+pub struct Sender {
+    /// Signs them.
+    pub identity: Arc<Identity>,
+    /// The link.
+    pub to_link: smol::channel::Sender<ToLink>,
+    /// The connection that the stream belongs to.
+    pub connection: u64,
+    /// The stream.
+    pub stream: StreamId,
+}
+
+/// Sends the latest `tail` lines of several containers, in order, and, where asked, what the last
+/// of them writes from then on, until the lease ends.
+pub async fn run(
+    sender: Sender,
+    folders: Vec<PathBuf>,
+    tail: u32,
+    follow: bool,
+    until_ms: Rc<Cell<u64>>,
+) {
+    let tail = usize::try_from(tail.min(TAIL_MAX)).unwrap_or(0);
+    let mut lines = Vec::new();
+    let mut latest = None;
+    for folder in folders {
+        let mut reader = Reader::open(&folder);
+        lines.extend(reader.tail(tail));
+        latest = Some(reader);
+    }
+    let lines = lines.split_off(lines.len().saturating_sub(tail));
+    let mut number = 0;
+    sender
+        .send(
+            &mut number,
+            News {
+                lines,
+                gap_bytes: 0,
+            },
+            !follow,
+        )
+        .await;
+    let Some(mut reader) = latest.filter(|_| follow) else {
+        return;
+    };
+    while clock::boot_ms() < until_ms.get() {
+        smol::Timer::after(LOOK_EVERY).await;
+        let news = reader.more();
+        if !news.lines.is_empty() || news.gap_bytes > 0 {
+            sender.send(&mut number, news, false).await;
+        }
+    }
+}
+
+impl Sender {
+    async fn send(&self, number: &mut u64, news: News, end: bool) {
+        let mut chunks = parts(news.lines);
+        if chunks.is_empty() {
+            chunks.push(Vec::new());
+        }
+        let last = chunks.len() - 1;
+        for (index, lines) in chunks.into_iter().enumerate() {
+            let gap_bytes = if index == 0 { news.gap_bytes } else { 0 };
+            let chunk = StreamChunk {
+                lines,
+                gap_bytes,
+                end: end && index == last,
+            };
+            let head = header(&self.identity, Kind::Stream, 0, *number);
+            let payload = envelope::seal(&self.identity.key, &head, &chunk);
+            let topic = Topic::Stream(self.identity.device.clone(), self.stream);
+            let topic = topic.under(&Prefix::default());
+            let message = ToLink {
+                connection: self.connection,
+                topic,
+                payload,
+            };
+            if self.to_link.send(message).await.is_err() {
+                return;
+            }
+            *number += 1;
+        }
+    }
+}
+
+/// Lines in portions that fit into a chunk.
+fn parts(lines: Vec<LogLine>) -> Vec<Vec<LogLine>> {
+    let mut parts: Vec<Vec<LogLine>> = Vec::new();
+    let mut room = 0;
+    for line in lines {
+        let cost = line.bytes.len() + 24;
+        match parts.last_mut().filter(|_| cost <= room) {
+            Some(part) => part.push(line),
+            None => {
+                parts.push(vec![line]);
+                room = CHUNK_BYTES_MAX;
+            }
+        }
+        room = room.saturating_sub(cost);
+    }
+    parts
+}

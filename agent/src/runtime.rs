@@ -1,0 +1,385 @@
+//! Containers on this device: made by a shim each, found again after a restart, removed whole.
+//!
+//! Everything here blocks for a bounded time and is called from the blocking pool. What runs
+//! belongs to its shim: ending the agent, in whatever way, touches no container.
+
+use std::fs::DirBuilder;
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use limpet_agent_core::{Found, FoundState};
+use limpet_protocol::{ContainerId, Digest, Exit, Feature, Signal, WorkloadSpec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::image::Image;
+
+mod bundle;
+mod cgroup;
+mod order;
+mod process;
+mod seccomp;
+pub mod shim;
+mod user;
+pub mod wait;
+
+use cgroup::Hierarchies;
+use order::{ExitRecord, Process, StartOrder, StateRecord};
+
+/// A shim that has not answered after this long is given up.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The containers below one run folder.
+pub struct Runtime {
+    containers: PathBuf,
+    writable: PathBuf,
+    cgroup_parent: String,
+    program: PathBuf,
+    hierarchies: Hierarchies,
+}
+
+/// Where containers are kept.
+#[derive(Debug, Clone)]
+pub struct Folders {
+    /// Does not survive a reboot; best in memory.
+    pub run_dir: PathBuf,
+    /// Holds the writable layers.
+    pub data_dir: PathBuf,
+    /// The control group above all containers.
+    pub cgroup_parent: String,
+    /// The agent's own program, which is the shim's too.
+    pub program: PathBuf,
+}
+
+/// A container whose main process runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Its main process.
+    pub pid: u32,
+    /// Becomes readable when it has ended and its exit is recorded.
+    pub ended: OwnedFd,
+    /// To be reaped, where this agent made it.
+    shim: Option<Child>,
+}
+
+/// Why a container could not be handled.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// A folder or file of the container.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The shim says why.
+    #[error("{0}")]
+    Refused(String),
+    /// The shim said nothing.
+    #[error("the shim of {0} ended or hung before it answered; its log is {1}")]
+    Silent(ContainerId, PathBuf),
+    /// The signal did not arrive.
+    #[error("cannot signal {container}: {source}")]
+    Signal {
+        /// The container.
+        container: ContainerId,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+fn io<'a>(
+    action: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(std::io::Error) -> RuntimeError + 'a {
+    move |source| RuntimeError::Io {
+        action,
+        path: path.into(),
+        source,
+    }
+}
+
+impl Runtime {
+    /// Makes the folders that containers are kept in.
+    ///
+    /// # Errors
+    /// When they cannot be made.
+    pub fn open(folders: Folders) -> Result<Self, RuntimeError> {
+        let runtime = Self {
+            containers: folders.run_dir.join("containers"),
+            writable: folders.data_dir.join("containers"),
+            cgroup_parent: folders.cgroup_parent,
+            program: folders.program,
+            hierarchies: Hierarchies::find(),
+        };
+        for path in [&runtime.containers, &runtime.writable] {
+            make_folder(path)?;
+        }
+        Ok(runtime)
+    }
+
+    /// What can be enforced here.
+    pub fn features(&self) -> Vec<Feature> {
+        self.hierarchies.features()
+    }
+
+    /// The run folder of a container; its log is there.
+    pub fn folder(&self, container: &ContainerId) -> PathBuf {
+        self.containers.join(container.as_str())
+    }
+
+    /// Makes a container and starts its main process.
+    ///
+    /// # Errors
+    /// When it could not be made; nothing of it runs, and [`Runtime::remove`] takes away the rest.
+    pub fn start(
+        &self,
+        container: &ContainerId,
+        revision: Digest,
+        image: &Image,
+        spec: &WorkloadSpec,
+    ) -> Result<Running, RuntimeError> {
+        let folder = self.folder(container);
+        make_folder(&folder.join("bundle"))?;
+        let order = StartOrder {
+            id: container.clone(),
+            revision,
+            hostname: host_name(container),
+            layers_dir: image.layers_dir.clone(),
+            layers: image.layers.clone(),
+            image: image.config.clone(),
+            spec: spec.clone(),
+            writable: self.writable.join(container.as_str()),
+            cgroup: self.cgroup(container),
+        };
+        let path = folder.join("order");
+        order::write(&path, &order).map_err(io("write", &path))?;
+        let mut shim = self.spawn(&folder)?;
+        match self.answer(container, &mut shim) {
+            Ok(pid) => {
+                let state: Option<StateRecord> = order::read(&folder.join("state"));
+                let ended = state.and_then(|state| process::open(state.shim));
+                match ended {
+                    Some(ended) => Ok(Running {
+                        pid,
+                        ended,
+                        shim: Some(shim),
+                    }),
+                    None => Err(self.silent(container)),
+                }
+            }
+            Err(error) => {
+                // It has ended by itself, or it hangs and must.
+                let _ = shim.kill();
+                let _ = shim.wait();
+                Err(error)
+            }
+        }
+    }
+
+    fn spawn(&self, folder: &Path) -> Result<Child, RuntimeError> {
+        let path = folder.join("shim.log");
+        let log = std::fs::File::create(&path).map_err(io("write", &path))?;
+        Command::new(&self.program)
+            .arg("shim")
+            .arg(folder)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .map_err(io("run", &self.program))
+    }
+
+    fn answer(&self, container: &ContainerId, shim: &mut Child) -> Result<u32, RuntimeError> {
+        let silent = || self.silent(container);
+        let stdout = shim.stdout.take().ok_or_else(silent)?;
+        let timeout = Timespec {
+            tv_sec: ANSWER_TIMEOUT.as_secs().cast_signed(),
+            tv_nsec: 0,
+        };
+        let mut fds = [PollFd::new(&stdout, PollFlags::IN)];
+        if poll(&mut fds, Some(&timeout)).unwrap_or(0) == 0 {
+            return Err(silent());
+        }
+        let mut line = String::new();
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .map_err(|_| silent())?;
+        match line.trim_end().split_once(' ') {
+            Some(("started", pid)) => pid.parse().map_err(|_| silent()),
+            Some(("failed", why)) => Err(RuntimeError::Refused(why.to_owned())),
+            Some(_) | None => Err(silent()),
+        }
+    }
+
+    fn silent(&self, container: &ContainerId) -> RuntimeError {
+        RuntimeError::Silent(container.clone(), self.folder(container).join("shim.log"))
+    }
+
+    /// The containers that are there, and handles on those that run.
+    ///
+    /// # Errors
+    /// When the folder of containers cannot be read.
+    pub fn scan(&self) -> Result<Vec<(Found, Option<Running>)>, RuntimeError> {
+        let entries = std::fs::read_dir(&self.containers).map_err(io("read", &self.containers))?;
+        let ids = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Ok(ids.map(|id| self.look(id)).collect())
+    }
+
+    fn look(&self, container: ContainerId) -> (Found, Option<Running>) {
+        let folder = self.folder(&container);
+        let revision = order::read(&folder.join("order")).map(|order: StartOrder| order.revision);
+        // The exit is read last: a container that ends meanwhile is seen either way.
+        let state: Option<StateRecord> = order::read(&folder.join("state"));
+        let running = state.and_then(|state| {
+            let ended = process::open(state.shim).or_else(|| process::open(state.main))?;
+            Some(Running {
+                pid: state.main.pid,
+                ended,
+                shim: None,
+            })
+        });
+        let exit: Option<ExitRecord> = order::read(&folder.join("exit"));
+        let (state, running) = match (exit, running, state) {
+            (Some(record), _, _) => (FoundState::Ended(record.exit), None),
+            (None, Some(running), _) => (FoundState::Running { pid: running.pid }, Some(running)),
+            (None, None, Some(_)) => (FoundState::Ended(Exit::Unknown), None),
+            (None, None, None) => (FoundState::Broken, None),
+        };
+        (
+            Found {
+                container,
+                revision,
+                state,
+            },
+            running,
+        )
+    }
+
+    /// How a container ended, once [`Running::ended`] is readable; None where only its shim has,
+    /// and a handle on the main process takes its place.
+    pub fn exit(&self, container: &ContainerId, running: &mut Running) -> Option<Exit> {
+        if let Some(mut shim) = running.shim.take() {
+            // It has ended: this takes its place in the process table away.
+            let _ = shim.wait();
+        }
+        let folder = self.folder(container);
+        if let Some(record) = order::read::<ExitRecord>(&folder.join("exit")) {
+            return Some(record.exit);
+        }
+        let main = order::read(&folder.join("state")).map(|state: StateRecord| state.main);
+        match main.and_then(process::open) {
+            Some(main) if !is_over(&main) => {
+                running.ended = main;
+                None
+            }
+            Some(_) | None => Some(Exit::Unknown),
+        }
+    }
+
+    /// Sends a signal to a container's main process; one that has ended needs none.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn signal(
+        &self,
+        container: &ContainerId,
+        signal: Option<Signal>,
+    ) -> Result<(), RuntimeError> {
+        let folder = self.folder(container);
+        let state: Option<StateRecord> = order::read(&folder.join("state"));
+        let Some(StateRecord { main, .. }) = state else {
+            return Ok(());
+        };
+        let signal = signal.unwrap_or_else(|| {
+            let order: Option<StartOrder> = order::read(&folder.join("order"));
+            let image = order.and_then(|order| order.image.stop_signal);
+            image
+                .and_then(|name| name.parse().ok())
+                .unwrap_or(Signal::TERM)
+        });
+        process::signal(main, signal.number()).map_err(|source| RuntimeError::Signal {
+            container: container.clone(),
+            source,
+        })
+    }
+
+    /// Takes everything of a container away; what is gone already is no error.
+    ///
+    /// # Errors
+    /// When something would not go.
+    pub fn remove(&self, container: &ContainerId) -> Result<(), RuntimeError> {
+        let folder = self.folder(container);
+        if let Some(StateRecord { shim, .. }) = order::read(&folder.join("state")) {
+            self.end_shim(shim)
+                .map_err(io("end the shim of", &folder))?;
+        }
+        let group = self.cgroup(container);
+        self.hierarchies
+            .remove(&group)
+            .map_err(io("remove the control group", Path::new(&group)))?;
+        self.hierarchies.remove_if_empty(&self.cgroup_parent);
+        for path in [self.writable.join(container.as_str()), folder] {
+            match std::fs::remove_dir_all(&path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => {
+                    return Err(RuntimeError::Io {
+                        action: "remove",
+                        path,
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A shim that still waits is ended with its container, whose exit nobody asks for.
+    fn end_shim(&self, shim: Process) -> std::io::Result<()> {
+        process::signal(shim, Signal::KILL.number())
+    }
+
+    fn cgroup(&self, container: &ContainerId) -> String {
+        format!("{}/{container}", self.cgroup_parent)
+    }
+}
+
+fn is_over(process: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    poll(
+        &mut fds,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    )
+    .unwrap_or(0)
+        > 0
+}
+
+fn make_folder(path: &Path) -> Result<(), RuntimeError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(io("make", path))
+}
+
+/// A name of at most 63 characters, as hosts may have (RFC 1123).
+fn host_name(container: &ContainerId) -> String {
+    let workload = container
+        .parts()
+        .map_or_else(String::new, |(workload, _)| workload.to_string());
+    let name: String = workload.replace('.', "-").chars().take(63).collect();
+    name.trim_end_matches('-').to_owned()
+}

@@ -1,0 +1,116 @@
+//! Control groups: which limits this kernel can enforce, and taking groups away again. Making them
+//! is libcontainer's.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use limpet_protocol::Feature;
+
+/// How long processes that were killed may take to leave their group.
+const EMPTY_WAIT: Duration = Duration::from_secs(2);
+
+/// The mounted hierarchies of cgroup v1 and v2.
+#[derive(Debug, Clone)]
+pub(super) struct Hierarchies(Vec<Hierarchy>);
+
+#[derive(Debug, Clone)]
+struct Hierarchy {
+    mount: PathBuf,
+    controllers: Vec<String>,
+}
+
+impl Hierarchies {
+    /// Reads them from the kernel.
+    pub(super) fn find() -> Self {
+        let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        Self(text.lines().filter_map(hierarchy).collect())
+    }
+
+    /// What can be limited per container.
+    pub(super) fn features(&self) -> Vec<Feature> {
+        [
+            ("memory", Feature::LIMIT_MEMORY),
+            ("cpu", Feature::LIMIT_CPU),
+            ("pids", Feature::LIMIT_PIDS),
+        ]
+        .into_iter()
+        .filter(|(name, _)| {
+            self.0
+                .iter()
+                .any(|h| h.controllers.iter().any(|c| c == name))
+        })
+        .map(|(_, feature)| Feature::known(feature))
+        .collect()
+    }
+
+    /// Kills what is in a group and takes the group away, in every hierarchy.
+    pub(super) fn remove(&self, group: &str) -> std::io::Result<()> {
+        for path in self.paths(group) {
+            remove_tree(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a group away where it is empty, and leaves it where it is not.
+    pub(super) fn remove_if_empty(&self, group: &str) {
+        for path in self.paths(group) {
+            // Not empty, or gone already: both are as they should be.
+            let _ = std::fs::remove_dir(path);
+        }
+    }
+
+    fn paths<'a>(&'a self, group: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
+        self.0
+            .iter()
+            .map(move |h| h.mount.join(group.trim_start_matches('/')))
+    }
+}
+
+/// One line of mountinfo (proc(5)): the mount point is field 5; behind ` - ` come the type, the
+/// source and the options.
+fn hierarchy(line: &str) -> Option<Hierarchy> {
+    let (before, after) = line.split_once(" - ")?;
+    let mount = PathBuf::from(before.split(' ').nth(4)?);
+    let mut after = after.split(' ');
+    let controllers = match after.next()? {
+        "cgroup" => after.nth(1)?.split(',').map(str::to_owned).collect(),
+        "cgroup2" => std::fs::read_to_string(mount.join("cgroup.controllers"))
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect(),
+        _ => return None,
+    };
+    Some(Hierarchy { mount, controllers })
+}
+
+fn remove_tree(path: &Path) -> std::io::Result<()> {
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    let deadline = Instant::now() + EMPTY_WAIT;
+    loop {
+        match std::fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if Instant::now() >= deadline => return Err(e),
+            Err(_) => kill_all(path),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn kill_all(group: &Path) {
+    let procs = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in procs.lines().filter_map(|line| line.parse().ok()) {
+        if let Some(process) = super::process::look(pid) {
+            // Gone in the meantime, or killed: the caller looks again.
+            let _ = super::process::signal(process, 9);
+        }
+    }
+}
