@@ -2,4 +2,6 @@
 //! over the HTTP API.
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod server;
 pub mod view;

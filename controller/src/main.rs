@@ -1,2 +1,5 @@
-//! stub
-fn main(){}
+//! `limpet`: see the library of the same package.
+
+fn main() -> std::process::ExitCode {
+    limpet_controller::cli::main()
+}

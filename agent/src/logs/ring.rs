@@ -1,18 +1,20 @@
 //! The ring that a container's output is kept in: `log.0` is written, `log.1` is the one before.
 //!
-//! A file begins with [`MAGIC`]; a record is `stream u8, 0 u8, length u16, wall clock u64 in ms`,
+//! A file begins with [`MAGIC`] and the number of record bytes that were written before it, u64, so
+//! that a reader knows where it is in the whole of the output; a record is `stream u8, 0 u8, length u16, wall clock u64 in ms`,
 //! big endian, then the bytes of one line, or of a part of a long one.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use limpet_protocol::{LogLine, LogStream};
 
 /// Names the format and its version.
 const MAGIC: &[u8; 8] = b"LMPLOG1\n";
+/// What a file begins with.
+const BEGIN_BYTES: usize = 16;
+/// What a record begins with.
 const HEADER_BYTES: usize = 12;
 /// A file of the ring at most: two of them per container, in memory by default.
 const FILE_BYTES_MAX: u64 = 128 * 1024;
@@ -23,7 +25,9 @@ const LINE_BYTES_MAX: usize = 4 * 1024;
 pub struct Writer {
     folder: PathBuf,
     file: Option<File>,
+    /// Bytes in the current file, and record bytes in those before it.
     written: u64,
+    before: u64,
     partial: [Vec<u8>; 2],
 }
 
@@ -33,7 +37,8 @@ impl Writer {
         let mut writer = Self {
             folder: folder.into(),
             file: None,
-            written: 0,
+            written: BEGIN_BYTES as u64,
+            before: 0,
             partial: Default::default(),
         };
         writer.begin();
@@ -44,10 +49,13 @@ impl Writer {
         let current = self.folder.join("log.0");
         // There is none before the first.
         let _ = std::fs::rename(&current, self.folder.join("log.1"));
+        self.before += self.written - BEGIN_BYTES as u64;
+        self.written = BEGIN_BYTES as u64;
         self.file = File::create(&current).ok();
-        self.written = MAGIC.len() as u64;
         if let Some(file) = &mut self.file {
-            let _ = file.write_all(MAGIC);
+            let begin = [MAGIC.as_slice(), &self.before.to_be_bytes()].concat();
+            // Without it no reader takes the file for a log: the output is lost until the next one.
+            let _ = file.write_all(&begin);
         }
     }
 
@@ -98,14 +106,8 @@ impl Writer {
 /// Reads a ring while it is being written.
 pub struct Reader {
     folder: PathBuf,
-    current: Option<Position>,
-}
-
-/// How far a file has been read; its inode tells it from the one that takes its name.
-#[derive(Debug, Clone, Copy)]
-struct Position {
-    inode: u64,
-    offset: u64,
+    /// Record bytes that have been read, of all that were ever written.
+    position: u64,
 }
 
 /// What a look at the ring found.
@@ -113,7 +115,7 @@ struct Position {
 pub struct News {
     /// Lines, in order.
     pub lines: Vec<LogLine>,
-    /// Bytes that were overwritten unread, as far as that can be told.
+    /// Record bytes that were overwritten unread.
     pub gap_bytes: u64,
 }
 
@@ -122,78 +124,60 @@ impl Reader {
     pub fn open(folder: &Path) -> Self {
         Self {
             folder: folder.into(),
-            current: None,
+            position: 0,
         }
     }
 
     /// The latest lines, at most `tail`; [`Reader::more`] goes on from there.
     pub fn tail(&mut self, tail: usize) -> Vec<LogLine> {
-        let mut lines = VecDeque::new();
-        for name in ["log.1", "log.0"] {
-            let Some((mut file, inode)) = self.file(name) else {
-                continue;
-            };
-            let (read, offset) = records(&mut file, MAGIC.len() as u64);
-            self.current = Some(Position { inode, offset });
-            lines.extend(read);
-            while lines.len() > tail {
-                lines.pop_front();
-            }
-        }
-        lines.into()
+        let mut lines = self.more().lines;
+        lines.split_off(lines.len().saturating_sub(tail))
     }
 
     /// What was written since the last look.
     pub fn more(&mut self) -> News {
-        let mut out = News::default();
-        let begin = MAGIC.len() as u64;
-        let Some((mut file, inode)) = self.file("log.0") else {
-            return out;
-        };
-        let mut offset = begin;
-        match self.current {
-            Some(position) if position.inode == inode => offset = position.offset,
-            Some(position) => match self.file("log.1") {
-                Some((mut older, before)) if before == position.inode => {
-                    out.lines.extend(records(&mut older, position.offset).0);
-                }
-                Some((mut older, _)) => {
-                    out.gap_bytes = FILE_BYTES_MAX.saturating_sub(position.offset).max(1);
-                    out.lines.extend(records(&mut older, begin).0);
-                }
-                None => {}
-            },
-            None => {}
+        let mut news = News::default();
+        for name in ["log.1", "log.0"] {
+            let Some((mut file, before)) = self.file(name) else {
+                continue;
+            };
+            if before > self.position {
+                news.gap_bytes += before - self.position;
+                self.position = before;
+            }
+            let (lines, read) = records(&mut file, self.position - before);
+            news.lines.extend(lines);
+            self.position += read;
         }
-        let (lines, offset) = records(&mut file, offset);
-        out.lines.extend(lines);
-        self.current = Some(Position { inode, offset });
-        out
+        news
     }
 
     fn file(&self, name: &str) -> Option<(File, u64)> {
-        let file = File::open(self.folder.join(name)).ok()?;
-        let inode = file.metadata().ok()?.ino();
-        Some((file, inode))
+        let mut file = File::open(self.folder.join(name)).ok()?;
+        let mut begin = [0; BEGIN_BYTES];
+        file.read_exact(&mut begin).ok()?;
+        let (magic, before) = begin.split_first_chunk()?;
+        (magic == MAGIC).then_some((file, u64::from_be_bytes(before.try_into().ok()?)))
     }
 }
 
-/// The whole records from `offset` on, and the offset behind them.
-fn records(file: &mut File, mut offset: u64) -> (Vec<LogLine>, u64) {
+/// The whole records behind the first `skip` bytes of them, and how many bytes they have.
+fn records(file: &mut File, skip: u64) -> (Vec<LogLine>, u64) {
     let mut bytes = Vec::new();
-    let mut magic = [0; MAGIC.len()];
-    let known = file.read_exact(&mut magic).is_ok() && magic == *MAGIC;
-    let read = file
-        .seek(SeekFrom::Start(offset))
-        .and_then(|_| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes));
     let mut lines = Vec::new();
+    let sought = file.seek(SeekFrom::Start(BEGIN_BYTES as u64 + skip));
+    if sought
+        .and_then(|_| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes))
+        .is_err()
+    {
+        return (lines, 0);
+    }
     let mut rest = bytes.as_slice();
-    while let (true, Ok(_), Some((line, after))) = (known, &read, record(rest)) {
-        offset += (rest.len() - after.len()) as u64;
+    while let Some((line, after)) = record(rest) {
         rest = after;
         lines.push(line);
     }
-    (lines, offset)
+    (lines, (bytes.len() - rest.len()) as u64)
 }
 
 fn record(bytes: &[u8]) -> Option<(LogLine, &[u8])> {
@@ -233,7 +217,10 @@ mod tests {
         let mut writer = Writer::open(folder.path());
         writer.write(LogStream::Stderr, b"hi\n", 5);
         let bytes = std::fs::read(folder.path().join("log.0")).unwrap();
-        assert_eq!(bytes, b"LMPLOG1\n\x01\0\0\x02\0\0\0\0\0\0\0\x05hi");
+        assert_eq!(
+            bytes,
+            b"LMPLOG1\n\0\0\0\0\0\0\0\0\x01\0\0\x02\0\0\0\0\0\0\0\x05hi"
+        );
     }
 
     #[test]

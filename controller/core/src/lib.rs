@@ -8,6 +8,7 @@
 )]
 
 pub mod deployment;
+pub mod manifest;
 pub mod placement;
 pub mod settling;
 

@@ -1,0 +1,126 @@
+//! The command line: one file per verb.
+//!
+//! Exit status: 0 done, 1 it failed, 2 the command line was wrong.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+mod apply;
+mod client;
+mod delete;
+mod describe;
+mod get;
+mod logs;
+mod progress;
+mod run;
+mod scale;
+mod table;
+mod up;
+
+use client::Client;
+
+/// Orchestrates containers on fleets of small, badly connected machines.
+#[derive(Parser)]
+#[command(name = "limpet", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    controller: Controller,
+}
+
+/// Which controller to speak to.
+#[derive(Args)]
+struct Controller {
+    /// The controller's address
+    #[arg(
+        long,
+        global = true,
+        env = "LIMPET_SERVER",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8420"
+    )]
+    server: String,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Up(up::Up),
+    Run(Box<run::Run>),
+    Scale(scale::Scale),
+    Apply(apply::Apply),
+    Get(get::Get),
+    Describe(describe::Describe),
+    Logs(logs::Logs),
+    Delete(delete::Delete),
+    /// Print the versions of this program and of the controller
+    Version,
+    /// Print a script that completes limpet's words in a shell
+    ///
+    /// Example: limpet completion bash > /etc/bash_completion.d/limpet
+    Completion {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Does what the arguments say.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let client = Client::new(&cli.controller.server);
+    let done = match cli.verb {
+        Verb::Up(verb) => verb.run(),
+        Verb::Run(verb) => verb.run(&client),
+        Verb::Scale(verb) => verb.run(&client),
+        Verb::Apply(verb) => verb.run(&client),
+        Verb::Get(verb) => verb.run(&client),
+        Verb::Describe(verb) => verb.run(&client),
+        Verb::Logs(verb) => verb.run(&client),
+        Verb::Delete(verb) => verb.run(&client),
+        Verb::Version => version(&client),
+        Verb::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "limpet", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read has read enough.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "limpet: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+fn version(client: &Client) -> anyhow::Result<()> {
+    print(concat!("limpet ", env!("CARGO_PKG_VERSION"), "\n"))?;
+    let controller: crate::view::VersionView = client.get("/api/v1/version")?;
+    print(&format!(
+        "controller {} at {}\n",
+        controller.version,
+        client.server()
+    ))
+}
+
+/// `KEY=VALUE`, as flags take it.
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".to_owned()),
+    }
+}

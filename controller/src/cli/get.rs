@@ -1,0 +1,301 @@
+//! `limpet get`
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::client::Client;
+use super::table::{age, bytes, table};
+use super::{pair, print};
+use crate::view::{DeploymentView, DeviceView, EventView, ExitView, WorkloadView};
+
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// List devices, deployments, workloads or events
+///
+/// Examples:
+///   limpet get devices --select site=berlin
+///   limpet get workloads web -o wide
+///   limpet get events --watch
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Get {
+    /// What to list
+    #[arg(value_enum)]
+    kind: Kind,
+    /// Only this one; of workloads and events, those of this deployment
+    name: Option<String>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Only devices with this label; can be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    select: Vec<(String, String)>,
+    /// Print again whenever something changes, until interrupted
+    #[arg(short, long)]
+    watch: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    #[value(alias = "device", alias = "dev")]
+    Devices,
+    #[value(alias = "deployment", alias = "deploy")]
+    Deployments,
+    #[value(alias = "workload", alias = "wl")]
+    Workloads,
+    #[value(alias = "event", alias = "ev")]
+    Events,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Wide,
+    Json,
+    Yaml,
+}
+
+impl Get {
+    pub(super) fn run(self, client: &Client) -> anyhow::Result<()> {
+        if !self.select.is_empty() && self.kind != Kind::Devices {
+            bail!("--select picks devices; it goes with `limpet get devices`");
+        }
+        let mut shown = String::new();
+        loop {
+            let text = self.text(client)?;
+            if text != shown {
+                let clear = self.watch && !shown.is_empty() && std::io::stdout().is_terminal();
+                print(if clear { "\x1b[2J\x1b[H" } else { "" })?;
+                print(&text)?;
+                shown = text;
+            }
+            if !self.watch {
+                return Ok(());
+            }
+            std::thread::sleep(WATCH_EVERY);
+        }
+    }
+
+    fn text(&self, client: &Client) -> anyhow::Result<String> {
+        let name = self.name.as_deref();
+        match self.kind {
+            Kind::Devices => {
+                let mut rows: Vec<DeviceView> = client.get("/api/v1/devices")?;
+                rows.retain(|row| carries(&row.labels, &self.select));
+                self.show(named(rows, name, |row| &row.id)?, DEVICE, device)
+            }
+            Kind::Deployments => {
+                let rows: Vec<DeploymentView> = client.get("/api/v1/deployments")?;
+                if self.output == Output::Yaml
+                    && let Some(name) = name
+                {
+                    return client.text(&format!("/api/v1/deployments/{name}/manifest"));
+                }
+                self.show(named(rows, name, |row| &row.name)?, DEPLOYMENT, deployment)
+            }
+            Kind::Workloads => self.show(listed(client, "workloads", name)?, WORKLOAD, workload),
+            Kind::Events => self.show(listed(client, "events", name)?, EVENT, event),
+        }
+    }
+
+    fn show<T: Serialize>(
+        &self,
+        rows: Vec<T>,
+        (heads, narrow): (&[&str], usize),
+        row: fn(&T) -> Vec<String>,
+    ) -> anyhow::Result<String> {
+        let cut = if self.output == Output::Wide {
+            heads.len()
+        } else {
+            narrow
+        };
+        match self.output {
+            Output::Table | Output::Wide if rows.is_empty() => Ok("nothing found\n".to_owned()),
+            Output::Table | Output::Wide => {
+                let cells: Vec<Vec<String>> = rows
+                    .iter()
+                    .map(|r| row(r).into_iter().take(cut).collect())
+                    .collect();
+                Ok(table(&heads[..cut], &cells))
+            }
+            Output::Json => Ok(serde_json::to_string_pretty(&rows)? + "\n"),
+            Output::Yaml => yaml(&rows),
+        }
+    }
+}
+
+/// A list as YAML: each field as JSON, which YAML contains.
+fn yaml<T: Serialize>(rows: &[T]) -> anyhow::Result<String> {
+    let mut out = String::new();
+    for row in rows {
+        let fields: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_value(serde_json::to_value(row)?)?;
+        for (index, (key, value)) in fields.iter().enumerate() {
+            let mark = if index == 0 { "- " } else { "  " };
+            out += &format!("{mark}{key}: {value}\n");
+        }
+    }
+    Ok(if out.is_empty() {
+        "[]\n".to_owned()
+    } else {
+        out
+    })
+}
+
+fn listed<T: DeserializeOwned>(
+    client: &Client,
+    what: &str,
+    name: Option<&str>,
+) -> anyhow::Result<Vec<T>> {
+    let filter = name
+        .map(|name| format!("?deployment={name}"))
+        .unwrap_or_default();
+    client.get(&format!("/api/v1/{what}{filter}"))
+}
+
+fn carries(labels: &BTreeMap<String, String>, select: &[(String, String)]) -> bool {
+    select
+        .iter()
+        .all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn named<T>(rows: Vec<T>, name: Option<&str>, id: fn(&T) -> &String) -> anyhow::Result<Vec<T>> {
+    let Some(name) = name else { return Ok(rows) };
+    let known: Vec<String> = rows.iter().map(|row| id(row).clone()).collect();
+    let found: Vec<T> = rows.into_iter().filter(|row| id(row) == name).collect();
+    if found.is_empty() {
+        let known = if known.is_empty() {
+            "none".to_owned()
+        } else {
+            known.join(", ")
+        };
+        bail!("there is no {name}; there is {known}");
+    }
+    Ok(found)
+}
+
+type Heads = (&'static [&'static str], usize);
+
+const DEVICE: Heads = (
+    &[
+        "NAME",
+        "PRESENCE",
+        "SEEN",
+        "ARCH",
+        "WORKLOADS",
+        "LABELS",
+        "AGENT",
+        "KERNEL",
+        "MEMORY",
+        "GENERATION",
+    ],
+    6,
+);
+
+fn device(row: &DeviceView) -> Vec<String> {
+    let labels: Vec<String> = row.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    vec![
+        row.id.clone(),
+        row.presence.clone(),
+        age(row.presence_age_s),
+        row.arch.clone(),
+        row.workloads.to_string(),
+        if labels.is_empty() {
+            "-".to_owned()
+        } else {
+            labels.join(",")
+        },
+        row.agent_version.clone(),
+        row.kernel.clone(),
+        bytes(row.memory_bytes),
+        format!("{} of {}", row.applied_generation, row.generation),
+    ]
+}
+
+const DEPLOYMENT: Heads = (
+    &[
+        "NAME", "RUNNING", "STATUS", "IMAGE", "AGE", "REVISION", "SELECT", "REASON",
+    ],
+    5,
+);
+
+fn deployment(row: &DeploymentView) -> Vec<String> {
+    let select: Vec<String> = row.select.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    vec![
+        row.name.clone(),
+        format!("{}/{}", row.running, row.desired),
+        row.status.clone(),
+        row.image.clone(),
+        age(row.age_s),
+        row.revision.clone(),
+        if select.is_empty() {
+            "-".to_owned()
+        } else {
+            select.join(",")
+        },
+        row.reason.clone().unwrap_or_default(),
+    ]
+}
+
+const WORKLOAD: Heads = (
+    &[
+        "NAME",
+        "DEVICE",
+        "PHASE",
+        "RESTARTS",
+        "AGE",
+        "MESSAGE",
+        "PID",
+        "CONTAINER",
+        "REVISION",
+    ],
+    6,
+);
+
+fn workload(row: &WorkloadView) -> Vec<String> {
+    let phase = if row.online {
+        row.phase.clone()
+    } else {
+        format!("{} (offline)", row.phase)
+    };
+    vec![
+        row.id.clone(),
+        row.device.clone(),
+        phase,
+        row.restarts.to_string(),
+        age(row.age_s),
+        row.message.clone(),
+        row.pid.map(|pid| pid.to_string()).unwrap_or_default(),
+        row.container.clone().unwrap_or_default(),
+        row.revision.clone(),
+    ]
+}
+
+const EVENT: Heads = (&["SEQ", "TIME", "KIND", "DEVICE", "WORKLOAD", "MESSAGE"], 6);
+
+fn event(row: &EventView) -> Vec<String> {
+    let about = row.workload.clone().or_else(|| row.deployment.clone());
+    vec![
+        row.seq.to_string(),
+        row.at.clone().unwrap_or_else(|| "unknown".to_owned()),
+        row.kind.clone(),
+        row.device.clone().unwrap_or_else(|| "-".to_owned()),
+        about.unwrap_or_else(|| "-".to_owned()),
+        row.message.clone(),
+    ]
+}
+
+/// How a container ended, for a person.
+pub(super) fn exit(exit: &ExitView) -> String {
+    match exit {
+        ExitView::Code(code) => format!("exited with {code}"),
+        ExitView::Signal(signal) => format!("killed by signal {signal}"),
+        ExitView::Unknown(_) => "ended unseen".to_owned(),
+    }
+}

@@ -1,0 +1,45 @@
+//! `limpet up`
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::server::{self, Options};
+
+/// Start a controller: broker, store and API in one process
+///
+/// Example: limpet up --insecure --data-dir ./limpet
+#[derive(Args)]
+pub(super) struct Up {
+    /// Where the store and the keys are
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/limpet-controller")]
+    data_dir: PathBuf,
+    /// Where the API listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8420")]
+    listen: SocketAddr,
+    /// Where the broker listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:1883")]
+    mqtt_listen: SocketAddr,
+    /// Serve plain HTTP and MQTT, on loopback only
+    #[arg(long)]
+    insecure: bool,
+}
+
+impl Up {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let Self {
+            data_dir,
+            listen,
+            mqtt_listen,
+            insecure,
+        } = self;
+        server::begin_logging()?;
+        server::up(&Options {
+            data_dir,
+            listen,
+            mqtt_listen,
+            insecure,
+        })
+    }
+}

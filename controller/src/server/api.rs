@@ -1,0 +1,360 @@
+//! The HTTP API under `/api/v1`. Every handler parses, hands the work to the fleet and answers.
+
+#![allow(unused_qualifications, reason = "what utoipa's macros write")]
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures::stream;
+use limpet_controller_core::manifest::Format;
+use limpet_protocol::{DeploymentName, DeviceId, WorkloadId};
+use serde::Deserialize;
+use utoipa::{IntoParams, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::fleet::{CallError, Handle};
+use super::logs::{self, Look, Part};
+use super::store::EventFilter;
+use crate::view::{
+    DeployResult, DeploymentView, DeviceView, ErrorView, EventView, LogLineView, ScaleRequest,
+    VersionView, WorkloadView,
+};
+
+/// A manifest at most: far above any that a device could be told.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+const EVENTS_DEFAULT: u32 = 200;
+const EVENTS_MAX: u32 = 10_000;
+const TAIL_DEFAULT: u32 = 100;
+/// A device that does not answer in this time is not going to.
+const FIRST_CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(OpenApi)]
+#[openapi(info(title = "Limpet", description = "The controller's API."))]
+struct Document;
+
+/// All routes.
+pub(super) fn router(fleet: Handle) -> axum::Router {
+    let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(version))
+        .routes(routes!(devices))
+        .routes(routes!(device, forget))
+        .routes(routes!(deployments, apply))
+        .routes(routes!(deployment, delete))
+        .routes(routes!(manifest))
+        .routes(routes!(scale))
+        .routes(routes!(workloads))
+        .routes(routes!(workload_logs))
+        .routes(routes!(events))
+        .split_for_parts();
+    router
+        .route("/healthz", get(async || "ok\n"))
+        .route("/api/v1/openapi.json", get(async move || Json(document)))
+        .fallback(async || {
+            Failure(
+                StatusCode::NOT_FOUND,
+                "there is nothing here; see /api/v1/openapi.json".into(),
+            )
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(only_here))
+        .with_state(fleet)
+}
+
+/// Without certificates only this machine is served: a page of another site must not reach us
+/// through a name that it points at loopback.
+async fn only_here(request: Request, next: Next) -> Response {
+    let host = request
+        .headers()
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let name = host.map(|host| match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    });
+    if matches!(name, Some("localhost" | "127.0.0.1" | "[::1]")) {
+        return next.run(request).await;
+    }
+    let why = "this controller serves localhost only (--insecure)".to_owned();
+    Failure(StatusCode::FORBIDDEN, why).into_response()
+}
+
+/// An answer that is an error.
+struct Failure(StatusCode, String);
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(ErrorView { error: self.1 })).into_response()
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+type Answer<T> = Result<T, Failure>;
+
+fn absent(what: &str, name: &str) -> Failure {
+    Failure(
+        StatusCode::NOT_FOUND,
+        format!("there is no {what} {name:?}"),
+    )
+}
+
+fn parse<T: std::str::FromStr<Err = limpet_protocol::IdError>>(text: &str) -> Answer<T> {
+    text.parse()
+        .map_err(|e: limpet_protocol::IdError| Failure(StatusCode::BAD_REQUEST, e.to_string()))
+}
+
+/// The controller's version.
+#[utoipa::path(get, path = "/api/v1/version", responses((status = 200, body = VersionView)))]
+async fn version() -> Json<VersionView> {
+    Json(VersionView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// All devices.
+#[utoipa::path(get, path = "/api/v1/devices", responses((status = 200, body = [DeviceView])))]
+async fn devices(State(fleet): State<Handle>) -> Answer<Json<Vec<DeviceView>>> {
+    Ok(Json(fleet.call(|fleet| fleet.device_views()).await?))
+}
+
+/// One device.
+#[utoipa::path(get, path = "/api/v1/devices/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = DeviceView), (status = 404, body = ErrorView)))]
+async fn device(State(fleet): State<Handle>, Path(id): Path<String>) -> Answer<Json<DeviceView>> {
+    let views = fleet.call(|fleet| fleet.device_views()).await?;
+    let view = views.into_iter().find(|view| view.id == id);
+    view.map(Json).ok_or_else(|| absent("device", &id))
+}
+
+/// Forgets a device and its key; it may join again, with this key or another.
+#[utoipa::path(delete, path = "/api/v1/devices/{id}", params(("id" = String, Path)), responses(
+    (status = 204), (status = 404, body = ErrorView)))]
+async fn forget(State(fleet): State<Handle>, Path(id): Path<String>) -> Answer<StatusCode> {
+    let device: DeviceId = parse(&id)?;
+    match fleet.call(move |fleet| fleet.forget(&device)).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(absent("device", &id)),
+    }
+}
+
+/// All deployments.
+#[utoipa::path(get, path = "/api/v1/deployments",
+    responses((status = 200, body = [DeploymentView])))]
+async fn deployments(State(fleet): State<Handle>) -> Answer<Json<Vec<DeploymentView>>> {
+    Ok(Json(fleet.call(|fleet| fleet.deployment_views()).await?))
+}
+
+/// One deployment.
+#[utoipa::path(get, path = "/api/v1/deployments/{name}", params(("name" = String, Path)),
+    responses((status = 200, body = DeploymentView), (status = 404, body = ErrorView)))]
+async fn deployment(
+    State(fleet): State<Handle>,
+    Path(name): Path<String>,
+) -> Answer<Json<DeploymentView>> {
+    let views = fleet.call(|fleet| fleet.deployment_views()).await?;
+    let view = views.into_iter().find(|view| view.name == name);
+    view.map(Json).ok_or_else(|| absent("deployment", &name))
+}
+
+/// A deployment's manifest, in YAML.
+#[utoipa::path(get, path = "/api/v1/deployments/{name}/manifest",
+    params(("name" = String, Path)),
+    responses((status = 200, body = String, content_type = "application/yaml"),
+              (status = 404, body = ErrorView)))]
+async fn manifest(State(fleet): State<Handle>, Path(name): Path<String>) -> Answer<Response> {
+    let wanted: DeploymentName = parse(&name)?;
+    let text = fleet.call(move |fleet| fleet.manifest(&wanted)).await?;
+    let text = text.ok_or_else(|| absent("deployment", &name))?;
+    Ok(([(header::CONTENT_TYPE, "application/yaml")], text).into_response())
+}
+
+#[derive(Deserialize, IntoParams)]
+struct ApplyQuery {
+    /// The deployment's name, where the manifest does not say it.
+    name: Option<String>,
+}
+
+/// Applies a manifest: YAML, JSON or CBOR, by its content type or by what it looks like.
+#[utoipa::path(post, path = "/api/v1/deployments", params(ApplyQuery), request_body = String,
+    responses((status = 200, body = DeployResult), (status = 422, body = DeployResult)))]
+async fn apply(
+    State(fleet): State<Handle>,
+    Query(query): Query<ApplyQuery>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer<Response> {
+    let name: Option<DeploymentName> = query.name.as_deref().map(parse).transpose()?;
+    let format = match headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok())
+    {
+        Some("application/yaml" | "application/x-yaml" | "text/yaml") => Format::Yaml,
+        Some("application/json") => Format::Json,
+        Some("application/cbor") => Format::Cbor,
+        Some(_) | None => Format::Detect,
+    };
+    let result = fleet
+        .call(move |fleet| fleet.apply(name.as_ref(), &body, format))
+        .await?;
+    Ok(deploy_result(result))
+}
+
+fn deploy_result(result: DeployResult) -> Response {
+    let status = if result.accepted {
+        StatusCode::OK
+    } else {
+        StatusCode::UNPROCESSABLE_ENTITY
+    };
+    (status, Json(result)).into_response()
+}
+
+/// Asks for another number of replicas.
+#[utoipa::path(post, path = "/api/v1/deployments/{name}/scale", params(("name" = String, Path)),
+    request_body = ScaleRequest,
+    responses((status = 200, body = DeployResult), (status = 404, body = ErrorView),
+              (status = 422, body = DeployResult)))]
+async fn scale(
+    State(fleet): State<Handle>,
+    Path(name): Path<String>,
+    Json(request): Json<ScaleRequest>,
+) -> Answer<Response> {
+    let wanted: DeploymentName = parse(&name)?;
+    let result = fleet
+        .call(move |fleet| fleet.scale(&wanted, request.replicas))
+        .await?;
+    result
+        .map(deploy_result)
+        .ok_or_else(|| absent("deployment", &name))
+}
+
+/// Deletes a deployment; its workloads go as their devices are told.
+#[utoipa::path(delete, path = "/api/v1/deployments/{name}", params(("name" = String, Path)),
+    responses((status = 200, body = DeployResult), (status = 404, body = ErrorView)))]
+async fn delete(State(fleet): State<Handle>, Path(name): Path<String>) -> Answer<Response> {
+    let wanted: DeploymentName = parse(&name)?;
+    let result = fleet.call(move |fleet| fleet.delete(&wanted)).await?;
+    result
+        .map(deploy_result)
+        .ok_or_else(|| absent("deployment", &name))
+}
+
+#[derive(Deserialize, IntoParams)]
+struct WorkloadsQuery {
+    /// Only those of this deployment.
+    deployment: Option<String>,
+}
+
+/// All workloads.
+#[utoipa::path(get, path = "/api/v1/workloads", params(WorkloadsQuery),
+    responses((status = 200, body = [WorkloadView])))]
+async fn workloads(
+    State(fleet): State<Handle>,
+    Query(query): Query<WorkloadsQuery>,
+) -> Answer<Json<Vec<WorkloadView>>> {
+    let name = query.deployment;
+    Ok(Json(
+        fleet
+            .call(move |fleet| fleet.workload_views(name.as_deref()))
+            .await?,
+    ))
+}
+
+#[derive(Deserialize, IntoParams)]
+struct EventsQuery {
+    /// Only events behind this number.
+    after: Option<u64>,
+    /// At most this many, the latest.
+    limit: Option<u32>,
+    /// Only those of this device.
+    device: Option<String>,
+    /// Only those of this deployment.
+    deployment: Option<String>,
+}
+
+/// Events, in the order of their arrival.
+#[utoipa::path(get, path = "/api/v1/events", params(EventsQuery),
+    responses((status = 200, body = [EventView])))]
+async fn events(
+    State(fleet): State<Handle>,
+    Query(query): Query<EventsQuery>,
+) -> Answer<Json<Vec<EventView>>> {
+    let filter = EventFilter {
+        after: query.after.unwrap_or(0),
+        limit: query.limit.unwrap_or(EVENTS_DEFAULT).min(EVENTS_MAX),
+        device: query.device,
+        deployment: query.deployment,
+    };
+    Ok(Json(
+        fleet.call(move |fleet| fleet.event_views(&filter)).await?,
+    ))
+}
+
+#[derive(Deserialize, IntoParams)]
+struct LogsQuery {
+    /// Begin with this many of the latest lines.
+    tail: Option<u32>,
+    /// Go on with what is written from then on.
+    follow: Option<bool>,
+}
+
+/// A workload's log, a JSON object per line.
+#[utoipa::path(get, path = "/api/v1/workloads/{device}/{workload}/logs",
+    params(("device" = String, Path), ("workload" = String, Path), LogsQuery),
+    responses((status = 200, body = LogLineView, content_type = "application/x-ndjson"),
+              (status = 409, body = ErrorView), (status = 504, body = ErrorView)))]
+async fn workload_logs(
+    State(fleet): State<Handle>,
+    Path((device, workload)): Path<(String, String)>,
+    Query(query): Query<LogsQuery>,
+) -> Answer<Response> {
+    let (device, workload): (DeviceId, WorkloadId) = (parse(&device)?, parse(&workload)?);
+    let look = Look {
+        device,
+        workload,
+        tail: query.tail.unwrap_or(TAIL_DEFAULT),
+        follow: query.follow.unwrap_or(false),
+    };
+    let silent = format!("device {} does not answer", look.device);
+    let conflict = |why| Failure(StatusCode::CONFLICT, why);
+    let mut open = logs::open(&fleet, look).await.map_err(conflict)?;
+    let first = match tokio::time::timeout(FIRST_CHUNK_TIMEOUT, open.parts.recv()).await {
+        Ok(Some(Part::Failed(why))) => return Err(conflict(why)),
+        Ok(Some(part)) => part,
+        Ok(None) | Err(_) => return Err(Failure(StatusCode::GATEWAY_TIMEOUT, silent)),
+    };
+    let parts = stream::unfold((Some(first), open), async |(first, mut open)| {
+        let part = match first {
+            Some(part) => part,
+            None => open.parts.recv().await?,
+        };
+        match part {
+            Part::Lines(lines) => Some((Ok::<_, Infallible>(ndjson(&lines)), (None, open))),
+            Part::End | Part::Failed(_) => None,
+        }
+    });
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((kind, Body::from_stream(parts)).into_response())
+}
+
+fn ndjson(lines: &[LogLineView]) -> Bytes {
+    let text: Vec<String> = lines
+        .iter()
+        .filter_map(|l| serde_json::to_string(l).ok())
+        .collect();
+    text.iter()
+        .map(|line| format!("{line}\n"))
+        .collect::<String>()
+        .into()
+}

@@ -1,0 +1,245 @@
+//! The embedded broker: the one place that knows rmqtt.
+//!
+//! Who a client is follows from its id: `limpet/DEVICE/FINGERPRINT` is a device, any other an
+//! operator on this machine. What it may publish and subscribe follows from that. A message is
+//! stored before it is acknowledged: the work is done where the broker asks whether a publish is
+//! allowed, which is the only place where it can still be refused.
+
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use async_trait::async_trait;
+use limpet_protocol::{DeviceId, Prefix};
+use rmqtt::context::ServerContext;
+use rmqtt::hook::{Handler, HookResult, Parameter, ReturnType, Type};
+use rmqtt::net::Builder;
+use rmqtt::server::MqttServer;
+use rmqtt::session::SessionState;
+use rmqtt::types::{
+    AuthResult, CodecPublish, From, FromType, Id, Publish, PublishAclResult, QoS,
+    SubscribeAclResult,
+};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::fleet::{Handle, Outgoing};
+
+/// MQTT packets at most: the largest message of Limpet, and its topic.
+const PACKET_BYTES_MAX: u32 = 256 * 1024;
+/// Messages that wait for one client.
+const QUEUE: usize = 10_000;
+/// Retained messages are answers to manifests, and presence: they live as long as the broker.
+const EXPIRY: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Whom a connection belongs to.
+enum Client {
+    Device { id: DeviceId, fingerprint: String },
+    Operator,
+}
+
+impl FromStr for Client {
+    type Err = String;
+
+    fn from_str(client_id: &str) -> Result<Self, String> {
+        let Some(rest) = client_id.strip_prefix("limpet/") else {
+            return Ok(Self::Operator);
+        };
+        let (device, fingerprint) = rest.split_once('/').ok_or("no key in the client id")?;
+        let id = device
+            .parse()
+            .map_err(|e: limpet_protocol::IdError| e.to_string())?;
+        Ok(Self::Device {
+            id,
+            fingerprint: fingerprint.to_owned(),
+        })
+    }
+}
+
+/// Starts the broker, and publishes what the fleet sends.
+pub(super) async fn start(
+    listen: SocketAddr,
+    fleet: Handle,
+    outgoing: UnboundedReceiver<Outgoing>,
+) -> anyhow::Result<()> {
+    let context = ServerContext::new()
+        .plugins_config_map_add("rmqtt-retainer", "storage.type = \"ram\"")
+        .build()
+        .await;
+    rmqtt_retainer::register(&context, true, false)
+        .await
+        .map_err(|e| anyhow!("retainer: {e}"))?;
+    let hooks = context.extends.hook_mgr().register();
+    for kind in [
+        Type::ClientAuthenticate,
+        Type::ClientConnected,
+        Type::ClientDisconnected,
+        Type::ClientSubscribeCheckAcl,
+        Type::MessagePublish,
+        Type::MessagePublishCheckAcl,
+    ] {
+        let hook = Hook {
+            fleet: fleet.clone(),
+            prefix: Prefix::default(),
+        };
+        hooks.add_priority(kind, 1000, Box::new(hook)).await;
+    }
+    hooks.start().await;
+    let listener = Builder::new()
+        .name("mqtt")
+        .laddr(listen)
+        .nodelay(true)
+        .allow_anonymous(false)
+        .max_packet_size(PACKET_BYTES_MAX)
+        .max_mqueue_len(QUEUE)
+        .max_connections(1_000_000)
+        .max_handshaking_limit(10_000)
+        .max_keepalive(65_535)
+        .message_expiry_interval(EXPIRY)
+        .bind()
+        .and_then(rmqtt::net::Listener::tcp)
+        .map_err(|e| anyhow!("--mqtt-listen {listen} cannot be used: {e}"))?;
+    let server = MqttServer::new(context.clone()).listener(listener).build();
+    tokio::spawn(async move {
+        if let Err(error) = server.run().await {
+            log::error!("the broker ended: {error}");
+        }
+    });
+    tokio::spawn(publish(context, outgoing));
+    Ok(())
+}
+
+async fn publish(context: ServerContext, mut outgoing: UnboundedReceiver<Outgoing>) {
+    let id = Id::new(
+        context.node.id(),
+        0,
+        None,
+        None,
+        "limpet-controller".into(),
+        None,
+    );
+    while let Some(Outgoing {
+        topic,
+        payload,
+        retain,
+    }) = outgoing.recv().await
+    {
+        let publish = CodecPublish {
+            dup: false,
+            retain,
+            qos: QoS::AtLeastOnce,
+            topic: topic.into(),
+            packet_id: None,
+            payload: payload.into(),
+            properties: None,
+        };
+        let from = From::from_system(id.clone());
+        let sent =
+            SessionState::forwards(&context, from, publish.into(), false, Some(EXPIRY)).await;
+        if let Err(error) = sent {
+            log::error!("cannot publish: {error}");
+        }
+    }
+}
+
+struct Hook {
+    fleet: Handle,
+    prefix: Prefix,
+}
+
+#[async_trait]
+impl Handler for Hook {
+    async fn hook(&self, parameter: &Parameter, before: Option<HookResult>) -> ReturnType {
+        match parameter {
+            Parameter::ClientAuthenticate(info) => {
+                let allowed = self.may_connect(info.client_id()).await;
+                let result = match allowed {
+                    true => AuthResult::Allow(false, None),
+                    false => AuthResult::NotAuthorized,
+                };
+                (false, Some(HookResult::AuthResult(result)))
+            }
+            Parameter::ClientConnected(session) => {
+                if let Ok(Client::Device { id, .. }) = session.id.client_id.parse() {
+                    let since = session.id.create_time;
+                    self.fleet.tell(move |fleet| fleet.connected(&id, since));
+                }
+                (true, before)
+            }
+            Parameter::ClientDisconnected(session, _) => {
+                if let Ok(Client::Device { id, .. }) = session.id.client_id.parse() {
+                    let since = session.id.create_time;
+                    self.fleet.tell(move |fleet| fleet.disconnected(&id, since));
+                }
+                (true, before)
+            }
+            Parameter::ClientSubscribeCheckAcl(session, subscribe) => {
+                let allowed = self.may_subscribe(&session.id.client_id, &subscribe.topic_filter);
+                let result = match allowed {
+                    true => SubscribeAclResult::new_success(subscribe.opts.qos(), None),
+                    false => SubscribeAclResult::new_failure(
+                        rmqtt::codec::v5::SubscribeAckReason::NotAuthorized,
+                    ),
+                };
+                (false, Some(HookResult::SubscribeAclResult(result)))
+            }
+            Parameter::MessagePublish(_, from, publish) => {
+                // Wills meet no other hook.
+                if matches!(from.typ(), FromType::LastWill) {
+                    let _ = self.take(&from.id.client_id, publish).await;
+                }
+                // An order is a live publish: a copy that stays would be one without a sender.
+                if publish.retain && !matches!(from.typ(), FromType::System) {
+                    let mut live = (*publish).clone();
+                    live.retain = false;
+                    return (true, Some(HookResult::Publish(live)));
+                }
+                (true, before)
+            }
+            Parameter::MessagePublishCheckAcl(session, publish) => {
+                let result = match self.take(&session.id.client_id, publish).await {
+                    Ok(()) => PublishAclResult::allow(),
+                    Err(why) => PublishAclResult::rejected(false, Some(why.into())),
+                };
+                (false, Some(HookResult::PublishAclResult(result)))
+            }
+            _ => (true, before),
+        }
+    }
+}
+
+impl Hook {
+    async fn may_connect(&self, client_id: &str) -> bool {
+        match client_id.parse() {
+            Ok(Client::Operator) => true,
+            Ok(Client::Device { id, fingerprint }) => {
+                self.fleet
+                    .call(move |fleet| fleet.may_connect(&id, &fingerprint))
+                    .await
+                    == Ok(true)
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn may_subscribe(&self, client_id: &str, filter: &str) -> bool {
+        match client_id.parse() {
+            Ok(Client::Device { id, .. }) => {
+                self.prefix.device_filters(&id).iter().any(|f| f == filter)
+            }
+            Ok(Client::Operator) => filter.starts_with(&format!("{}/deploy/", self.prefix)),
+            Err(_) => false,
+        }
+    }
+
+    /// Hands a publish to the fleet, and waits until it is stored.
+    async fn take(&self, client_id: &str, publish: &Publish) -> Result<(), String> {
+        let (topic, payload) = (publish.topic.to_string(), publish.payload.to_vec());
+        let client = client_id.parse()?;
+        let taken = self.fleet.call(move |fleet| match client {
+            Client::Device { id, .. } => fleet.device_message(&id, &topic, &payload),
+            Client::Operator => fleet.manifest_published(&topic, &payload),
+        });
+        taken.await.map_err(|e| e.to_string())?
+    }
+}

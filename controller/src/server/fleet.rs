@@ -1,0 +1,371 @@
+//! All that is known of the fleet, and the one thread that may change it.
+//!
+//! Work arrives as closures. As many as are waiting run in one transaction of the store; only when
+//! it is on disk are they answered, and is what they want published sent. Where it cannot be
+//! written, everybody is told so, and what is known becomes again what is on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use limpet_controller_core::Deployment;
+use limpet_controller_core::placement::{Placement, Slot};
+use limpet_protocol::{
+    BootId, DeploymentName, DeviceId, Digest, Facts, Feature, Held, Labels, Nonce, OutboxId,
+    Prefix, PublicKey, SigningKey, StreamId, WorkloadId, WorkloadStatus,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::clock::now_ms;
+use super::logs::Stream;
+use super::store::{EventRow, Store, StoreError, Table};
+
+mod deployments;
+mod devices;
+mod views;
+
+/// Pieces of work that share one transaction at most.
+const BATCH: usize = 1000;
+
+/// What is not as it should be is said once in this time, however often it happens.
+const REFUSED_EVERY_MS: u64 = 10_000;
+
+/// A message to be published.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) topic: String,
+    pub(super) payload: Vec<u8>,
+    pub(super) retain: bool,
+}
+
+/// Everything that is known.
+pub(super) struct Fleet {
+    store: Store,
+    key: SigningKey,
+    prefix: Prefix,
+    /// Wall clock of the piece of work that runs, in milliseconds.
+    now_ms: u64,
+    started_ms: u64,
+    devices: BTreeMap<DeviceId, Device>,
+    deployments: BTreeMap<DeploymentName, Deployed>,
+    pub(super) streams: BTreeMap<StreamId, Stream>,
+    last_command: u64,
+    refused: Refused,
+    to_publish: Vec<Outgoing>,
+    outgoing: mpsc::UnboundedSender<Outgoing>,
+    /// The first failure of the store in the transaction under way.
+    failure: Option<StoreError>,
+}
+
+/// A device, as it is stored and as it is connected.
+#[derive(Debug)]
+struct Device {
+    record: DeviceRecord,
+    statuses: BTreeMap<WorkloadId, Known>,
+    link: Option<Link>,
+    /// When the broker's present session with it began.
+    session: Option<i64>,
+    heard_ms: u64,
+}
+
+/// What is stored of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct DeviceRecord {
+    key: PublicKey,
+    agent_version: heapless::String<32>,
+    labels: Labels,
+    facts: Facts,
+    features: Vec<Feature>,
+    /// Of its desired state.
+    held: Held,
+    applied: Held,
+    outbox: OutboxId,
+    /// Events up to this number are stored.
+    events: u64,
+    /// The highest sequence of its records.
+    records: u64,
+}
+
+/// A status as it was reported.
+#[derive(Debug)]
+struct Known {
+    sequence: u64,
+    at_ms: u64,
+    status: WorkloadStatus,
+}
+
+/// A device's connection, from its hello.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    boot: BootId,
+    connection: u64,
+    nonce: Nonce,
+}
+
+/// A deployment and where it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Deployed {
+    deployment: Deployment,
+    revision: Digest,
+    changed_ms: u64,
+    slots: BTreeSet<Slot>,
+    /// Workloads that found no device.
+    unplaced: u32,
+    refusals: Vec<(DeviceId, String)>,
+}
+
+impl Deployed {
+    fn placement(&self) -> Placement {
+        let Self {
+            slots,
+            unplaced,
+            refusals,
+            ..
+        } = self.clone();
+        Placement {
+            slots,
+            unplaced,
+            refusals,
+        }
+    }
+}
+
+/// Messages that were refused and not yet told of.
+#[derive(Debug, Default)]
+struct Refused {
+    count: u64,
+    quiet_until_ms: u64,
+}
+
+/// The answer could not be given.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CallError {
+    /// Nothing was changed.
+    #[error("nothing was changed: {0}")]
+    Store(String),
+    /// The process is ending.
+    #[error("the controller is ending")]
+    Ending,
+}
+
+type Answer = Box<dyn FnOnce(Result<(), CallError>) + Send>;
+type Work = Box<dyn FnOnce(&mut Fleet) -> Option<Answer> + Send>;
+
+/// Hands work to the fleet's thread.
+#[derive(Clone)]
+pub(super) struct Handle(Sender<Option<Work>>);
+
+impl Handle {
+    /// Runs a piece of work; the answer comes when what it changed is on disk.
+    pub(super) async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Fleet) -> T + Send + 'static,
+    ) -> Result<T, CallError> {
+        let (sender, receiver) = oneshot::channel();
+        let work: Work = Box::new(move |fleet| {
+            let value = work(fleet);
+            Some(Box::new(move |stored: Result<(), CallError>| {
+                // Nobody waits any more: the work is done all the same.
+                let _ = sender.send(stored.map(|()| value));
+            }))
+        });
+        self.0.send(Some(work)).map_err(|_| CallError::Ending)?;
+        receiver.await.map_err(|_| CallError::Ending)?
+    }
+
+    /// Runs a piece of work that nobody waits for.
+    pub(super) fn tell(&self, work: impl FnOnce(&mut Fleet) + Send + 'static) {
+        let work: Work = Box::new(move |fleet| {
+            work(fleet);
+            None
+        });
+        if self.0.send(Some(work)).is_err() {
+            log::debug!("work came after the end");
+        }
+    }
+
+    /// Ends the thread when it has done what it was given before.
+    pub(super) fn end(&self) {
+        if self.0.send(None).is_err() {
+            log::debug!("the fleet's thread has ended already");
+        }
+    }
+}
+
+impl Fleet {
+    /// Reads the store and starts the thread.
+    pub(super) fn start(
+        store: Store,
+        key: SigningKey,
+        outgoing: mpsc::UnboundedSender<Outgoing>,
+    ) -> anyhow::Result<(Handle, JoinHandle<()>)> {
+        let now = now_ms();
+        let mut fleet = Self {
+            store,
+            key,
+            prefix: Prefix::default(),
+            now_ms: now,
+            started_ms: now,
+            devices: BTreeMap::new(),
+            deployments: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            last_command: 0,
+            refused: Refused::default(),
+            to_publish: Vec::new(),
+            outgoing,
+            failure: None,
+        };
+        fleet.load()?;
+        fleet.publish_results()?;
+        let (sender, receiver) = channel();
+        let thread = std::thread::Builder::new()
+            .name("fleet".to_owned())
+            .spawn(move || fleet.run(&receiver))?;
+        Ok((Handle(sender), thread))
+    }
+
+    /// Makes what is known what is on disk; connections are kept.
+    fn load(&mut self) -> Result<(), StoreError> {
+        let mut devices = BTreeMap::new();
+        for (id, record) in self.store.records::<DeviceRecord>(Table::Devices)? {
+            let Ok(id) = id.parse::<DeviceId>() else {
+                continue;
+            };
+            let before = self.devices.get(&id);
+            let device = Device {
+                record,
+                statuses: BTreeMap::new(),
+                link: before.and_then(|device| device.link),
+                session: before.and_then(|device| device.session),
+                heard_ms: before.map_or(self.started_ms, |device| device.heard_ms),
+            };
+            devices.insert(id, device);
+        }
+        for row in self.store.reported()? {
+            let (Ok(device), Ok(workload)) = (row.device.parse(), row.workload.parse()) else {
+                continue;
+            };
+            let known = Known {
+                sequence: row.sequence,
+                at_ms: row.at_ms,
+                status: row.status,
+            };
+            if let Some(device) = devices.get_mut::<DeviceId>(&device) {
+                device.statuses.insert(workload, known);
+            }
+        }
+        self.devices = devices;
+        self.deployments = self
+            .store
+            .records::<Deployed>(Table::Deployments)?
+            .into_iter()
+            .map(|(_, deployed)| (deployed.deployment.name.clone(), deployed))
+            .collect();
+        Ok(())
+    }
+
+    fn run(mut self, work: &Receiver<Option<Work>>) {
+        while let Ok(Some(first)) = work.recv() {
+            let mut batch = vec![first];
+            let mut ending = false;
+            while batch.len() < BATCH {
+                match work.try_recv() {
+                    Ok(Some(next)) => batch.push(next),
+                    Ok(None) => {
+                        ending = true;
+                        break;
+                    }
+                    Err(_) => break,
+                }
+            }
+            self.transact(batch);
+            if ending {
+                break;
+            }
+        }
+    }
+
+    fn transact(&mut self, batch: Vec<Work>) {
+        self.now_ms = now_ms();
+        self.failure = self.store.begin().err();
+        let answers: Vec<Answer> = batch.into_iter().filter_map(|work| work(self)).collect();
+        let stored = match self.failure.take() {
+            Some(error) => Err(error),
+            None => self.store.commit(),
+        };
+        let stored = stored.map_err(|error| {
+            log::error!("{error}");
+            self.store.roll_back();
+            self.to_publish.clear();
+            if let Err(error) = self.load() {
+                log::error!("{error}");
+            }
+            CallError::Store(error.to_string())
+        });
+        for message in self.to_publish.drain(..) {
+            if self.outgoing.send(message).is_err() {
+                log::debug!("the broker has ended");
+            }
+        }
+        for answer in answers {
+            answer(stored.clone());
+        }
+    }
+
+    /// Notes a failure of the store: the transaction will be rolled back.
+    fn stored<T>(&mut self, result: Result<T, StoreError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.failure.get_or_insert(error);
+                None
+            }
+        }
+    }
+
+    fn publish(&mut self, topic: String, payload: Vec<u8>, retain: bool) {
+        self.to_publish.push(Outgoing {
+            topic,
+            payload,
+            retain,
+        });
+    }
+
+    fn event(&mut self, event: EventRow) {
+        let put = self.store.put_event(&event);
+        self.stored(put);
+    }
+
+    /// An event of the controller's own.
+    fn note(&mut self, kind: &str, device: Option<&DeviceId>, message: String) {
+        let at_ms = Some(self.now_ms);
+        let device = device.map(ToString::to_string);
+        self.event(EventRow {
+            at_ms,
+            device,
+            kind: kind.to_owned(),
+            message,
+            ..EventRow::default()
+        });
+    }
+
+    /// Something was refused: says so, but not every time.
+    fn refuse(&mut self, kind: &str, device: Option<&DeviceId>, why: &str) {
+        log::warn!("refused: {why}");
+        self.refused.count += 1;
+        if self.now_ms < self.refused.quiet_until_ms {
+            return;
+        }
+        let more = match self.refused.count {
+            1 => String::new(),
+            count => format!(" (and {} more before it)", count - 1),
+        };
+        self.note(kind, device, format!("{why}{more}"));
+        let quiet_until_ms = self.now_ms + REFUSED_EVERY_MS;
+        self.refused = Refused {
+            count: 0,
+            quiet_until_ms,
+        };
+    }
+}

@@ -1,0 +1,319 @@
+//! Deployments: taken in, placed, scaled, deleted; over HTTP and over MQTT alike.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use limpet_controller_core::manifest::{self, Fault, Format};
+use limpet_controller_core::placement::{Candidate, place};
+use limpet_controller_core::{Count, Deployment};
+use limpet_protocol::desired::{DESIRED_BYTES_MAX, DESIRED_WORKLOADS_MAX};
+use limpet_protocol::{DeploymentName, DeviceId, Held, Topic, cbor};
+
+use super::{Deployed, Fleet};
+use crate::server::store::{EventRow, Table};
+use crate::view::{DeployResult, FaultView};
+
+impl Fleet {
+    /// Takes a manifest that an operator published; the answer goes to the topic of results. The
+    /// error says why the publish itself is refused.
+    pub(in crate::server) fn manifest_published(
+        &mut self,
+        topic: &str,
+        payload: &[u8],
+    ) -> Result<(), String> {
+        let name = match Topic::parse(&self.prefix, topic) {
+            Ok(Topic::Deploy(name)) => name,
+            Ok(Topic::Device(..) | Topic::Stream(..) | Topic::DeployResult(_)) => {
+                return Err("operators publish on deploy/NAME only".to_owned());
+            }
+            Err(error) => return self.answer_bad_name(topic, &error.to_string()),
+        };
+        let result = if payload.is_empty() {
+            self.delete(&name)
+                .unwrap_or_else(|| refused(name.as_str(), "there is no such deployment"))
+        } else {
+            self.apply(Some(&name), payload, Format::Detect)
+        };
+        self.publish_result(&name, &result);
+        Ok(())
+    }
+
+    /// Answers on a topic whose name is none, as far as an answer can be given there.
+    fn answer_bad_name(&mut self, topic: &str, why: &str) -> Result<(), String> {
+        let name = topic.strip_prefix(&format!("{}/deploy/", self.prefix));
+        if let Some(name) = name.filter(|name| !name.is_empty() && !name.contains('/')) {
+            let result = serde_json::to_vec(&refused(name, why)).unwrap_or_default();
+            self.publish(format!("{topic}/result"), result, false);
+        }
+        self.refuse("deployment-refused", None, why);
+        Err(why.to_owned())
+    }
+
+    fn publish_result(&mut self, name: &DeploymentName, result: &DeployResult) {
+        let json = serde_json::to_string(result).unwrap_or_default();
+        let put = self.store.put_result(name.as_str(), &json);
+        self.stored(put);
+        let topic = Topic::DeployResult(name.clone()).under(&self.prefix);
+        self.publish(topic, json.into_bytes(), true);
+    }
+
+    /// Puts the answers back on their topics: the broker forgot them when it ended.
+    pub(super) fn publish_results(&mut self) -> Result<(), crate::server::store::StoreError> {
+        for (name, json) in self.store.results()? {
+            if let Ok(name) = name.parse() {
+                let topic = Topic::DeployResult(name).under(&self.prefix);
+                self.publish(topic, json.into_bytes(), true);
+            }
+        }
+        for message in self.to_publish.drain(..) {
+            if self.outgoing.send(message).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a manifest in. A bad one changes nothing.
+    pub(in crate::server) fn apply(
+        &mut self,
+        name: Option<&DeploymentName>,
+        bytes: &[u8],
+        format: Format,
+    ) -> DeployResult {
+        match manifest::parse(name, bytes, format) {
+            Ok(deployment) => self.deploy(deployment),
+            Err(faults) => {
+                let name = name.map(ToString::to_string).unwrap_or_default();
+                let first = faults.first().map(ToString::to_string).unwrap_or_default();
+                let more = match faults.len() {
+                    0 | 1 => String::new(),
+                    count => format!(" (and {} more faults)", count - 1),
+                };
+                self.note_deployment("deployment-refused", &name, format!("{first}{more}"));
+                let faults = faults.into_iter().map(fault_view).collect();
+                DeployResult {
+                    accepted: false,
+                    name,
+                    action: None,
+                    revision: None,
+                    faults,
+                }
+            }
+        }
+    }
+
+    /// Asks for another number of replicas; None where there is no such deployment.
+    pub(in crate::server) fn scale(
+        &mut self,
+        name: &DeploymentName,
+        replicas: u32,
+    ) -> Option<DeployResult> {
+        let deployment = self.deployments.get(name)?.deployment.clone();
+        if deployment.count == Count::Everywhere {
+            return Some(refused(
+                name.as_str(),
+                "it runs everywhere: it has no number of replicas",
+            ));
+        }
+        if replicas > limpet_controller_core::deployment::REPLICAS_MAX {
+            let max = limpet_controller_core::deployment::REPLICAS_MAX;
+            return Some(refused(name.as_str(), &format!("at most {max} replicas")));
+        }
+        Some(self.deploy(Deployment {
+            count: Count::Replicas(replicas),
+            ..deployment
+        }))
+    }
+
+    /// Deletes a deployment; None where there is no such one.
+    pub(in crate::server) fn delete(&mut self, name: &DeploymentName) -> Option<DeployResult> {
+        let deployed = self.deployments.remove(name)?;
+        let deleted = self.store.delete(Table::Deployments, name.as_str());
+        self.stored(deleted);
+        self.note_deployment("deployment-deleted", name.as_str(), String::new());
+        let devices: BTreeSet<DeviceId> = deployed.slots.into_iter().map(|(id, _)| id).collect();
+        for id in devices {
+            self.publish_desired(&id);
+        }
+        Some(DeployResult {
+            accepted: true,
+            name: name.to_string(),
+            action: Some("deleted".to_owned()),
+            revision: None,
+            faults: Vec::new(),
+        })
+    }
+
+    fn deploy(&mut self, deployment: Deployment) -> DeployResult {
+        let name = deployment.name.clone();
+        let revision = deployment.spec.digest();
+        let before = self.deployments.get(&name).cloned();
+        let action = match &before {
+            None => "created",
+            Some(before) if before.deployment == deployment => "unchanged",
+            Some(_) => "updated",
+        };
+        let result = DeployResult {
+            accepted: true,
+            name: name.to_string(),
+            action: Some(action.to_owned()),
+            revision: Some(revision.short()),
+            faults: Vec::new(),
+        };
+        if action == "unchanged" {
+            return result;
+        }
+        let same_revision = before
+            .as_ref()
+            .is_some_and(|before| before.revision == revision);
+        let old = before
+            .as_ref()
+            .map(|before| before.slots.clone())
+            .unwrap_or_default();
+        let placement = place(&deployment, &self.candidates(&name), &old);
+        let touched: BTreeSet<DeviceId> = match same_revision {
+            true => placement
+                .slots
+                .symmetric_difference(&old)
+                .map(|(id, _)| id.clone())
+                .collect(),
+            false => placement
+                .slots
+                .union(&old)
+                .map(|(id, _)| id.clone())
+                .collect(),
+        };
+        let deployed = Deployed {
+            deployment,
+            revision,
+            changed_ms: self.now_ms,
+            slots: placement.slots,
+            unplaced: placement.unplaced,
+            refusals: placement.refusals,
+        };
+        self.deployments.insert(name.clone(), deployed);
+        if let Some(why) = touched.iter().find_map(|id| self.too_much(id)) {
+            match before {
+                Some(before) => drop(self.deployments.insert(name.clone(), before)),
+                None => drop(self.deployments.remove(&name)),
+            }
+            self.note_deployment("deployment-refused", name.as_str(), why.clone());
+            return refused(name.as_str(), &why);
+        }
+        self.put_deployed(&name);
+        self.note_deployment(
+            "deployment-accepted",
+            name.as_str(),
+            format!("{action}, revision {}", revision.short()),
+        );
+        for id in touched {
+            self.publish_desired(&id);
+        }
+        result
+    }
+
+    fn put_deployed(&mut self, name: &DeploymentName) {
+        if let Some(deployed) = self.deployments.get(name) {
+            let put = self.store.put(Table::Deployments, name.as_str(), deployed);
+            self.stored(put);
+        }
+    }
+
+    /// Why a device cannot be told all that it should run.
+    fn too_much(&self, id: &DeviceId) -> Option<String> {
+        let desired = self.desired(id, Held::default());
+        let (count, bytes) = (desired.workloads.len(), cbor::encode(&desired).len());
+        (count > DESIRED_WORKLOADS_MAX || bytes > DESIRED_BYTES_MAX).then(|| {
+            format!(
+                "device {id} would have {count} workloads in {bytes} bytes; a device takes \
+                 {DESIRED_WORKLOADS_MAX} workloads in {DESIRED_BYTES_MAX} bytes"
+            )
+        })
+    }
+
+    /// Places every deployment again: devices have come, gone or changed.
+    pub(super) fn place_all(&mut self) {
+        let names: Vec<DeploymentName> = self.deployments.keys().cloned().collect();
+        let mut touched = BTreeSet::new();
+        for name in names {
+            let candidates = self.candidates(&name);
+            let Some(deployed) = self.deployments.get_mut(&name) else {
+                continue;
+            };
+            let placement = place(&deployed.deployment, &candidates, &deployed.slots);
+            if placement == deployed.placement() {
+                continue;
+            }
+            let moved = placement.slots.symmetric_difference(&deployed.slots);
+            touched.extend(moved.map(|(id, _)| id.clone()));
+            deployed.slots = placement.slots;
+            deployed.unplaced = placement.unplaced;
+            deployed.refusals = placement.refusals;
+            self.put_deployed(&name);
+        }
+        for id in touched {
+            self.publish_desired(&id);
+        }
+    }
+
+    /// The devices as placement sees them, without what `name` itself takes.
+    fn candidates(&self, name: &DeploymentName) -> Vec<Candidate> {
+        let mut taken: BTreeMap<&DeviceId, (u64, usize)> = BTreeMap::new();
+        for deployed in self
+            .deployments
+            .values()
+            .filter(|d| d.deployment.name != *name)
+        {
+            let each = deployed.deployment.spec.resources.memory_bytes.unwrap_or(0);
+            for (id, _) in &deployed.slots {
+                let (bytes, count) = taken.entry(id).or_default();
+                *bytes = bytes.saturating_add(each);
+                *count += 1;
+            }
+        }
+        let candidate = |(id, device): (&DeviceId, &super::Device)| {
+            let (bytes, workloads) = taken.get(id).copied().unwrap_or_default();
+            Candidate {
+                id: id.clone(),
+                labels: device.record.labels.clone(),
+                features: device.record.features.clone(),
+                online: device.link.is_some(),
+                memory_free_bytes: device.record.facts.memory_bytes.saturating_sub(bytes),
+                workloads,
+            }
+        };
+        self.devices.iter().map(candidate).collect()
+    }
+
+    fn note_deployment(&mut self, kind: &str, name: &str, message: String) {
+        self.event(EventRow {
+            at_ms: Some(self.now_ms),
+            deployment: Some(name.to_owned()),
+            kind: kind.to_owned(),
+            message,
+            ..EventRow::default()
+        });
+    }
+}
+
+fn refused(name: &str, why: &str) -> DeployResult {
+    let fault = FaultView {
+        path: String::new(),
+        line: None,
+        message: why.to_owned(),
+    };
+    DeployResult {
+        accepted: false,
+        name: name.to_owned(),
+        action: None,
+        revision: None,
+        faults: vec![fault],
+    }
+}
+
+fn fault_view(fault: Fault) -> FaultView {
+    FaultView {
+        path: fault.path,
+        line: fault.line,
+        message: fault.message,
+    }
+}

@@ -1,0 +1,522 @@
+//! What devices say, and what they are told.
+
+use std::collections::BTreeMap;
+
+use limpet_protocol::envelope::{self, Expected};
+use limpet_protocol::{
+    Ack, Action, Command, CommandResult, DesiredState, DeviceId, EventBatch, EventKind, Header,
+    Held, Hello, Kind, Presence, PresenceState, Record, Reported, StreamChunk, StreamId, Topic,
+    Workload, WorkloadId, reported,
+};
+use serde::Serialize;
+
+use super::{Device, DeviceRecord, Fleet, Known, Link};
+use crate::server::store::{EventRow, ReportedRow, Table};
+
+impl Fleet {
+    /// Whether a client with this key may connect as this device.
+    pub(in crate::server) fn may_connect(&mut self, id: &DeviceId, fingerprint: &str) -> bool {
+        let known = self
+            .devices
+            .get(id)
+            .map(|device| device.record.key.fingerprint());
+        match known {
+            Some(known) if known != fingerprint => {
+                let why = format!(
+                    "another key ({fingerprint}) claims the id {id}, which belongs to {known}: give that \
+                     device another id, or forget this one with DELETE /api/v1/devices/{id}"
+                );
+                self.refuse("device-refused", Some(id), &why);
+                false
+            }
+            Some(_) | None => true,
+        }
+    }
+
+    pub(in crate::server) fn connected(&mut self, id: &DeviceId, since: i64) {
+        if let Some(device) = self.devices.get_mut(id) {
+            device.session = Some(since);
+        }
+    }
+
+    pub(in crate::server) fn disconnected(&mut self, id: &DeviceId, since: i64) {
+        let Some(device) = self.devices.get_mut(id) else {
+            return;
+        };
+        if device.session.is_none_or(|session| session <= since) {
+            device.session = None;
+            self.gone(id);
+        }
+    }
+
+    fn gone(&mut self, id: &DeviceId) {
+        let Some(device) = self.devices.get_mut(id) else {
+            return;
+        };
+        device.heard_ms = self.now_ms;
+        if device.link.take().is_some() {
+            self.note("device-offline", Some(id), String::new());
+            self.streams.retain(|_, stream| stream.device != *id);
+        }
+    }
+
+    /// Takes a message that a device published; the error says why it is refused.
+    pub(in crate::server) fn device_message(
+        &mut self,
+        client: &DeviceId,
+        topic: &str,
+        payload: &[u8],
+    ) -> Result<(), String> {
+        let taken = self.take_message(client, topic, payload);
+        taken.map_err(|why| {
+            let why = format!("topic {topic}: {why}");
+            self.refuse("message-refused", Some(client), &why);
+            why
+        })
+    }
+
+    fn take_message(
+        &mut self,
+        client: &DeviceId,
+        topic: &str,
+        payload: &[u8],
+    ) -> Result<(), String> {
+        let topic = Topic::parse(&self.prefix, topic).map_err(|e| e.to_string())?;
+        let (id, kind, stream) = match topic {
+            Topic::Device(id, kind) => (id, kind, None),
+            Topic::Stream(id, stream) => (id, Kind::Stream, Some(stream)),
+            Topic::Deploy(_) | Topic::DeployResult(_) => {
+                return Err("devices do not publish deployments".to_owned());
+            }
+        };
+        if id != *client {
+            return Err(format!("device {client} may not speak for {id}"));
+        }
+        let known = self.devices.get(&id).map(|device| device.record.key);
+        if known.is_none() && kind != Kind::Hello {
+            return Err("a device begins with hello".to_owned());
+        }
+        let prefix = self.prefix.clone();
+        let expected = Expected {
+            prefix: &prefix,
+            device: &id,
+            kind,
+            signer: known.as_ref(),
+        };
+        let message = envelope::open(payload, expected).map_err(|e| e.to_string())?;
+        let number = message.header.number;
+        if let Some(device) = self.devices.get_mut(&id) {
+            device.heard_ms = self.now_ms;
+        }
+        let malformed = |e: limpet_protocol::cbor::CborError| e.to_string();
+        match kind {
+            Kind::Hello => self.hello(&id, message.signer, message.read().map_err(malformed)?),
+            Kind::Presence => self.presence(&id, message.read().map_err(malformed)?),
+            Kind::Reported => self.reported(&id, message.read().map_err(malformed)?),
+            Kind::Event => self.events(&id, message.read().map_err(malformed)?),
+            Kind::Result => self.command_result(number, message.read().map_err(malformed)?),
+            Kind::Stream => {
+                let chunk: StreamChunk = message.read().map_err(malformed)?;
+                self.stream_chunk(&id, stream, number, chunk);
+            }
+            Kind::Desired | Kind::Command | Kind::Ack => {
+                return Err("only the controller says that".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn hello(&mut self, id: &DeviceId, key: limpet_protocol::PublicKey, hello: Hello) {
+        let before = self.devices.get(id).map(|device| device.record.clone());
+        let record = match &before {
+            Some(before) => DeviceRecord {
+                agent_version: hello.agent_version.clone(),
+                labels: hello.labels.clone(),
+                facts: hello.facts.clone(),
+                features: hello.features.clone(),
+                ..before.clone()
+            },
+            None => DeviceRecord {
+                key,
+                agent_version: hello.agent_version.clone(),
+                labels: hello.labels.clone(),
+                facts: hello.facts.clone(),
+                features: hello.features.clone(),
+                held: Held {
+                    epoch: 1,
+                    generation: 0,
+                },
+                applied: hello.held,
+                outbox: hello.outbox,
+                events: 0,
+                records: 0,
+            },
+        };
+        let link = Link {
+            boot: hello.boot,
+            connection: hello.connection,
+            nonce: hello.nonce,
+        };
+        let now_ms = self.now_ms;
+        let device = self.devices.entry(id.clone()).or_insert_with(|| Device {
+            record: record.clone(),
+            statuses: BTreeMap::new(),
+            link: None,
+            session: None,
+            heard_ms: now_ms,
+        });
+        let was_online = device.link.replace(link).is_some();
+        device.record = record;
+        if device.record.outbox != hello.outbox {
+            device.record.outbox = hello.outbox;
+            device.record.events = 0;
+            device.record.records = 0;
+        }
+        let changed = before.as_ref() != Some(&device.record);
+        let fits_anew = before.as_ref().is_none_or(|before| {
+            (&before.labels, &before.features, before.facts.memory_bytes)
+                != (&hello.labels, &hello.features, hello.facts.memory_bytes)
+        });
+        if before.is_none() {
+            let fingerprint = key.fingerprint();
+            self.note(
+                "device-joined",
+                Some(id),
+                format!("trusting its key {fingerprint}"),
+            );
+        }
+        if !was_online {
+            self.note("device-online", Some(id), String::new());
+        }
+        if changed {
+            self.put_device(id);
+        }
+        let differs = self.digest_of(id) != hello.reported;
+        self.acknowledge(id, differs);
+        if fits_anew {
+            self.place_all();
+        }
+        self.bring_up_to_date(id, hello.held);
+    }
+
+    /// Sends desired state to a device that is behind; one that is ahead is left alone.
+    fn bring_up_to_date(&mut self, id: &DeviceId, holds: Held) {
+        let Some(device) = self.devices.get(id) else {
+            return;
+        };
+        let held = device.record.held;
+        if holds > held {
+            let why = format!(
+                "device {id} holds desired state {}.{}, this controller is at {}.{}: was it restored \
+                 from an old backup? Nothing is published to the device",
+                holds.epoch, holds.generation, held.epoch, held.generation
+            );
+            self.refuse("device-refused", Some(id), &why);
+        } else if held.generation == 0 {
+            self.publish_desired(id);
+        } else if holds < held {
+            let read = self.store.desired(id.as_str());
+            if let Some(Some(signed)) = self.stored(read) {
+                let topic = Topic::Device(id.clone(), Kind::Desired).under(&self.prefix);
+                self.publish(topic, signed, false);
+            }
+        }
+    }
+
+    fn presence(&mut self, id: &DeviceId, presence: Presence) {
+        let link = self.devices.get(id).and_then(|device| device.link);
+        let current = link.is_some_and(|link| {
+            (link.boot, link.connection) == (presence.boot, presence.connection)
+        });
+        if current && presence.state == PresenceState::Offline {
+            self.gone(id);
+        }
+    }
+
+    fn reported(&mut self, id: &DeviceId, report: Reported) {
+        let (now_ms, Some(device)) = (self.now_ms, self.devices.get_mut(id)) else {
+            return;
+        };
+        if report.outbox != device.record.outbox {
+            return;
+        }
+        let mut changed = Vec::new();
+        if report.complete {
+            let listed =
+                |workload: &WorkloadId| report.records.iter().any(|r| r.workload == *workload);
+            let gone: Vec<WorkloadId> = device
+                .statuses
+                .keys()
+                .filter(|workload| !listed(workload))
+                .cloned()
+                .collect();
+            device.statuses.retain(|workload, _| listed(workload));
+            changed.extend(gone);
+        }
+        for Record {
+            workload,
+            sequence,
+            status,
+        } in report.records
+        {
+            let known = device.statuses.get(&workload);
+            if !report.complete && known.is_some_and(|known| known.sequence >= sequence) {
+                continue;
+            }
+            device.record.records = device.record.records.max(sequence);
+            match status {
+                Some(status) => {
+                    let same = known.filter(|known| known.status == status);
+                    let at_ms = same.map_or(now_ms, |known| known.at_ms);
+                    device.statuses.insert(
+                        workload.clone(),
+                        Known {
+                            sequence,
+                            at_ms,
+                            status,
+                        },
+                    );
+                }
+                None => drop(device.statuses.remove(&workload)),
+            }
+            changed.push(workload);
+        }
+        let applied = std::mem::replace(&mut device.record.applied, report.applied);
+        let differs = reported::digest(
+            device
+                .statuses
+                .iter()
+                .map(|(id, known)| (id, &known.status)),
+        ) != report.whole;
+        for workload in &changed {
+            self.put_status(id, workload);
+        }
+        if !changed.is_empty() || applied != report.applied {
+            self.put_device(id);
+        }
+        self.acknowledge(id, differs);
+    }
+
+    fn put_status(&mut self, id: &DeviceId, workload: &WorkloadId) {
+        let known = self
+            .devices
+            .get(id)
+            .and_then(|device| device.statuses.get(workload));
+        let put = match known {
+            Some(Known {
+                sequence,
+                at_ms,
+                status,
+            }) => self.store.put_reported(&ReportedRow {
+                device: id.to_string(),
+                workload: workload.to_string(),
+                sequence: *sequence,
+                at_ms: *at_ms,
+                status: status.clone(),
+            }),
+            None => self.store.delete_reported(id.as_str(), workload.as_str()),
+        };
+        self.stored(put);
+    }
+
+    fn events(&mut self, id: &DeviceId, batch: EventBatch) {
+        let (now_ms, Some(device)) = (self.now_ms, self.devices.get_mut(id)) else {
+            return;
+        };
+        if batch.outbox != device.record.outbox {
+            return;
+        }
+        let mut rows = Vec::new();
+        for event in batch.events {
+            let expected = device.record.events + 1;
+            if event.number < expected {
+                continue;
+            }
+            device.record.events = event.number;
+            let row = |at_ms, kind: EventKind, message| EventRow {
+                at_ms,
+                device: Some(id.to_string()),
+                workload: event.workload.as_ref().map(ToString::to_string),
+                deployment: event.workload.as_ref().map(|w| w.deployment().to_string()),
+                kind: kind.to_string(),
+                message,
+                ..EventRow::default()
+            };
+            if event.number > expected && event.kind != EventKind::Gap {
+                let lost = event.number - expected;
+                rows.push(row(None, EventKind::Gap, format!("{lost} events are lost")));
+            }
+            // A clock of another boot says nothing about ours.
+            let ago = batch
+                .sent_ms
+                .checked_sub(event.at_ms)
+                .filter(|_| event.boot == batch.boot);
+            let at_ms = ago.map(|ago| now_ms.saturating_sub(ago));
+            let message = match (event.kind, event.exit) {
+                (EventKind::Gap, _) => format!("{} events were dropped", event.message),
+                (_, Some(exit)) => exit.to_string(),
+                (_, None) => event.message.clone(),
+            };
+            rows.push(row(at_ms, event.kind, message));
+        }
+        if !rows.is_empty() {
+            for event in rows {
+                self.event(event);
+            }
+            self.put_device(id);
+        }
+        self.acknowledge(id, false);
+    }
+
+    fn acknowledge(&mut self, id: &DeviceId, send_whole: bool) {
+        let Some(device) = self.devices.get(id) else {
+            return;
+        };
+        let Some(link) = device.link else { return };
+        let DeviceRecord {
+            outbox,
+            events,
+            records,
+            ..
+        } = device.record;
+        let ack = Ack {
+            outbox,
+            events,
+            records,
+            send_whole,
+        };
+        self.send(id, Kind::Ack, link.connection, &ack);
+    }
+
+    fn send<T: Serialize>(&mut self, id: &DeviceId, kind: Kind, number: u64, body: &T) {
+        let Some(device) = self.devices.get(id) else {
+            return;
+        };
+        let epoch = device.record.held.epoch;
+        let header = Header {
+            prefix: self.prefix.to_string(),
+            device: id.clone(),
+            kind,
+            epoch,
+            number,
+        };
+        let payload = envelope::seal(&self.key, &header, body);
+        let topic = Topic::Device(id.clone(), kind).under(&self.prefix);
+        self.publish(topic, payload, false);
+    }
+
+    /// Sends a command to a device that is connected; gives its number.
+    pub(in crate::server) fn command(&mut self, id: &DeviceId, action: Action) -> Option<u64> {
+        let nonce = self.devices.get(id)?.link?.nonce;
+        // Grows through restarts of the controller without being stored, as wall clocks do.
+        let number = self.now_ms.max(self.last_command + 1);
+        self.last_command = number;
+        self.send(id, Kind::Command, number, &Command { nonce, action });
+        Some(number)
+    }
+
+    fn command_result(&mut self, number: u64, result: CommandResult) {
+        let Some(error) = result.error else { return };
+        if let Some(stream) = self
+            .streams
+            .values_mut()
+            .find(|stream| stream.command == number)
+        {
+            stream.fail(error);
+        }
+    }
+
+    fn stream_chunk(
+        &mut self,
+        id: &DeviceId,
+        stream: Option<StreamId>,
+        number: u64,
+        chunk: StreamChunk,
+    ) {
+        let stream = stream.and_then(|stream| self.streams.get_mut(&stream));
+        if let Some(stream) = stream.filter(|stream| stream.device == *id) {
+            stream.take(number, chunk);
+        }
+    }
+
+    fn digest_of(&self, id: &DeviceId) -> limpet_protocol::Digest {
+        let statuses = self
+            .devices
+            .get(id)
+            .into_iter()
+            .flat_map(|device| &device.statuses);
+        reported::digest(statuses.map(|(id, known)| (id, &known.status)))
+    }
+
+    pub(super) fn put_device(&mut self, id: &DeviceId) {
+        if let Some(device) = self.devices.get(id) {
+            let put = self.store.put(Table::Devices, id.as_str(), &device.record);
+            self.stored(put);
+        }
+    }
+
+    /// The desired state that follows from where deployments are.
+    pub(super) fn desired(&self, id: &DeviceId, held: Held) -> DesiredState {
+        let workloads = self
+            .deployments
+            .values()
+            .flat_map(|deployed| {
+                deployed
+                    .slots
+                    .iter()
+                    .filter(|(device, _)| device == id)
+                    .map(|(_, workload)| Workload {
+                        id: workload.clone(),
+                        deployment: deployed.deployment.name.clone(),
+                        revision: deployed.revision,
+                        requires: deployed.deployment.spec.requires(),
+                        spec: deployed.deployment.spec.clone(),
+                    })
+            })
+            .collect();
+        DesiredState {
+            held,
+            at_ms: self.now_ms,
+            reconnect_spread_ms: 0,
+            workloads,
+        }
+    }
+
+    /// Gives a device its next desired state: stored, then published.
+    pub(super) fn publish_desired(&mut self, id: &DeviceId) {
+        let Some(device) = self.devices.get_mut(id) else {
+            return;
+        };
+        device.record.held.generation += 1;
+        let held = device.record.held;
+        let online = device.link.is_some();
+        let desired = self.desired(id, held);
+        let header = Header {
+            prefix: self.prefix.to_string(),
+            device: id.clone(),
+            kind: Kind::Desired,
+            epoch: held.epoch,
+            number: held.generation,
+        };
+        let signed = envelope::seal(&self.key, &header, &desired);
+        let put = self.store.put_desired(id.as_str(), &signed);
+        self.stored(put);
+        self.put_device(id);
+        if online {
+            let topic = Topic::Device(id.clone(), Kind::Desired).under(&self.prefix);
+            self.publish(topic, signed, false);
+        }
+    }
+
+    /// Forgets a device: its key, what it reported, what it was told. False where it is not known.
+    pub(in crate::server) fn forget(&mut self, id: &DeviceId) -> bool {
+        if self.devices.remove(id).is_none() {
+            return false;
+        }
+        let forgotten = self.store.forget_device(id.as_str());
+        self.stored(forgotten);
+        self.note("device-removed", Some(id), String::new());
+        self.place_all();
+        true
+    }
+}

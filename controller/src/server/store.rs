@@ -1,0 +1,388 @@
+//! The store: SQLite, one writer, everything that a restart must find.
+//!
+//! Rows hold what is looked up by; the rest of a thing is one CBOR record.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use limpet_protocol::{KeyError, SigningKey, WorkloadStatus, cbor};
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The version of the tables; a store with a higher one was written by a newer controller.
+const VERSION: i64 = 1;
+
+/// Events that are kept.
+const EVENTS_KEPT: i64 = 100_000;
+
+const TABLES: &str = "
+    CREATE TABLE devices (id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE desired (device TEXT PRIMARY KEY, signed BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE deployments (name TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE reported (
+        device TEXT NOT NULL, workload TEXT NOT NULL, sequence INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL, status BLOB NOT NULL, PRIMARY KEY (device, workload)
+    ) WITHOUT ROWID;
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, at_ms INTEGER, device TEXT, workload TEXT,
+        deployment TEXT, kind TEXT NOT NULL, message TEXT NOT NULL
+    );
+    CREATE INDEX events_by_device ON events (device, seq);
+    CREATE INDEX events_by_deployment ON events (deployment, seq);
+    CREATE TABLE results (name TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID;
+";
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StoreError {
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("another controller uses the data folder {0}: stop it, or say --data-dir")]
+    InUse(PathBuf),
+    #[error(
+        "{path} was written by a newer version of limpet (format {version}, this one knows \
+         {VERSION}): install that version, or use another --data-dir"
+    )]
+    Newer { path: PathBuf, version: i64 },
+    #[error(
+        "the store {path} cannot be used: {source}; restore it from a backup, or move it away to begin anew"
+    )]
+    Open {
+        path: PathBuf,
+        source: rusqlite::Error,
+    },
+    #[error("the store failed: {0}")]
+    Sql(#[from] rusqlite::Error),
+    #[error("the store holds a record that cannot be read: {0}")]
+    Record(#[from] cbor::CborError),
+    #[error("the controller's key {path}: {source}")]
+    Key { path: PathBuf, source: KeyError },
+}
+
+/// The tables, and the folder they are in.
+pub(super) struct Store {
+    folder: PathBuf,
+    connection: Connection,
+    _lock: File,
+}
+
+/// An event as it is stored.
+#[derive(Debug, Clone, Default)]
+pub(super) struct EventRow {
+    pub(super) seq: u64,
+    pub(super) at_ms: Option<u64>,
+    pub(super) device: Option<String>,
+    pub(super) workload: Option<String>,
+    pub(super) deployment: Option<String>,
+    pub(super) kind: String,
+    pub(super) message: String,
+}
+
+/// Which events are wanted: the latest `limit` of those that fit.
+#[derive(Debug, Clone, Default)]
+pub(super) struct EventFilter {
+    pub(super) after: u64,
+    pub(super) limit: u32,
+    pub(super) device: Option<String>,
+    pub(super) deployment: Option<String>,
+}
+
+/// A workload's status as a device reported it.
+pub(super) struct ReportedRow {
+    pub(super) device: String,
+    pub(super) workload: String,
+    pub(super) sequence: u64,
+    pub(super) at_ms: u64,
+    pub(super) status: WorkloadStatus,
+}
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+impl Store {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let io = |action| {
+            move |source| StoreError::Io {
+                action,
+                path: folder.into(),
+                source,
+            }
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(io("make"))?;
+        let lock = File::create(folder.join("lock")).map_err(io("lock"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(StoreError::InUse(folder.into())),
+            Err(std::fs::TryLockError::Error(e)) => return Err(io("lock")(e)),
+        }
+        let path = folder.join("limpet.db");
+        let connection = connect(&path).map_err(|error| match error {
+            StoreError::Sql(source) => StoreError::Open { path, source },
+            other => other,
+        })?;
+        Ok(Self {
+            folder: folder.into(),
+            connection,
+            _lock: lock,
+        })
+    }
+
+    /// The key that signs what the fleet is told; made on first use.
+    pub(super) fn signing_key(&self) -> Result<SigningKey> {
+        let path = self.folder.join("signing.key");
+        let damaged = |source| StoreError::Key {
+            path: path.clone(),
+            source,
+        };
+        match std::fs::read(&path) {
+            Ok(seed) => return SigningKey::from_seed(&seed).map_err(damaged),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(StoreError::Io {
+                    action: "read",
+                    path,
+                    source,
+                });
+            }
+        }
+        let key = SigningKey::generate().map_err(damaged)?;
+        let fresh = path.with_extension("new");
+        let written = || {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&fresh)?;
+            file.write_all(key.seed())?;
+            file.sync_all()?;
+            std::fs::rename(&fresh, &path)
+        };
+        written().map_err(|source| StoreError::Io {
+            action: "write",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(key)
+    }
+
+    pub(super) fn begin(&self) -> Result<()> {
+        Ok(self.connection.execute_batch("BEGIN IMMEDIATE")?)
+    }
+
+    pub(super) fn commit(&self) -> Result<()> {
+        Ok(self.connection.execute_batch("COMMIT")?)
+    }
+
+    pub(super) fn roll_back(&self) {
+        if let Err(error) = self.connection.execute_batch("ROLLBACK") {
+            log::debug!("nothing to roll back: {error}");
+        }
+    }
+
+    /// All records of a table whose rows are a key and a record.
+    pub(super) fn records<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<(String, T)>> {
+        let (name, key) = table.names();
+        let mut select = self
+            .connection
+            .prepare(&format!("SELECT {key}, record FROM {name}"))?;
+        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+        rows.map(|row| {
+            let (key, record) = row?;
+            Ok((key, cbor::decode(&record, usize::MAX)?))
+        })
+        .collect()
+    }
+
+    pub(super) fn put<T: Serialize>(&self, table: Table, key: &str, record: &T) -> Result<()> {
+        let (name, column) = table.names();
+        let sql = format!("INSERT OR REPLACE INTO {name} ({column}, record) VALUES (?1, ?2)");
+        self.connection
+            .prepare_cached(&sql)?
+            .execute(params![key, cbor::encode(record)])?;
+        Ok(())
+    }
+
+    pub(super) fn delete(&self, table: Table, key: &str) -> Result<()> {
+        let (name, column) = table.names();
+        self.connection
+            .execute(&format!("DELETE FROM {name} WHERE {column} = ?1"), [key])?;
+        Ok(())
+    }
+
+    pub(super) fn desired(&self, device: &str) -> Result<Option<Vec<u8>>> {
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT signed FROM desired WHERE device = ?1")?;
+        Ok(select.query_row([device], |row| row.get(0)).optional()?)
+    }
+
+    pub(super) fn put_desired(&self, device: &str, signed: &[u8]) -> Result<()> {
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO desired (device, signed) VALUES (?1, ?2)")?
+            .execute(params![device, signed])?;
+        Ok(())
+    }
+
+    pub(super) fn reported(&self) -> Result<Vec<ReportedRow>> {
+        let mut select = self
+            .connection
+            .prepare("SELECT device, workload, sequence, at_ms, status FROM reported")?;
+        let rows = select.query_map([], |row| {
+            let status: Vec<u8> = row.get(4)?;
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, status))
+        })?;
+        rows.map(|row| {
+            let (device, workload, sequence, at_ms, status) = row?;
+            let status = cbor::decode(&status, usize::MAX)?;
+            Ok(ReportedRow {
+                device,
+                workload,
+                sequence,
+                at_ms,
+                status,
+            })
+        })
+        .collect()
+    }
+
+    pub(super) fn put_reported(&self, row: &ReportedRow) -> Result<()> {
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO reported VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![
+                row.device,
+                row.workload,
+                row.sequence,
+                row.at_ms,
+                cbor::encode(&row.status)
+            ])?;
+        Ok(())
+    }
+
+    pub(super) fn delete_reported(&self, device: &str, workload: &str) -> Result<()> {
+        self.connection
+            .prepare_cached("DELETE FROM reported WHERE device = ?1 AND workload = ?2")?
+            .execute([device, workload])?;
+        Ok(())
+    }
+
+    /// Forgets all that a device has reported, and what it was told.
+    pub(super) fn forget_device(&self, device: &str) -> Result<()> {
+        for table in ["reported", "desired"] {
+            self.connection
+                .execute(&format!("DELETE FROM {table} WHERE device = ?1"), [device])?;
+        }
+        self.delete(Table::Devices, device)
+    }
+
+    pub(super) fn put_event(&self, event: &EventRow) -> Result<()> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO events (at_ms, device, workload, deployment, kind, message)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![
+                event.at_ms,
+                event.device,
+                event.workload,
+                event.deployment,
+                event.kind,
+                event.message
+            ])?;
+        let seq = self.connection.last_insert_rowid();
+        if seq % 1000 == 0 {
+            self.connection
+                .execute("DELETE FROM events WHERE seq <= ?1", [seq - EVENTS_KEPT])?;
+        }
+        Ok(())
+    }
+
+    /// Events in the order of their numbers.
+    pub(super) fn events(&self, filter: &EventFilter) -> Result<Vec<EventRow>> {
+        let mut select = self.connection.prepare_cached(
+            "SELECT * FROM (
+                SELECT seq, at_ms, device, workload, deployment, kind, message FROM events
+                WHERE seq > ?1 AND (?2 IS NULL OR device = ?2) AND (?3 IS NULL OR deployment = ?3)
+                ORDER BY seq DESC LIMIT ?4
+             ) ORDER BY seq",
+        )?;
+        let EventFilter {
+            after,
+            limit,
+            device,
+            deployment,
+        } = filter;
+        let rows = select.query_map(params![after, device, deployment, limit], |row| {
+            Ok(EventRow {
+                seq: row.get(0)?,
+                at_ms: row.get(1)?,
+                device: row.get(2)?,
+                workload: row.get(3)?,
+                deployment: row.get(4)?,
+                kind: row.get(5)?,
+                message: row.get(6)?,
+            })
+        })?;
+        Ok(rows.collect::<std::result::Result<_, _>>()?)
+    }
+
+    pub(super) fn results(&self) -> Result<Vec<(String, String)>> {
+        let mut select = self.connection.prepare("SELECT name, json FROM results")?;
+        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<std::result::Result<_, _>>()?)
+    }
+
+    pub(super) fn put_result(&self, name: &str, json: &str) -> Result<()> {
+        self.connection.execute(
+            "INSERT OR REPLACE INTO results VALUES (?1, ?2)",
+            [name, json],
+        )?;
+        Ok(())
+    }
+}
+
+/// Tables whose rows are a key and a record.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Table {
+    Devices,
+    Deployments,
+}
+
+impl Table {
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Devices => ("devices", "id"),
+            Self::Deployments => ("deployments", "name"),
+        }
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection> {
+    let connection = Connection::open(path)?;
+    // FULL: what is acknowledged to a device survives a power cut.
+    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    match version {
+        0 => connection.execute_batch(&format!(
+            "BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
+        ))?,
+        VERSION => {}
+        version => {
+            return Err(StoreError::Newer {
+                path: path.into(),
+                version,
+            });
+        }
+    }
+    Ok(connection)
+}
