@@ -1,1 +1,230 @@
-//! stub
+//! What end-to-end tests and benchmarks stand on: real processes in folders of their own, ended
+//! and swept away when a test ends, whichever way it does.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops where its premise fails"
+)]
+
+pub mod agent;
+pub mod controller;
+pub mod image;
+pub mod process;
+pub mod proxy;
+pub mod registry;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+pub use agent::Agent;
+pub use controller::Controller;
+pub use image::{Image, Layer};
+pub use process::{Process, output, run};
+pub use proxy::Proxy;
+pub use registry::Registry;
+pub use serde_json::{Value, json};
+
+/// A folder for one test, and names that nothing else on this machine uses.
+pub struct Lab {
+    folder: tempfile::TempDir,
+}
+
+impl Lab {
+    /// A fresh one.
+    ///
+    /// # Panics
+    /// When this is not root: containers could not be made.
+    pub fn new() -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "end-to-end tests make containers: run them as root"
+        );
+        let folder = tempfile::Builder::new().prefix("limpet-test-").tempdir();
+        Self {
+            folder: folder.unwrap(),
+        }
+    }
+
+    /// A path in the test's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A name that begins with the test's own: for control groups.
+    pub fn name(&self, suffix: &str) -> String {
+        let own = self.folder.path().file_name().unwrap().to_string_lossy();
+        format!("{own}-{suffix}")
+    }
+
+    /// A file in the test's folder.
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A controller, a registry that holds the image `box`, and devices.
+pub struct Fleet {
+    // In this order they are dropped: devices first.
+    /// The devices, `dev-0` and so on.
+    pub agents: Vec<Agent>,
+    /// The controller.
+    pub controller: Controller,
+    /// The registry; devices know it as the mirror of `docker.io`.
+    pub registry: Registry,
+    /// The folder of all of them.
+    pub lab: Lab,
+}
+
+impl Fleet {
+    /// A fleet of `devices`, connected.
+    pub fn start(devices: usize) -> Self {
+        let lab = Lab::new();
+        let registry = Registry::start(&lab);
+        registry.push("library/box", "latest", &Image::busybox());
+        let controller = Controller::start(&lab);
+        let agents = (0..devices)
+            .map(|n| Agent::start(&lab, &format!("dev-{n}"), &controller.mqtt, &registry))
+            .collect();
+        let fleet = Self {
+            agents,
+            controller,
+            registry,
+            lab,
+        };
+        fleet.until_online(devices);
+        fleet
+    }
+
+    /// Waits until this many devices are connected.
+    pub fn until_online(&self, count: usize) {
+        self.eventually("devices online", || {
+            let devices = self.controller.list("/api/v1/devices");
+            let online = devices.iter().filter(|d| d["presence"] == "online");
+            (online.count() == count).then_some(())
+        });
+    }
+
+    /// Waits for something; when it does not come, fails with the ends of all logs.
+    pub fn eventually<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
+        eventually_or(what, look, || {
+            let mut text = self.controller.process.tail();
+            for agent in &self.agents {
+                text += &agent.process.tail();
+            }
+            text + &self.controller.limpet(&["get", "events"]).out
+        })
+    }
+
+    /// Waits until a deployment's workloads are exactly these phases, in the order of their ids,
+    /// and gives them.
+    pub fn until_phases(&self, deployment: &str, phases: &[&str]) -> Vec<Value> {
+        self.eventually(&format!("{deployment} to be {phases:?}"), || {
+            let all = self.workloads(deployment);
+            let now: Vec<&str> = all.iter().filter_map(|w| w["phase"].as_str()).collect();
+            (now == phases).then_some(all)
+        })
+    }
+
+    /// The workloads of a deployment.
+    pub fn workloads(&self, deployment: &str) -> Vec<Value> {
+        self.controller
+            .list(&format!("/api/v1/workloads?deployment={deployment}"))
+    }
+
+    /// Kinds and messages of a deployment's events, in order.
+    pub fn story(&self, deployment: &str) -> Vec<String> {
+        let path = format!("/api/v1/events?deployment={deployment}&limit=10000");
+        let text = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        let events = self.controller.list(&path);
+        let line = |event: &Value| format!("{} {}", text(event, "kind"), text(event, "message"));
+        events.iter().map(line).collect()
+    }
+}
+
+/// How long anything may take before a test gives up: far beyond what a loaded machine needs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for something that comes by itself.
+pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    eventually_or(what, look, String::new)
+}
+
+/// Waits for something; when it does not come, fails with what `explain` says.
+pub fn eventually_or<T>(
+    what: &str,
+    mut look: impl FnMut() -> Option<T>,
+    explain: impl FnOnce() -> String,
+) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        if Instant::now() >= deadline {
+            panic!("waited {PATIENCE:?} for {what}\n{}", explain());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Where the programs under test are: beside the test, unless `LIMPET_BIN_DIR` says otherwise.
+pub fn program(name: &str) -> PathBuf {
+    let folder = std::env::var_os("LIMPET_BIN_DIR").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| {
+        let own = std::env::current_exe().unwrap();
+        let folder = own.parent().unwrap();
+        let deps = folder.file_name().is_some_and(|name| name == "deps");
+        if deps { folder.parent().unwrap() } else { folder }.to_owned()
+    });
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is not built: run make", path.display());
+    path
+}
+
+/// A port of loopback that nobody listens on, below those that the kernel gives to clients.
+pub fn free_port() -> u16 {
+    use std::collections::hash_map::RandomState;
+    use std::hash::{BuildHasher, Hasher};
+    loop {
+        let random = RandomState::new().build_hasher().finish();
+        let port = 20_000 + u16::try_from(random % 10_000).unwrap_or(0);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A program's start time (proc(5), field 22 of stat): with its pid it names it for good.
+pub fn start_time(pid: u64) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// The processes whose command line has this in it, by pid.
+pub fn processes_with(text: &str) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(text)
+    })
+    .collect()
+}
+
+/// The end of a text, for a message.
+pub(crate) fn last_lines(path: &Path, count: usize) -> String {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(count);
+    lines[from..].iter().map(|line| format!("  {line}\n")).collect()
+}

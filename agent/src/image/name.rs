@@ -140,14 +140,15 @@ fn is_host(host: &str) -> bool {
         .and_then(|name| name.strip_suffix(']'));
     let name_fits = match bracketed {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !name.is_empty()
-                && name
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-')
-        }
+        None => name.split('.').all(is_host_label),
     };
     name_fits && port.parse::<u16>().is_ok()
+}
+
+/// Letters, digits and '-', which stands at neither end (RFC 1123).
+fn is_host_label(label: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    !label.is_empty() && label.bytes().all(inner) && label.trim_matches('-') == label
 }
 
 /// Letters and digits, joined by one '.', one or two '_', or any number of '-'.

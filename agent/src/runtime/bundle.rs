@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
 use super::order::StartOrder;
@@ -51,8 +52,8 @@ const READ_ONLY: [&str; 5] = [
 /// CPU quotas are counted over this long, in microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
 
-/// Open files a container may ask for: what container images are built for, far from the kernel's
-/// own limit.
+/// Open files a container may ask for, where the agent itself may: what container images are built
+/// for, far from the kernel's own limit.
 const OPEN_FILES_MAX: u64 = 65_536;
 
 /// The configuration, with `rootfs` beside it. `etc` are the files to be mounted over the image's.
@@ -63,6 +64,8 @@ pub(super) fn config(order: &StartOrder, user: &User, etc: &[(String, String)]) 
         .as_deref()
         .or(order.image.working_dir.as_deref());
     let cwd = cwd.filter(|cwd| cwd.starts_with('/')).unwrap_or("/");
+    let open_files = getrlimit(Resource::Nofile).maximum;
+    let open_files = open_files.map_or(OPEN_FILES_MAX, |own| own.min(OPEN_FILES_MAX));
     json!({
         "ociVersion": "1.0.2",
         "hostname": order.hostname,
@@ -80,7 +83,7 @@ pub(super) fn config(order: &StartOrder, user: &User, etc: &[(String, String)]) 
             },
             "noNewPrivileges": true,
             "oomScoreAdj": 0,
-            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": OPEN_FILES_MAX, "hard": OPEN_FILES_MAX }],
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files }],
         },
         "mounts": mounts(etc),
         "linux": {

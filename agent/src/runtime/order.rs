@@ -25,7 +25,7 @@ const RECORD_BYTES_MAX: usize = 256 * 1024;
 
 /// What to make.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StartOrder {
+pub(super) struct StartOrder {
     /// The container.
     pub id: ContainerId,
     /// The revision that it is made from.
@@ -48,7 +48,7 @@ pub struct StartOrder {
 
 /// A process, told apart from a later one with its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
+pub(super) struct Process {
     /// Its number.
     pub pid: u32,
     /// When it began, in clock ticks since boot (proc(5), field 22 of stat).

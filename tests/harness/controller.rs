@@ -1,0 +1,110 @@
+//! A real `limpet up`, and the command line that speaks to it.
+
+use std::path::PathBuf;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::process::Output;
+use crate::{Lab, Process, eventually, free_port, output, program};
+
+/// A controller on ports of its own.
+pub struct Controller {
+    /// `http://HOST:PORT` of its API.
+    pub api: String,
+    /// `mqtt://HOST:PORT` of its broker.
+    pub mqtt: String,
+    /// The port of its broker.
+    pub mqtt_port: u16,
+    /// The program.
+    pub process: Process,
+    args: Vec<String>,
+    log: PathBuf,
+}
+
+impl Controller {
+    /// Starts one with an empty store.
+    pub fn start(lab: &Lab) -> Self {
+        let (api, mqtt_port) = (free_port(), free_port());
+        let (listen, mqtt) = (format!("127.0.0.1:{api}"), format!("127.0.0.1:{mqtt_port}"));
+        let data = lab.path("controller").display().to_string();
+        let flags = ["up", "--insecure", "--listen", &listen, "--mqtt-listen", &mqtt];
+        let args: Vec<String> = flags.iter().chain(&["--data-dir", &data]).map(ToString::to_string).collect();
+        let log = lab.path("controller.log");
+        let process = launch(&log, &args);
+        let mut controller = Self {
+            api: format!("http://{listen}"),
+            mqtt: format!("mqtt://{mqtt}"),
+            mqtt_port,
+            process,
+            args,
+            log,
+        };
+        controller.process.until_said("Next, on this machine");
+        controller
+    }
+
+    /// SIGKILL: the power is gone.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// SIGTERM, and its end.
+    pub fn stop(&mut self) {
+        self.process.signal(Signal::TERM);
+        assert!(self.process.wait().success(), "{}", self.process.tail());
+    }
+
+    /// Starts it again on the same store and ports.
+    pub fn restart(&mut self) {
+        std::fs::remove_file(&self.log).unwrap();
+        self.process = launch(&self.log, &self.args);
+        self.process.until_said("Next, on this machine");
+        eventually("the API", || ureq::get(format!("{}/healthz", self.api)).call().ok());
+    }
+
+    /// Runs the command line against it.
+    pub fn limpet(&self, args: &[&str]) -> Output {
+        let all: Vec<&str> = args.iter().copied().chain(["--server", &self.api]).collect();
+        // Words behind `--` belong to the container.
+        let (own, container) = match args.iter().position(|arg| *arg == "--") {
+            Some(at) => args.split_at(at),
+            None => return output(program("limpet"), &all),
+        };
+        let all: Vec<&str> = own.iter().copied().chain(["--server", &self.api]).chain(container.iter().copied()).collect();
+        output(program("limpet"), &all)
+    }
+
+    /// Runs a command that must succeed; gives what it printed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let done = self.limpet(args);
+        assert_eq!(done.status, 0, "limpet {args:?}: {done:?}\n{}", self.process.tail());
+        done.out
+    }
+
+    /// Runs a command that must fail with exit status 1; gives what it complained.
+    pub fn fails(&self, args: &[&str]) -> String {
+        let done = self.limpet(args);
+        assert_eq!(done.status, 1, "limpet {args:?}: {done:?}");
+        done.err
+    }
+
+    /// GET, as JSON.
+    pub fn get(&self, path: &str) -> Value {
+        let answer = ureq::get(format!("{}{path}", self.api)).call();
+        let mut answer = answer.unwrap_or_else(|e| panic!("{path}: {e}\n{}", self.process.tail()));
+        answer.body_mut().read_json().unwrap()
+    }
+
+    /// GET of a list; empty where the controller does not answer.
+    pub fn list(&self, path: &str) -> Vec<Value> {
+        let answer = ureq::get(format!("{}{path}", self.api)).call();
+        let list = answer.ok().and_then(|mut answer| answer.body_mut().read_json().ok());
+        list.unwrap_or_default()
+    }
+}
+
+fn launch(log: &std::path::Path, args: &[String]) -> Process {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    Process::start(log, &program("limpet"), &args)
+}

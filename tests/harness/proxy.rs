@@ -1,0 +1,106 @@
+//! A link that fails: a proxy on loopback that can be cut, or that cuts by itself.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Forwards connections to one address.
+pub struct Proxy {
+    /// `HOST:PORT` to connect to.
+    pub address: String,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    target: String,
+    /// Bytes that may still come back through a connection before it is cut.
+    allowance: AtomicU64,
+    /// Bytes that came back in all.
+    carried: AtomicU64,
+    closed: AtomicBool,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+impl Proxy {
+    /// Listens, and forwards to `target`, `HOST:PORT`.
+    pub fn start(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let shared = Arc::new(Shared {
+            target: target.to_owned(),
+            allowance: AtomicU64::new(u64::MAX),
+            carried: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            open: Mutex::default(),
+        });
+        let accepting = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if accepting.closed.load(Ordering::SeqCst) {
+                    return;
+                }
+                let shared = Arc::clone(&accepting);
+                std::thread::spawn(move || shared.forward(client));
+            }
+        });
+        Self { address, shared }
+    }
+
+    /// From here on a connection is cut when this many bytes have come back through it.
+    pub fn cut_after(&self, bytes: u64) {
+        self.shared.allowance.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Bytes that came back through all connections.
+    pub fn carried(&self) -> u64 {
+        self.shared.carried.load(Ordering::SeqCst)
+    }
+
+    /// Cuts every connection there is.
+    pub fn cut(&self) {
+        for stream in self.shared.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
+        self.cut();
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect(&self.address);
+    }
+}
+
+impl Shared {
+    fn forward(&self, client: TcpStream) {
+        let Ok(server) = TcpStream::connect(&self.target) else { return };
+        let clone = |stream: &TcpStream| stream.try_clone().unwrap();
+        self.open.lock().unwrap().extend([clone(&client), clone(&server)]);
+        let (mut from_client, mut to_server) = (clone(&client), clone(&server));
+        let upward = std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from_client, &mut to_server);
+            let _ = to_server.shutdown(Shutdown::Write);
+        });
+        self.back(&server, &client);
+        let _ = client.shutdown(Shutdown::Both);
+        let _ = server.shutdown(Shutdown::Both);
+        let _ = upward.join();
+    }
+
+    fn back(&self, mut server: &TcpStream, mut client: &TcpStream) {
+        let mut buffer = [0; 4096];
+        let mut passed: u64 = 0;
+        while let Ok(read @ 1..) = server.read(&mut buffer) {
+            let left = self.allowance.load(Ordering::SeqCst).saturating_sub(passed);
+            let part = read.min(usize::try_from(left).unwrap_or(usize::MAX));
+            passed += part as u64;
+            self.carried.fetch_add(part as u64, Ordering::SeqCst);
+            if client.write_all(&buffer[..part]).is_err() || part < read {
+                return;
+            }
+        }
+    }
+}
