@@ -21,6 +21,7 @@ mod bundle;
 mod cgroup;
 mod order;
 mod process;
+mod program;
 mod seccomp;
 pub mod shim;
 mod user;

@@ -37,7 +37,10 @@ impl Agent {
 
     /// A device with a configuration file of these lines.
     pub fn with_config(lab: &Lab, id: &str, broker: &str, config: &str) -> Self {
-        let (data, run) = (lab.path(&format!("{id}.data")), lab.path(&format!("{id}.run")));
+        let (data, run) = (
+            lab.path(&format!("{id}.data")),
+            lab.path(&format!("{id}.run")),
+        );
         let config = lab.file(&format!("{id}.toml"), config);
         let cgroup = format!("/{}", lab.name(id));
         let log = lab.path(&format!("{id}.log"));
@@ -84,7 +87,9 @@ impl Agent {
         for mount in hierarchies() {
             clear(&mount.join(self.cgroup.trim_start_matches('/')));
         }
-        eventually("the end of all shims", || self.shims().is_empty().then_some(()));
+        eventually("the end of all shims", || {
+            self.shims().is_empty().then_some(())
+        });
     }
 }
 
@@ -103,8 +108,20 @@ impl Drop for Agent {
 fn launch(log: &Path, id: &str, broker: &str, folders: [&PathBuf; 3], cgroup: &str) -> Process {
     let [data, run, config] = folders.map(|folder| folder.display().to_string());
     let args = [
-        "run", "--insecure", "--broker", broker, "--device-id", id, "--data-dir", &data,
-        "--run-dir", &run, "--config", &config, "--cgroup-parent", cgroup,
+        "run",
+        "--insecure",
+        "--broker",
+        broker,
+        "--device-id",
+        id,
+        "--data-dir",
+        &data,
+        "--run-dir",
+        &run,
+        "--config",
+        &config,
+        "--cgroup-parent",
+        cgroup,
     ];
     Process::start(log, &program("limpet-agent"), &args)
 }
@@ -120,17 +137,24 @@ fn signal_kill(pid: i32) {
 pub fn hierarchies() -> Vec<PathBuf> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let lines = text.lines().filter(|line| line.contains(" - cgroup"));
-    lines.filter_map(|line| Some(PathBuf::from(line.split(' ').nth(4)?))).collect()
+    lines
+        .filter_map(|line| Some(PathBuf::from(line.split(' ').nth(4)?)))
+        .collect()
 }
 
 fn clear(group: &Path) {
-    let Ok(entries) = std::fs::read_dir(group) else { return };
+    let Ok(entries) = std::fs::read_dir(group) else {
+        return;
+    };
     for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
         clear(&entry.path());
     }
     eventually(&format!("the end of {}", group.display()), || {
         let procs = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        procs.lines().filter_map(|line| line.parse().ok()).for_each(signal_kill);
+        procs
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .for_each(signal_kill);
         (std::fs::remove_dir(group).is_ok() || !group.exists()).then_some(())
     });
 }

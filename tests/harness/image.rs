@@ -36,7 +36,10 @@ pub struct Image {
 
 impl Layer {
     /// An empty archive.
-    #[expect(clippy::new_without_default, reason = "a step of making one, not a value")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "a step of making one, not a value"
+    )]
     pub fn new() -> Self {
         Self(tar::Builder::new(Vec::new()))
     }
@@ -88,7 +91,12 @@ impl Layer {
     /// Compressed by the `zstd` program.
     pub fn zstd(self) -> Packed {
         self.pack("+zstd", |tar| {
-            let mut child = Command::new("zstd").args(["-q", "-c"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut child = Command::new("zstd")
+                .args(["-q", "-c"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
             let mut stdin = child.stdin.take().unwrap();
             let tar = tar.to_vec();
             let writer = std::thread::spawn(move || stdin.write_all(&tar).unwrap());
@@ -151,8 +159,16 @@ impl Image {
             .folder("tmp/", 0o1777)
             .folder("root/", 0o700)
             .file("bin/busybox", 0o755, program)
-            .file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/tmp:/bin/sh\n")
-            .file("etc/group", 0o644, "root:x:0:\napp:x:1001:\nextra:x:44:app\n");
+            .file(
+                "etc/passwd",
+                0o644,
+                "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/tmp:/bin/sh\n",
+            )
+            .file(
+                "etc/group",
+                0o644,
+                "root:x:0:\napp:x:1001:\nextra:x:44:app\n",
+            );
         for program in PROGRAMS {
             layer = layer.symlink(&format!("bin/{program}"), "busybox");
         }
@@ -186,7 +202,10 @@ impl Image {
                 "digest": format!("sha256:{}", Digest::of(bytes)),
             })
         };
-        let layers = self.layers.iter().map(|l| describe(&l.media_type, &l.packed));
+        let layers = self
+            .layers
+            .iter()
+            .map(|l| describe(&l.media_type, &l.packed));
         json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": describe("application/vnd.oci.image.config.v1+json", &self.config()),

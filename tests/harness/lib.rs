@@ -183,7 +183,12 @@ pub fn program(name: &str) -> PathBuf {
         let own = std::env::current_exe().unwrap();
         let folder = own.parent().unwrap();
         let deps = folder.file_name().is_some_and(|name| name == "deps");
-        if deps { folder.parent().unwrap() } else { folder }.to_owned()
+        if deps {
+            folder.parent().unwrap()
+        } else {
+            folder
+        }
+        .to_owned()
     });
     let path = folder.join(name);
     assert!(path.exists(), "{} is not built: run make", path.display());
@@ -206,7 +211,12 @@ pub fn free_port() -> u16 {
 /// A program's start time (proc(5), field 22 of stat): with its pid it names it for good.
 pub fn start_time(pid: u64) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
 }
 
 /// The processes whose command line has this in it, by pid.
@@ -226,5 +236,8 @@ pub(crate) fn last_lines(path: &Path, count: usize) -> String {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(count);
-    lines[from..].iter().map(|line| format!("  {line}\n")).collect()
+    lines[from..]
+        .iter()
+        .map(|line| format!("  {line}\n"))
+        .collect()
 }

@@ -53,7 +53,9 @@ impl Registry {
     }
 
     fn until_up(&self) {
-        eventually("the registry", || std::net::TcpStream::connect(&self.host).ok());
+        eventually("the registry", || {
+            std::net::TcpStream::connect(&self.host).ok()
+        });
     }
 
     /// Starts it again.
@@ -75,7 +77,13 @@ impl Registry {
     pub fn push_blob(&self, repository: &str, bytes: &[u8]) {
         let url = format!("http://{}/v2/{repository}/blobs/uploads/", self.host);
         let begun = self.send("POST", &url, "", &[]);
-        let location = begun.headers().get("location").unwrap().to_str().unwrap().to_owned();
+        let location = begun
+            .headers()
+            .get("location")
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
         let mark = if location.contains('?') { '&' } else { '?' };
         let url = format!("{location}{mark}digest=sha256:{}", Digest::of(bytes));
         self.send("PUT", &url, "application/octet-stream", bytes);
@@ -94,14 +102,25 @@ impl Registry {
     pub fn corrupt(&self, bytes: &[u8]) {
         let digest = Digest::of(bytes).to_string();
         let store = "docker/registry/v2/blobs/sha256";
-        let path = self.folder.join(store).join(&digest[..2]).join(&digest).join("data");
+        let path = self
+            .folder
+            .join(store)
+            .join(&digest[..2])
+            .join(&digest)
+            .join("data");
         let mut changed = std::fs::read(&path).unwrap();
         let middle = changed.len() / 2;
         changed[middle] ^= 1;
         std::fs::write(path, changed).unwrap();
     }
 
-    fn send(&self, method: &str, url: &str, kind: &str, body: &[u8]) -> ureq::http::Response<ureq::Body> {
+    fn send(
+        &self,
+        method: &str,
+        url: &str,
+        kind: &str,
+        body: &[u8],
+    ) -> ureq::http::Response<ureq::Body> {
         let mut request = ureq::http::Request::builder().method(method).uri(url);
         if !kind.is_empty() {
             request = request.header("content-type", kind);
@@ -116,7 +135,11 @@ impl Registry {
 
 fn launch(log: &std::path::Path, config: &std::path::Path) -> Process {
     let config = config.display().to_string();
-    Process::start(log, "/usr/bin/docker-registry".as_ref(), &["serve", &config])
+    Process::start(
+        log,
+        "/usr/bin/docker-registry".as_ref(),
+        &["serve", &config],
+    )
 }
 
 /// An index over manifests, each with its platform as `ARCH` or `ARCH/VARIANT`.

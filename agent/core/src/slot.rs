@@ -217,9 +217,7 @@ impl Slot {
         self.failures = self.failures.saturating_add(1);
         let wait = wait_ms(self.failures, turn.jitter);
         let retry_at_ms = turn.now_ms.saturating_add(wait);
-        self.image = Image::Failed {
-            retry_at_ms,
-        };
+        self.image = Image::Failed { retry_at_ms };
         self.say(reason.clone());
         self.note(turn, EventKind::PullFailed, None, reason);
     }
@@ -320,11 +318,7 @@ impl Slot {
     }
 
     fn stop(&mut self, pid: u32, turn: &mut Turn<'_>) {
-        let stop = self
-            .wanted
-            .as_ref()
-            .map(|w| w.spec.stop)
-            .unwrap_or_default();
+        let stop = self.stop;
         let kill_at_ms = turn.now_ms.saturating_add(u64::from(stop.grace_ms));
         self.life = Life::Stopping { pid, kill_at_ms };
         self.note(turn, EventKind::Stopping, None, String::new());

@@ -152,6 +152,11 @@ impl Reader {
         news
     }
 
+    /// Whether nothing more will be written: the container's exit is recorded, or its folder gone.
+    pub fn is_over(&self) -> bool {
+        self.folder.join("exit").exists() || !self.folder.exists()
+    }
+
     fn file(&self, name: &str) -> Option<(File, u64)> {
         let mut file = File::open(self.folder.join(name)).ok()?;
         let mut begin = [0; BEGIN_BYTES];

@@ -34,7 +34,7 @@ pub struct Sender {
 }
 
 /// Sends the latest `tail` lines of several containers, in order, and, where asked, what the last
-/// of them writes from then on, until the lease ends.
+/// of them writes from then on, until it ends or the lease does.
 pub async fn run(
     sender: Sender,
     folders: Vec<PathBuf>,
@@ -65,11 +65,14 @@ pub async fn run(
     let Some(mut reader) = latest.filter(|_| follow) else {
         return;
     };
-    while clock::boot_ms() < until_ms.get() {
+    let mut ended = false;
+    while !ended && clock::boot_ms() < until_ms.get() {
         smol::Timer::after(LOOK_EVERY).await;
+        // Asked first: what is written last is read after it.
+        ended = reader.is_over();
         let news = reader.more();
-        if !news.lines.is_empty() || news.gap_bytes > 0 {
-            sender.send(&mut number, news, false).await;
+        if ended || !news.lines.is_empty() || news.gap_bytes > 0 {
+            sender.send(&mut number, news, ended).await;
         }
     }
 }

@@ -118,7 +118,7 @@ pub(super) fn args(order: &StartOrder) -> Vec<String> {
 }
 
 /// Defaults, then the image's, then the workload's.
-fn env(order: &StartOrder, user: &User) -> Vec<String> {
+pub(super) fn env(order: &StartOrder, user: &User) -> Vec<String> {
     let mut env: BTreeMap<&str, &str> = [
         ("PATH", PATH),
         ("HOSTNAME", &order.hostname),

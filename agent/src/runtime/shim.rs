@@ -18,7 +18,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::order::{self, StartOrder, StateRecord};
-use super::{bundle, process, user};
+use super::{bundle, process, program, user};
 
 /// The kernel reads mount options from one page.
 const MOUNT_OPTIONS_MAX: usize = 4095;
@@ -51,6 +51,8 @@ enum ShimError {
     Layers,
     #[error(transparent)]
     User(#[from] user::UserError),
+    #[error(transparent)]
+    Program(#[from] program::ProgramError),
     #[error("the image names no program to run; give the workload a command")]
     NoProgram,
     #[error("cannot make the container: {}", chain(.0))]
@@ -230,16 +232,17 @@ fn write_bundle(order: &StartOrder, bundle: &Path) -> Result<(), ShimError> {
         })?;
         etc.push((path.display().to_string(), format!("/etc/{name}")));
     }
-    if bundle::args(order).is_empty() {
-        return Err(ShimError::NoProgram);
-    }
+    let rootfs = bundle.join("rootfs");
     let who = order
         .spec
         .user
         .as_ref()
         .or(order.image.user.as_ref())
         .map_or("", String::as_str);
-    let user = user::look_up(&bundle.join("rootfs"), who)?;
+    let user = user::look_up(&rootfs, who)?;
+    let args = bundle::args(order);
+    let first = args.first().ok_or(ShimError::NoProgram)?;
+    program::check(&rootfs, first, &bundle::env(order, &user))?;
     let config = bundle::config(order, &user, &etc);
     let path = bundle.join("config.json");
     std::fs::write(&path, config.to_string()).map_err(|source| ShimError::Write { path, source })

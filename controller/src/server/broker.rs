@@ -89,6 +89,8 @@ pub(super) async fn start(
         .name("mqtt")
         .laddr(listen)
         .nodelay(true)
+        // Started again, it does not wait for the connections of its last life to be forgotten.
+        .reuseaddr(Some(true))
         .allow_anonymous(false)
         .max_packet_size(PACKET_BYTES_MAX)
         .max_mqueue_len(QUEUE)

@@ -352,11 +352,11 @@ impl Fleet {
 
     /// Something was refused: says so, but not every time.
     fn refuse(&mut self, kind: &str, device: Option<&DeviceId>, why: &str) {
-        log::warn!("refused: {why}");
         self.refused.count += 1;
         if self.now_ms < self.refused.quiet_until_ms {
             return;
         }
+        log::warn!("refused: {why}");
         let more = match self.refused.count {
             1 => String::new(),
             count => format!(" (and {} more before it)", count - 1),

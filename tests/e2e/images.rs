@@ -1,0 +1,453 @@
+//! Images, good and bad, from a real registry.
+
+use std::path::Path;
+
+use limpet_tests::{Agent, Fleet, Image, Layer, Proxy, Registry, image, json, registry, run};
+use tar::EntryType;
+
+/// Runs a script in an image to its end; gives what it wrote.
+fn says(fleet: &Fleet, name: &str, image: &str, script: &str) -> String {
+    let image = format!("--image={image}");
+    fleet.controller.ok(&[
+        "run",
+        name,
+        &image,
+        "--restart=never",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    fleet.controller.ok(&["logs", name, "--tail=1000"])
+}
+
+#[test]
+fn every_form_of_an_image_runs() {
+    let fleet = Fleet::start(1);
+    let host = fleet.registry.host.clone();
+    // As `node:alpine` is for everybody: docker.io/library, here from the mirror.
+    fleet
+        .registry
+        .push("library/node", "alpine", &Image::busybox());
+    assert_eq!(says(&fleet, "node", "node:alpine", "echo $FROM"), "image\n");
+
+    let zstd = Image::of(vec![Image::busybox_layer().zstd()]);
+    fleet.registry.push("forms/zstd", "1", &zstd);
+    assert_eq!(
+        says(&fleet, "zstd", &format!("{host}/forms/zstd:1"), "echo zstd"),
+        "zstd\n"
+    );
+
+    let plain = Image::of(vec![Image::busybox_layer().plain()]);
+    let digest = fleet.registry.push("forms/plain", "1", &plain);
+    assert_eq!(
+        says(
+            &fleet,
+            "plain",
+            &format!("{host}/forms/plain@{digest}"),
+            "echo plain"
+        ),
+        "plain\n"
+    );
+
+    // Docker's own media types, written by skopeo.
+    let (from, to) = (
+        format!("docker://{host}/library/box:latest"),
+        format!("docker://{host}/forms/docker:1"),
+    );
+    run(
+        "skopeo",
+        &[
+            "copy",
+            "-q",
+            "--src-tls-verify=false",
+            "--dest-tls-verify=false",
+            "--format=v2s2",
+            &from,
+            &to,
+        ],
+    );
+    let raw = run("skopeo", &["inspect", "--raw", "--tls-verify=false", &to]);
+    assert!(
+        raw.contains("application/vnd.docker.distribution.manifest.v2+json"),
+        "{raw}"
+    );
+    assert_eq!(
+        says(
+            &fleet,
+            "docker",
+            &format!("{host}/forms/docker:1"),
+            "echo docker"
+        ),
+        "docker\n"
+    );
+
+    // An index: ours is neither the first nor the last.
+    let (mut other, ours) = (Image::busybox(), Image::busybox());
+    other.run = json!({"Entrypoint": ["/wrong"]});
+    for image in [&other, &ours] {
+        fleet.registry.push("forms/index", "part", image);
+    }
+    let (wrong, right) = (other.manifest(), ours.manifest());
+    let index = registry::index(&[
+        ("s390x", &wrong),
+        (image::arch(), &right),
+        ("arm/v6", &wrong),
+    ]);
+    fleet.registry.push_manifest("forms/index", "1", &index);
+    assert_eq!(
+        says(
+            &fleet,
+            "index",
+            &format!("{host}/forms/index:1"),
+            "echo index"
+        ),
+        "index\n"
+    );
+    let foreign = registry::index(&[("s390x", &wrong), ("arm/v6", &wrong)]);
+    fleet.registry.push_manifest("forms/index", "2", &foreign);
+    let name = format!("--image={host}/forms/index:2");
+    let why = fleet.controller.fails(&["run", "foreign", &name]);
+    assert!(
+        why.contains("s390x") && why.contains("arm/v6"),
+        "it lists what there is: {why}"
+    );
+}
+
+#[test]
+fn layers_are_put_together_as_they_should_be() {
+    let fleet = Fleet::start(1);
+    let lower = Image::busybox_layer()
+        .folder("d/", 0o755)
+        .file("d/hidden", 0o644, "lower")
+        .file("d/kept", 0o644, "lower")
+        .folder("o/", 0o755)
+        .file("o/a", 0o644, "lower")
+        .file("o/b", 0o644, "lower")
+        .folder("was-folder/", 0o755)
+        .file("was-folder/x", 0o644, "x")
+        .symlink("abs", "/d")
+        .file("plain", 0o644, "one");
+    let mut owned = image::header("owned", EntryType::Regular, 0o4750, "");
+    owned.set_uid(12_345);
+    owned.set_gid(23_456);
+    let upper = Layer::new()
+        .file("d/.wh.hidden", 0o644, "")
+        .folder("o/", 0o711)
+        .file("o/.wh..wh..opq", 0o644, "")
+        .file("o/c", 0o640, "upper")
+        .file("was-folder", 0o600, "now a file")
+        .file("plain", 0o644, "two")
+        .entry("hard", EntryType::Link, 0o644, b"", "plain")
+        .raw(owned, b"")
+        .pax("SCHILY.xattr.user.colour", b"blue\n\0=")
+        .file("described", 0o444, "")
+        .file(
+            &format!("{}/{}", "long".repeat(12), "n"),
+            0o644,
+            "long name",
+        )
+        .entry("fifo", EntryType::Fifo, 0o644, b"", "")
+        .file("deep/down/here", 0o644, "made");
+    let image = Image::of(vec![lower.gzip(), upper.zstd()]);
+    fleet.registry.push("library/put", "latest", &image);
+    let script = "ls d o; cat was-folder plain hard abs/kept; echo; stat -c '%h' plain; \
+                  stat -c '%a %u %g' owned o; stat -c '%Y %F' plain fifo; cat deep/down/here long*/n";
+    let said = says(&fleet, "put", "put", &format!("cd /; {script}"));
+    assert_eq!(
+        said,
+        "d:\nkept\n\no:\nc\nnow a filetwotwolower\n2\n4750 12345 23456\n711 0 0\n\
+         1000000000 regular file\n1000000000 fifo\nmadelong name\n"
+    );
+    let layers = fleet.agents[0].data.join("images/layers");
+    let described = folders(&layers).find_map(|layer| {
+        let mut value = [0; 64];
+        let size =
+            rustix::fs::getxattr(layer.join("described"), "user.colour", &mut value[..]).ok()?;
+        Some(value[..size].to_vec())
+    });
+    assert_eq!(described, Some(b"blue\n\0=".to_vec()));
+
+    // An image that shares its layers adds none.
+    let before = folders(&layers).count();
+    let shared = Image {
+        run: json!({"Cmd": ["sh", "-c", "echo shared"], "Env": ["PATH=/bin"]}),
+        ..image
+    };
+    fleet.registry.push("library/shared", "latest", &shared);
+    fleet
+        .controller
+        .ok(&["run", "shared", "--image=shared", "--restart=never"]);
+    assert_eq!(folders(&layers).count(), before);
+}
+
+fn folders(path: &Path) -> impl Iterator<Item = std::path::PathBuf> + use<> {
+    std::fs::read_dir(path)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+}
+
+#[test]
+fn what_an_image_must_not_do_is_refused_and_disturbs_nobody() {
+    let fleet = Fleet::start(1);
+    fleet.controller.ok(&["run", "good", "--image=box"]);
+    let good = fleet.until_phases("good", &["running"]);
+    let outside = fleet.lab.path("outside");
+    std::fs::create_dir(&outside).unwrap();
+    let outside_text = outside.display().to_string();
+    let far = |path: &str| format!("{}{path}", "../".repeat(12));
+    let mut sparse = image::header("huge", EntryType::Regular, 0o644, "");
+    sparse.set_size(10 << 40);
+    let cases: Vec<(&str, Layer, &[&str])> = vec![
+        (
+            "climb",
+            Layer::new().file("../../etc/x", 0o644, "x"),
+            &["../../etc/x", "leads out of the image"],
+        ),
+        (
+            "climb-far",
+            Layer::new().file(&far("tmp/limpet-escaped"), 0o644, "x"),
+            &["leads out of the image"],
+        ),
+        (
+            "device",
+            Layer::new().entry("dev/sda", EntryType::Block, 0o666, b"", ""),
+            &["dev/sda", "device node"],
+        ),
+        (
+            "char",
+            Layer::new().entry("dev/mem", EntryType::Char, 0o666, b"", ""),
+            &["dev/mem", "device node"],
+        ),
+        (
+            "huge",
+            Layer::new().raw(sparse, b""),
+            &["huge", "does not fit"],
+        ),
+        (
+            "hard-out",
+            Layer::new().entry("passwd", EntryType::Link, 0o644, b"", "../../etc/passwd"),
+            &["links out of the image"],
+        ),
+        (
+            "sparse",
+            Layer::new()
+                .pax("GNU.sparse.major", b"1")
+                .file("s", 0o644, "x"),
+            &["is sparse"],
+        ),
+        (
+            "nul",
+            Layer::new().pax("path", b"a\0b").file("p", 0o644, "x"),
+            &["a path that no file can have"],
+        ),
+    ];
+    for (name, layer, texts) in cases {
+        let image = Image::of(vec![Image::busybox_layer().gzip(), layer.gzip()]);
+        fleet
+            .registry
+            .push(&format!("library/{name}"), "latest", &image);
+        let why = fleet
+            .controller
+            .fails(&["run", name, &format!("--image={name}")]);
+        for text in texts {
+            assert!(why.contains(text), "{name}: no {text:?} in {why}");
+        }
+    }
+    // A link to an absolute path, and then a write through it, stay in the image.
+    let through = Layer::new()
+        .symlink("exit", &outside_text)
+        .file("exit/pwned", 0o644, "x")
+        .symlink("up", "../../..")
+        .file("up/up-file", 0o644, "x");
+    let image = Image::of(vec![Image::busybox_layer().gzip(), through.gzip()]);
+    fleet.registry.push("library/through", "latest", &image);
+    let done = fleet
+        .controller
+        .limpet(&["run", "through", "--image=through"]);
+    assert!(
+        std::fs::read_dir(&outside).unwrap().next().is_none(),
+        "nothing is written outside: {done:?}"
+    );
+    assert!(
+        !Path::new("/tmp/limpet-escaped").exists()
+            && !Path::new("/up-file").exists()
+            && !Path::new("/etc/x").exists()
+    );
+    let now = fleet.until_phases("good", &["running"]);
+    assert_eq!(
+        (&now[0]["pid"], &now[0]["restarts"]),
+        (&good[0]["pid"], &json!(0))
+    );
+    let left = folders(&fleet.agents[0].data.join("images/layers"))
+        .filter(|path| path.extension().is_some());
+    assert_eq!(left.count(), 0, "no half of a layer is left");
+}
+
+#[test]
+fn documents_and_layers_that_lie_are_refused() {
+    let fleet = Fleet::start(1);
+    let lying = Image::of(vec![
+        Image::busybox_layer().file("lie", 0o644, "lie").gzip(),
+    ]);
+    fleet.registry.push("library/lying", "latest", &lying);
+    fleet.registry.corrupt(&lying.layers[0].packed);
+    let why = fleet.controller.fails(&["run", "lying", "--image=lying"]);
+    let digest = limpet_protocol::Digest::of(&lying.layers[0].packed).to_string();
+    assert!(
+        why.contains("layer sha256:")
+            && why.contains(&digest)
+            && why.contains("has bytes of sha256:"),
+        "{why}"
+    );
+
+    // The archive is not the one that the config names.
+    let mut mixed = Image::of(vec![
+        Image::busybox_layer().gzip(),
+        Layer::new().file("a", 0o644, "a").gzip(),
+    ]);
+    let other = Layer::new().file("b", 0o644, "b").gzip();
+    mixed.layers[1].packed = other.packed;
+    fleet.registry.push("library/mixed", "latest", &mixed);
+    let why = fleet.controller.fails(&["run", "mixed", "--image=mixed"]);
+    assert!(why.contains("unpacked layer sha256:"), "{why}");
+
+    // Not a compressed archive at all.
+    let mut noise = Image::of(vec![
+        Image::busybox_layer().gzip(),
+        Layer::new().file("c", 0o644, "c").gzip(),
+    ]);
+    noise.layers[1].packed = b"this is no gzip".to_vec();
+    fleet.registry.push("library/noise", "latest", &noise);
+    let why = fleet.controller.fails(&["run", "noise", "--image=noise"]);
+    assert!(
+        why.contains("cannot decompress it") || why.contains("cannot read it"),
+        "{why}"
+    );
+}
+
+/// Bytes that no compression makes smaller.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    let next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
+}
+
+#[test]
+fn a_pull_that_is_cut_again_and_again_goes_on_where_it_was() {
+    const SIZE: usize = 3 << 20;
+    let mut fleet = Fleet::start(0);
+    let big = Image::of(vec![
+        Image::busybox_layer().gzip(),
+        Layer::new().file("noise", 0o644, noise(SIZE)).gzip(),
+    ]);
+    fleet.registry.push("library/big", "latest", &big);
+    let proxy = Proxy::start(&fleet.registry.host);
+    proxy.cut_after(400_000);
+    let config = format!(
+        "[registries.mirrors]\n\"docker.io\" = [\"{}\"]\n",
+        proxy.address
+    );
+    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller.mqtt, &config);
+    fleet.agents.push(agent);
+    fleet.until_online(1);
+    fleet.controller.ok(&["run", "big", "--image=big"]);
+    let whole: u64 = big
+        .layers
+        .iter()
+        .map(|layer| layer.packed.len() as u64)
+        .sum();
+    assert!(
+        proxy.carried() < whole + whole / 4,
+        "{} bytes for an image of {whole}",
+        proxy.carried()
+    );
+
+    // A registry that stops for good in the middle says so, and is asked again later.
+    let more = Image::of(vec![
+        Layer::new().file("more", 0o644, noise(SIZE + 1)).gzip(),
+    ]);
+    fleet.registry.push("library/more", "latest", &more);
+    proxy.cut_after(100_000);
+    fleet
+        .controller
+        .ok(&["run", "more", "--image=more", "--detach"]);
+    fleet.eventually("a part of it", || {
+        let blobs = std::fs::read_dir(fleet.agents[0].data.join("images/blobs"))
+            .unwrap()
+            .flatten();
+        blobs
+            .filter(|b| b.path().extension().is_some_and(|e| e == "part"))
+            .find(|b| b.metadata().is_ok_and(|m| m.len() > 100_000))
+            .map(drop)
+    });
+    fleet.registry.process.kill();
+    proxy.cut();
+    let why = fleet.eventually("the reason", || {
+        let reason = fleet.workloads("more").first()?["message"]
+            .as_str()?
+            .to_owned();
+        reason.contains("cut off at").then_some(reason)
+    });
+    assert!(why.contains("layer sha256:"), "{why}");
+    fleet.registry.restart();
+    proxy.cut_after(u64::MAX);
+    // It has no program: that it gets so far as to say so means that the layer is complete.
+    fleet.eventually("the layer", || {
+        let reason = fleet.workloads("more").first()?["message"]
+            .as_str()?
+            .to_owned();
+        reason.contains("no program \"sleep\"").then_some(())
+    });
+}
+
+#[test]
+fn registries_that_ask_who_we_are_are_answered() {
+    let mut fleet = Fleet::start(0);
+    let users = fleet.lab.path("htpasswd").display().to_string();
+    run("htpasswd", &["-Bbc", &users, "user", "secret"]);
+    let auth = format!("auth: {{htpasswd: {{realm: test, path: \"{users}\"}}}}\n");
+    let basic = Registry::with_auth(&fleet.lab, "basic", &auth, Some("Basic dXNlcjpzZWNyZXQ="));
+    basic.push("private/box", "1", &Image::busybox());
+    let credentials = format!(
+        r#"{{"auths": {{"{}": {{"auth": "dXNlcjpzZWNyZXQ="}}}}}}"#,
+        basic.host
+    );
+    let credentials = fleet
+        .lab
+        .file("credentials.json", credentials)
+        .display()
+        .to_string();
+    let known = format!("[registries]\ncredentials = '{credentials}'\n[labels]\nknown = 'yes'\n");
+    fleet.agents.push(Agent::with_config(
+        &fleet.lab,
+        "known",
+        &fleet.controller.mqtt,
+        &known,
+    ));
+    fleet.agents.push(Agent::with_config(
+        &fleet.lab,
+        "stranger",
+        &fleet.controller.mqtt,
+        "[labels]\nknown = 'no'\n",
+    ));
+    fleet.until_online(2);
+    let image = format!("--image={}/private/box:1", basic.host);
+    fleet
+        .controller
+        .ok(&["run", "web", &image, "--select", "known=yes"]);
+    let why = fleet
+        .controller
+        .fails(&["run", "not", &image, "--select", "known=no"]);
+    assert!(
+        why.contains("it wants credentials, and there are none for"),
+        "{why}"
+    );
+}

@@ -1,0 +1,219 @@
+//! What the programs say when they cannot begin.
+
+use limpet_tests::process::Output;
+use limpet_tests::{Agent, Fleet, Lab, output, program};
+
+fn refused(done: &Output, status: i32, texts: &[&str]) {
+    assert_eq!(done.status, status, "{done:?}");
+    for text in texts {
+        assert!(done.err.contains(text), "no {text:?} in {}", done.err);
+    }
+}
+
+#[test]
+fn plain_text_is_for_loopback_and_must_be_asked_for() {
+    let lab = Lab::new();
+    let data = lab.path("data").display().to_string();
+    let up = |args: &[&str]| {
+        output(
+            program("limpet"),
+            &[&["up", "--data-dir", &data], args].concat(),
+        )
+    };
+    refused(&up(&[]), 1, &["limpet up --insecure"]);
+    refused(
+        &up(&["--insecure", "--listen", "0.0.0.0:0"]),
+        1,
+        &["--listen 0.0.0.0:0", "loopback only"],
+    );
+    refused(
+        &up(&["--insecure", "--mqtt-listen", "10.1.2.3:1883"]),
+        1,
+        &["--mqtt-listen 10.1.2.3:1883"],
+    );
+    refused(
+        &up(&["--insecure", "--listen", "nonsense"]),
+        2,
+        &["nonsense"],
+    );
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    refused(
+        &up(&["--insecure", "--listen", &address]),
+        1,
+        &[&address, "is another controller running there?"],
+    );
+
+    let run = |args: &[&str]| {
+        output(
+            program("limpet-agent"),
+            &[&["run", "--data-dir", &data], args].concat(),
+        )
+    };
+    refused(
+        &run(&["--broker", "mqtt://127.0.0.1:1"]),
+        2,
+        &["--insecure"],
+    );
+    refused(&run(&["--insecure"]), 2, &["--broker mqtt://HOST:PORT"]);
+    refused(
+        &run(&["--insecure", "--broker", "http://x"]),
+        2,
+        &["write mqtt://HOST:PORT"],
+    );
+    refused(
+        &run(&["--insecure", "--nonsense"]),
+        2,
+        &["--nonsense", "limpet-agent --help"],
+    );
+    let config = lab.file(
+        "agent.toml",
+        "broker = 'mqtt://127.0.0.1:1'\ninsecure = true\nkeepalive = 3\n",
+    );
+    refused(
+        &run(&["--config", &config.display().to_string()]),
+        2,
+        &["agent.toml", "keepalive"],
+    );
+}
+
+#[test]
+fn a_folder_of_a_newer_version_is_left_alone() {
+    let mut fleet = Fleet::start(1);
+    fleet.controller.ok(&["run", "web", "--image=box"]);
+    let agent = &mut fleet.agents[0];
+    agent.kill();
+    for name in ["identity", "desired", "checkpoint"] {
+        let path = agent.data.join(name);
+        let whole = std::fs::read(&path).unwrap();
+        let newer = newer(&whole);
+        std::fs::write(&path, &newer).unwrap();
+        agent.restart();
+        let ended = agent.process.wait();
+        assert_eq!(ended.code(), Some(1));
+        let said = agent.process.log();
+        assert!(
+            said.contains(&format!(
+                "{name} was written by a newer version of limpet-agent"
+            )),
+            "{said}"
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), newer, "it is not touched");
+        std::fs::write(&path, whole).unwrap();
+    }
+    agent.restart();
+    fleet.until_phases("web", &["running"]);
+
+    fleet.controller.stop();
+    let store = fleet.lab.path("controller/limpet.db");
+    limpet_tests::run(
+        "sqlite3",
+        &[
+            store.display().to_string().as_str(),
+            "PRAGMA user_version = 99",
+        ],
+    );
+    let data = fleet.lab.path("controller").display().to_string();
+    let done = output(
+        program("limpet"),
+        &[
+            "up",
+            "--insecure",
+            "--data-dir",
+            &data,
+            "--listen",
+            "127.0.0.1:0",
+            "--mqtt-listen",
+            "127.0.0.1:0",
+        ],
+    );
+    refused(&done, 1, &["limpet.db", "newer version"]);
+    limpet_tests::run(
+        "sqlite3",
+        &[
+            store.display().to_string().as_str(),
+            "PRAGMA user_version = 1",
+        ],
+    );
+    fleet.controller.restart();
+    fleet.until_phases("web", &["running"]);
+}
+
+/// The document with the next version in its header, and the check that goes with it.
+fn newer(document: &[u8]) -> Vec<u8> {
+    let mut newer = document.to_vec();
+    newer[5] += 1;
+    let hashed = limpet_protocol::Digest::of(&[&newer[..16], &newer[24..]].concat());
+    newer[16..24].copy_from_slice(&hashed.0[..8]);
+    newer
+}
+
+#[test]
+fn one_folder_has_one_user() {
+    let fleet = Fleet::start(1);
+    let agent = &fleet.agents[0];
+    let data = agent.data.display().to_string();
+    let done = output(
+        program("limpet-agent"),
+        &[
+            "run",
+            "--insecure",
+            "--broker",
+            &fleet.controller.mqtt,
+            "--data-dir",
+            &data,
+        ],
+    );
+    refused(
+        &done,
+        1,
+        &["another agent uses the data folder", "--data-dir"],
+    );
+    let data = fleet.lab.path("controller").display().to_string();
+    let done = output(
+        program("limpet"),
+        &[
+            "up",
+            "--insecure",
+            "--data-dir",
+            &data,
+            "--listen",
+            "127.0.0.1:0",
+            "--mqtt-listen",
+            "127.0.0.1:0",
+        ],
+    );
+    refused(&done, 1, &["another controller"]);
+}
+
+#[test]
+fn a_second_agent_with_the_same_id_is_refused_and_the_first_goes_on() {
+    let fleet = Fleet::start(1);
+    fleet.controller.ok(&["run", "web", "--image=box"]);
+    let before = fleet.until_phases("web", &["running"]);
+    let config = format!(
+        "data_dir = '{}'\nrun_dir = '{}'\n",
+        fleet.lab.path("x").display(),
+        fleet.lab.path("y").display()
+    );
+    let lab = Lab::new();
+    let mut twin = Agent::with_config(&lab, "dev-0", &fleet.controller.mqtt, &config);
+    twin.process
+        .until_said("the controller refused this device");
+    twin.process.until_said("choose another with --device-id");
+    fleet.eventually("the controller's event", || {
+        let events = fleet.controller.list("/api/v1/events?device=dev-0");
+        events
+            .iter()
+            .any(|e| {
+                e["kind"] == "device-refused"
+                    && e["message"].as_str().unwrap().contains("another key")
+            })
+            .then_some(())
+    });
+    let now = fleet.until_phases("web", &["running"]);
+    assert_eq!(
+        (&now[0]["pid"], &now[0]["online"]),
+        (&before[0]["pid"], &limpet_tests::json!(true))
+    );
+}

@@ -1,0 +1,225 @@
+//! Programs die and links fail; what runs goes on, and nothing that happened is lost.
+
+use limpet_tests::{Fleet, Value, start_time};
+use rustix::process::{Pid, Signal, kill_process};
+
+fn pid(workload: &Value) -> u64 {
+    workload["pid"].as_u64().unwrap()
+}
+
+fn kill(workload: &Value) {
+    let pid = Pid::from_raw(i32::try_from(pid(workload)).unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+}
+
+/// Fails unless the texts come in this order.
+fn in_order(story: &[String], texts: &[&str]) {
+    let mut rest = story.iter();
+    for text in texts {
+        assert!(
+            rest.any(|line| line.contains(text)),
+            "no {text:?} in its place in {story:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_killed_agent_goes_on_with_what_runs_and_replaces_what_does_not() {
+    let mut fleet = Fleet::start(1);
+    let script = "n=0; while :; do echo $n; n=$((n+1)); sleep 0.05; done";
+    fleet
+        .controller
+        .ok(&["run", "stays", "--image=box", "--", "sh", "-c", script]);
+    fleet.controller.ok(&["run", "dies", "--image=box"]);
+    let stays = fleet.until_phases("stays", &["running"]).remove(0);
+    let dies = fleet.until_phases("dies", &["running"]).remove(0);
+    let began = start_time(pid(&stays));
+
+    fleet.agents[0].kill();
+    kill(&dies);
+    fleet.eventually("the shim of what died to end", || {
+        (fleet.agents[0].shims().len() == 1).then_some(())
+    });
+    fleet.agents[0].restart();
+    let replaced = fleet.eventually("the other one to be replaced", || {
+        let now = fleet.workloads("dies").remove(0);
+        (now["phase"] == "running" && now["pid"] != dies["pid"]).then_some(now)
+    });
+    assert_eq!(replaced["restarts"], 1);
+    assert_eq!(replaced["exit"], limpet_tests::json!({"signal": 9}));
+    let now = fleet.until_phases("stays", &["running"]).remove(0);
+    assert_eq!(
+        (&now["pid"], &now["restarts"], &now["container"]),
+        (&stays["pid"], &stays["restarts"], &stays["container"])
+    );
+    assert_eq!(start_time(pid(&now)), began);
+
+    in_order(
+        &fleet.story("dies"),
+        &["started pid", "exited killed by SIGKILL", "started pid"],
+    );
+    in_order(&fleet.story("stays"), &["started pid", "adopted pid"]);
+    let log = fleet.controller.ok(&["logs", "stays", "--tail=10000"]);
+    let numbers: Vec<usize> = log.lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(
+        numbers,
+        (0..numbers.len()).collect::<Vec<_>>(),
+        "it kept logging"
+    );
+}
+
+#[test]
+fn an_exit_while_the_agent_is_down_is_reported_truly() {
+    let mut fleet = Fleet::start(1);
+    let args = [
+        "run",
+        "brief",
+        "--image=box",
+        "--restart=never",
+        "--detach",
+        "--",
+        "sh",
+        "-c",
+        "sleep 1; exit 9",
+    ];
+    fleet.controller.ok(&args);
+    fleet.until_phases("brief", &["running"]);
+    fleet.agents[0].kill();
+    fleet.eventually("its end", || {
+        fleet.agents[0].shims().is_empty().then_some(())
+    });
+    fleet.agents[0].restart();
+    let ended = fleet.until_phases("brief", &["failed"]).remove(0);
+    assert_eq!(ended["exit"], limpet_tests::json!({"code": 9}));
+    in_order(
+        &fleet.story("brief"),
+        &["started pid", "exited exited with 9"],
+    );
+}
+
+#[test]
+fn a_killed_container_is_replaced_at_once_then_with_back_off() {
+    let fleet = Fleet::start(1);
+    fleet.controller.ok(&["run", "web", "--image=box"]);
+    for restarts in 1..=2 {
+        let before = fleet.until_phases("web", &["running"]).remove(0);
+        kill(&before);
+        fleet.eventually("its replacement", || {
+            let now = fleet.workloads("web").remove(0);
+            (now["phase"] == "running" && now["restarts"] == restarts).then_some(())
+        });
+    }
+    let story = fleet.story("web");
+    let backoffs = story
+        .iter()
+        .filter(|line| line.starts_with("backoff"))
+        .count();
+    assert_eq!(backoffs, 1, "none before the first restart: {story:#?}");
+    in_order(
+        &story,
+        &[
+            "exited killed by SIGKILL",
+            "started",
+            "exited killed by SIGKILL",
+            "backoff next try in 1",
+            "started",
+        ],
+    );
+}
+
+#[test]
+fn a_killed_controller_knows_all_again_and_devices_only_reconnect() {
+    let mut fleet = Fleet::start(2);
+    fleet
+        .controller
+        .ok(&["run", "web", "--image=box", "--replicas=2"]);
+    let before = fleet.until_phases("web", &["running", "running"]);
+    let events = fleet.controller.list("/api/v1/events?limit=10000").len();
+    fleet.controller.kill();
+    // A device alone goes on healing.
+    kill(&before[0]);
+    fleet.controller.restart();
+    fleet.until_online(2);
+    fleet.eventually("the news", || {
+        let now = fleet.workloads("web");
+        let healed = now[0]["restarts"] == 1 && now[0]["phase"] == "running";
+        (healed && now[1]["pid"] == before[1]["pid"]).then_some(())
+    });
+    let all = fleet.controller.list("/api/v1/events?limit=10000");
+    assert!(all.len() > events, "events are kept, and more have come");
+    fleet.controller.ok(&["scale", "web", "--replicas=3"]);
+    let now = fleet.until_phases("web", &["running"; 3]);
+    assert_eq!(now[1]["pid"], before[1]["pid"]);
+
+    fleet.controller.stop();
+    fleet.controller.restart();
+    fleet.until_online(2);
+    assert_eq!(
+        fleet.until_phases("web", &["running"; 3])[1]["pid"],
+        before[1]["pid"]
+    );
+}
+
+#[test]
+fn after_a_power_cut_workloads_run_again_without_a_controller() {
+    let mut fleet = Fleet::start(1);
+    fleet
+        .controller
+        .ok(&["run", "web", "--image=box", "--replicas=2"]);
+    fleet.controller.kill();
+    fleet.registry.process.kill();
+    fleet.agents[0].power_cut();
+    fleet.agents[0].restart();
+    fleet.eventually("both workloads", || {
+        (fleet.agents[0].shims().len() == 2).then_some(())
+    });
+    fleet.controller.restart();
+    fleet.until_online(1);
+    let now = fleet.until_phases("web", &["running"; 2]);
+    assert_eq!(now[0]["restarts"], 1);
+    in_order(
+        &fleet.story("web"),
+        &["started", "exited ended unseen", "started"],
+    );
+}
+
+#[test]
+fn events_of_an_outage_arrive_once_and_in_order() {
+    let mut fleet = Fleet::start(1);
+    fleet.controller.ok(&["run", "web", "--image=box"]);
+    fleet.controller.kill();
+    for agent_restarts in 0..3 {
+        fleet.agents[0].kill();
+        fleet.agents[0].restart();
+        fleet.agents[0]
+            .process
+            .until_said(&format!("device dev-0 with {} containers", 1));
+        assert!(agent_restarts < 3);
+    }
+    fleet.controller.restart();
+    fleet.until_online(1);
+    let adopted = || {
+        fleet
+            .story("web")
+            .iter()
+            .filter(|line| line.starts_with("adopted"))
+            .count()
+    };
+    fleet.eventually("the events of the outage", || {
+        (adopted() >= 1).then_some(())
+    });
+    let seqs: Vec<Value> = fleet
+        .controller
+        .list("/api/v1/events?device=dev-0&limit=10000");
+    let numbers: Vec<u64> = seqs
+        .iter()
+        .filter_map(|event| event["seq"].as_u64())
+        .collect();
+    assert!(numbers.is_sorted());
+    let started = seqs
+        .iter()
+        .filter(|event| event["kind"] == "agent-started")
+        .count();
+    assert!((2..=4).contains(&started), "{started} starts are told of");
+    assert_eq!(fleet.workloads("web")[0]["restarts"], 0);
+}
