@@ -122,7 +122,10 @@ fn garbage_on_every_topic_of_a_device_is_refused_and_disturbs_nobody() {
         let bodies = [
             sealed(kind, &"text"),
             sealed(kind, &vec![0u8; 200_000]),
-            sealed(kind, &std::collections::BTreeMap::from([("o", 1)])),
+            sealed(
+                kind,
+                &std::collections::BTreeMap::from([("o", 1), ("e", 1)]),
+            ),
         ];
         let signed = bodies.into_iter().map(|bytes| ("signed", bytes));
         for (what, bytes) in garbage().into_iter().chain(signed) {

@@ -60,14 +60,38 @@ pub struct Agent {
     boot: BootId,
     jitter: Jitter,
     desired: Option<DesiredState>,
-    /// On its way to the disk; taken over when it is there.
-    storing: Option<Box<DesiredState>>,
+    arriving: Arriving,
     slots: BTreeMap<WorkloadId, Slot>,
     outbox: Outbox,
     disk: Disk,
     link: Link,
     refused: Refused,
     effects: VecDeque<Effect>,
+}
+
+/// Desired states that were accepted and are not in force: on their way to the disk, one at a time,
+/// so that an older one never lands on a newer one.
+#[derive(Debug, Default)]
+struct Arriving {
+    /// Under way; taken over when it is there.
+    storing: Option<Box<DesiredState>>,
+    /// The latest of those that came meanwhile, or could not be stored, with its signed form.
+    next: Option<(Box<DesiredState>, Vec<u8>)>,
+    /// The last one failed: not before this.
+    retry_at_ms: u64,
+}
+
+impl Arriving {
+    /// The latest.
+    fn latest(&self) -> Option<&DesiredState> {
+        let next = self.next.as_ref().map(|(state, _)| state);
+        next.or(self.storing.as_ref()).map(|state| &**state)
+    }
+
+    /// Whether there is something to store and nothing under way.
+    fn waits(&self) -> bool {
+        self.next.is_some() && self.storing.is_none()
+    }
 }
 
 /// The checkpoint on disk and the one on its way there.
@@ -159,7 +183,7 @@ impl Agent {
             boot: start.boot,
             jitter: Jitter(start.seed),
             desired: start.desired,
-            storing: None,
+            arriving: Arriving::default(),
             slots,
             outbox,
             disk: Disk::default(),
@@ -186,10 +210,12 @@ impl Agent {
             Input::LinkDown => self.link = Link::Down,
             Input::Desired { state, signed } => self.desired(state, signed),
             Input::DesiredStored(held) => self.desired_stored(held),
-            Input::DesiredNotStored { held, reason } => {
-                self.storing = None;
-                let message = format!("desired state {} is not stored: {reason}", show(held));
-                self.note(now_ms, EventKind::Refused, message);
+            Input::DesiredNotStored {
+                held,
+                signed,
+                reason,
+            } => {
+                self.desired_not_stored(now_ms, held, signed, &reason);
             }
             Input::CheckpointStored { version, done } => {
                 self.checkpoint_stored(now_ms, version, done);
@@ -252,11 +278,13 @@ impl Agent {
         };
         let refused = (self.refused.count > 0).then_some(self.refused.quiet_until_ms);
         let disk = self.disk.waits().then_some(self.disk.retry_at_ms);
+        let arriving = self.arriving.waits().then_some(self.arriving.retry_at_ms);
         slots
             .into_iter()
             .chain(link)
             .chain(refused)
             .chain(disk)
+            .chain(arriving)
             .min()
     }
 
@@ -293,14 +321,10 @@ impl Agent {
     }
 
     fn desired(&mut self, state: Box<DesiredState>, signed: Vec<u8>) {
-        let latest = self.storing.as_deref().or(self.desired.as_ref());
+        let latest = self.arriving.latest().or(self.desired.as_ref());
         let held = latest.map(|latest| latest.held).unwrap_or_default();
         if state.held > held {
-            self.effects.push_back(Effect::StoreDesired {
-                held: state.held,
-                signed,
-            });
-            self.storing = Some(state);
+            self.arriving.next = Some((state, signed));
         } else if latest.is_some_and(|latest| *latest != *state) {
             let (offered, held) = (show(state.held), show(held));
             let reason = format!("desired state {offered} does not follow {held}, which is held");
@@ -315,9 +339,33 @@ impl Agent {
     }
 
     fn desired_stored(&mut self, held: Held) {
-        if let Some(desired) = self.storing.take_if(|storing| storing.held == held) {
+        let stored = self.arriving.storing.take_if(|state| state.held == held);
+        if let Some(desired) = stored {
             self.desired = Some(*desired);
             self.assign();
+        }
+    }
+
+    fn desired_not_stored(&mut self, now_ms: u64, held: Held, signed: Vec<u8>, reason: &str) {
+        let Some(state) = self.arriving.storing.take_if(|state| state.held == held) else {
+            return;
+        };
+        self.arriving.next.get_or_insert((state, signed));
+        self.arriving.retry_at_ms = now_ms.saturating_add(STORE_AGAIN_MS);
+        let message = format!("desired state {} is not stored: {reason}", show(held));
+        self.note(now_ms, EventKind::Refused, message);
+    }
+
+    /// Orders the latest desired state to be stored, when the disk is free for it.
+    fn store_desired(&mut self, now_ms: u64) {
+        if self.arriving.storing.is_some() || now_ms < self.arriving.retry_at_ms {
+            return;
+        }
+        if let Some((state, signed)) = self.arriving.next.take() {
+            let held = state.held;
+            self.arriving.storing = Some(state);
+            self.effects
+                .push_back(Effect::StoreDesired { held, signed });
         }
     }
 
@@ -517,6 +565,7 @@ impl Agent {
 
     /// Orders what is missing, stores what changed, tells what can be told.
     fn settle(&mut self, now_ms: u64) {
+        self.store_desired(now_ms);
         self.each(now_ms, Slot::step);
         self.tell_refused(now_ms);
         self.store(now_ms);

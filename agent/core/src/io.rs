@@ -34,6 +34,8 @@ pub enum Input {
     DesiredNotStored {
         /// Which.
         held: Held,
+        /// The signed message, to be tried again.
+        signed: Vec<u8>,
         /// Why not.
         reason: String,
     },

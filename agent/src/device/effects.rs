@@ -112,6 +112,7 @@ impl Shell {
                     Ok(()) => Input::DesiredStored(held),
                     Err(error) => Input::DesiredNotStored {
                         held,
+                        signed,
                         reason: error.to_string(),
                     },
                 });

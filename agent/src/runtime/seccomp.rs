@@ -52,7 +52,7 @@ const ALLOWED: &str = "
 
 /// Known and refused.
 const REFUSED: &str = "
-    fanotify_mark fsconfig fsmount fsopen fspick keyctl mount mount_setattr move_mount
+    chroot fanotify_mark fsconfig fsmount fsopen fspick keyctl mount mount_setattr move_mount
     open_tree pidfd_getfd pivot_root process_vm_readv process_vm_writev ptrace reboot setns
     syslog umount umount2 unshare
 ";
