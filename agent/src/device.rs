@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context;
-use limpet_agent_core::{Agent, Input, Start};
+use limpet_agent_core::{Agent, Checkpoint, Input, Start};
 use limpet_protocol::{DesiredState, Kind, OutboxId, Prefix};
 use ring::rand::{SecureRandom, SystemRandom};
 use smol::LocalExecutor;
@@ -51,17 +51,20 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         running.extend(handle.map(|handle| (found.container.clone(), handle)));
         seen.push(found);
     }
+    let checkpoint = match state::best(state.checkpoint())? {
+        Some(checkpoint) => checkpoint,
+        None => first_checkpoint(&state)?,
+    };
     let agent = Agent::new(Start {
         now_ms: clock::boot_ms(),
         boot,
         seed: u64::from_be_bytes(random()?),
-        outbox: OutboxId(random()?),
         version: facts::clip(env!("CARGO_PKG_VERSION")),
         features: runtime.features(),
         labels: config.labels,
         facts: facts::gather(),
         desired: stored_desired(&state, &identity)?,
-        checkpoint: state::best(state.checkpoint())?,
+        checkpoint,
         found: seen,
     });
     log::info!(
@@ -90,6 +93,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         inputs,
     ));
     smol::block_on(executor.run(serve(agent, shell, running, received, from_link)))
+}
+
+/// A device that cannot store it goes on all the same: better seen twice than not at all.
+fn first_checkpoint(state: &State) -> anyhow::Result<Checkpoint> {
+    let checkpoint = Checkpoint::first(OutboxId(random()?));
+    if let Err(error) = state.store_checkpoint(&checkpoint) {
+        log::error!("{error}");
+    }
+    Ok(checkpoint)
 }
 
 /// The desired state that was stored, if its signature still holds.

@@ -122,7 +122,20 @@ impl Runtime {
         for path in [&runtime.containers, &runtime.writable] {
             make_folder(path)?;
         }
+        runtime.sweep()?;
         Ok(runtime)
+    }
+
+    /// Removes the writable layers of containers that are gone: the machine lost power.
+    fn sweep(&self) -> Result<(), RuntimeError> {
+        let entries = std::fs::read_dir(&self.writable).map_err(io("read", &self.writable))?;
+        for entry in entries.flatten() {
+            if !self.containers.join(entry.file_name()).exists() {
+                let path = entry.path();
+                std::fs::remove_dir_all(&path).map_err(io("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// What can be enforced here.

@@ -17,9 +17,9 @@ pub struct Ack {
     /// Every event up to this number is stored.
     #[serde(rename = "e")]
     pub events: u64,
-    /// Every record up to this sequence is stored.
+    /// Reports up to this sequence are stored.
     #[serde(rename = "r")]
-    pub records: u64,
+    pub sequence: u64,
     /// The controller's view differs from the device's: send a complete report.
     #[serde(rename = "w", default)]
     pub send_whole: bool,

@@ -44,7 +44,7 @@ pub enum Kind {
     Presence,
     /// [`crate::Hello`]; its number is that of the connection.
     Hello,
-    /// [`crate::Reported`]; its number is the highest sequence in it.
+    /// [`crate::Reported`]; its number is its sequence.
     Reported,
     /// [`crate::EventBatch`]; its number is that of its last event.
     Event,

@@ -23,6 +23,10 @@ pub struct EventBatch {
     /// Milliseconds since that boot.
     #[serde(rename = "t")]
     pub sent_ms: u64,
+    /// The number of the oldest event that the outbox still has: what the receiver misses below it
+    /// is lost.
+    #[serde(rename = "f")]
+    pub oldest: u64,
     /// At most [`BATCH_EVENTS_MAX`].
     #[serde(rename = "e")]
     pub events: Vec<Event>,
@@ -85,8 +89,6 @@ pub enum EventKind {
     Adopted,
     /// A document was refused.
     Refused,
-    /// Events were dropped; the message says how many.
-    Gap,
     /// Sent by a later version.
     #[serde(other)]
     Unknown,
@@ -107,7 +109,6 @@ impl fmt::Display for EventKind {
             Self::Removed => "removed",
             Self::Adopted => "adopted",
             Self::Refused => "refused",
-            Self::Gap => "gap",
             Self::Unknown => "unknown",
         })
     }

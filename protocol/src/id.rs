@@ -104,8 +104,8 @@ identifier!(
     "use a deployment name, or a deployment name, '.' and a number"
 );
 identifier!(
-    /// One container of a workload: `WORKLOAD.N`, where N counts up for as long as the device
-    /// keeps the workload.
+    /// One container of a workload: `WORKLOAD.N`, where N counts the containers of the device, so
+    /// that none is ever taken for another.
     ContainerId, 85, "container id", is_container,
     "use a workload id, '.' and a number"
 );

@@ -19,6 +19,9 @@ pub struct Reported {
     /// The outbox that counts `sequence`.
     #[serde(rename = "o")]
     pub outbox: OutboxId,
+    /// Counts up with every change of any status of this outbox: an older report is outdated.
+    #[serde(rename = "n")]
+    pub sequence: u64,
     /// The desired state that the device has taken over.
     #[serde(rename = "h")]
     pub applied: Held,
@@ -39,9 +42,6 @@ pub struct Record {
     /// The workload.
     #[serde(rename = "w")]
     pub workload: WorkloadId,
-    /// Counts up with every change of any record of this outbox.
-    #[serde(rename = "n")]
-    pub sequence: u64,
     /// None where the device no longer has the workload.
     #[serde(rename = "s")]
     pub status: Option<WorkloadStatus>,

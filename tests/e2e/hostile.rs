@@ -357,7 +357,7 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
             &limpet_protocol::Ack {
                 outbox: hello.outbox,
                 events: 0,
-                records: 0,
+                sequence: 0,
                 send_whole: false,
             },
         )

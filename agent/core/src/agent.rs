@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use limpet_protocol::{
     Action, BootId, Command, ContainerId, DesiredState, EventKind, Facts, Feature, Held, Hello,
-    Labels, Nonce, OutboxId, WorkloadId,
+    Labels, Nonce, WorkloadId,
 };
 
 use crate::backoff::Jitter;
@@ -32,8 +32,6 @@ pub struct Start {
     pub boot: BootId,
     /// Spreads waits; any number.
     pub seed: u64,
-    /// Names the outbox where there is no checkpoint.
-    pub outbox: OutboxId,
     /// Version of the agent.
     pub version: heapless::String<32>,
     /// What it can enforce.
@@ -44,8 +42,8 @@ pub struct Start {
     pub facts: Facts,
     /// The desired state that was stored last.
     pub desired: Option<DesiredState>,
-    /// The checkpoint that was stored last.
-    pub checkpoint: Option<Checkpoint>,
+    /// The checkpoint that was stored last; the first one is stored before this.
+    pub checkpoint: Checkpoint,
     /// The containers that are there.
     pub found: Vec<Found>,
 }
@@ -62,6 +60,8 @@ pub struct Agent {
     desired: Option<DesiredState>,
     arriving: Arriving,
     slots: BTreeMap<WorkloadId, Slot>,
+    /// Numbers are never used again: what an old container left must not meet another.
+    next_container: u32,
     outbox: Outbox,
     disk: Disk,
     link: Link,
@@ -144,6 +144,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) now_ms: u64,
     pub(crate) jitter: &'a mut Jitter,
     pub(crate) features: &'a [Feature],
+    next_container: &'a mut u32,
     effects: &'a mut VecDeque<Effect>,
     outbox: &'a mut Outbox,
     changed: &'a mut bool,
@@ -152,6 +153,13 @@ pub(crate) struct Turn<'a> {
 impl Turn<'_> {
     pub(crate) fn order(&mut self, effect: Effect) {
         self.effects.push_back(effect);
+    }
+
+    /// A number that no container on this device has had.
+    pub(crate) fn take_number(&mut self) -> u32 {
+        let number = *self.next_container;
+        *self.next_container = number.saturating_add(1);
+        number
     }
 
     pub(crate) fn note(&mut self, note: Note) {
@@ -163,15 +171,13 @@ impl Turn<'_> {
 impl Agent {
     /// An agent as its disk and its containers say that it was.
     pub fn new(start: Start) -> Self {
-        let outbox = match &start.checkpoint {
-            Some(checkpoint) => Outbox::restored(checkpoint, start.boot),
-            None => Outbox::new(start.outbox, start.boot),
-        };
-        let recorded = start
+        let applied = start.desired.as_ref().map(|desired| desired.held);
+        let applied = applied.unwrap_or_default();
+        let outbox = Outbox::restored(&start.checkpoint, start.boot, applied);
+        let next_container = free_number(&start.checkpoint, &start.found);
+        let slots = start
             .checkpoint
-            .map(|checkpoint| checkpoint.slots)
-            .unwrap_or_default();
-        let slots = recorded
+            .slots
             .into_iter()
             .map(|(id, record)| (id.clone(), Slot::restored(id, record)))
             .collect();
@@ -185,6 +191,7 @@ impl Agent {
             desired: start.desired,
             arriving: Arriving::default(),
             slots,
+            next_container,
             outbox,
             disk: Disk::default(),
             link: Link::Down,
@@ -341,6 +348,7 @@ impl Agent {
     fn desired_stored(&mut self, held: Held) {
         let stored = self.arriving.storing.take_if(|state| state.held == held);
         if let Some(desired) = stored {
+            self.outbox.apply(desired.held);
             self.desired = Some(*desired);
             self.assign();
         }
@@ -531,6 +539,7 @@ impl Agent {
             now_ms,
             jitter: &mut self.jitter,
             features: &self.features,
+            next_container: &mut self.next_container,
             effects: &mut self.effects,
             outbox: &mut self.outbox,
             changed: &mut self.disk.changed,
@@ -550,6 +559,7 @@ impl Agent {
             now_ms,
             jitter: &mut self.jitter,
             features: &self.features,
+            next_container: &mut self.next_container,
             effects: &mut self.effects,
             outbox: &mut self.outbox,
             changed: &mut self.disk.changed,
@@ -599,6 +609,7 @@ impl Agent {
             .collect();
         let checkpoint = Box::new(Checkpoint {
             slots,
+            next_container: self.next_container,
             ..self.outbox.checkpoint()
         });
         self.effects.push_back(Effect::StoreCheckpoint {
@@ -629,7 +640,7 @@ impl Agent {
                 if again {
                     self.outbox.send_again();
                 }
-                let messages = self.outbox.messages(now_ms, self.held());
+                let messages = self.outbox.messages(now_ms);
                 if again || !messages.is_empty() {
                     let again_at_ms = now_ms.saturating_add(RESEND_MS);
                     self.link = Link::Open {
@@ -648,4 +659,11 @@ impl Agent {
 
 fn show(held: Held) -> String {
     format!("{}.{}", held.epoch, held.generation)
+}
+
+/// The number above all that containers have had, as far as can be known.
+fn free_number(checkpoint: &Checkpoint, found: &[Found]) -> u32 {
+    let found = found.iter().filter_map(|found| found.container.parts());
+    let highest = found.map(|(_, number)| number).max().unwrap_or(0);
+    checkpoint.next_container.max(highest.saturating_add(1))
 }

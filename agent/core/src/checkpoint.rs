@@ -12,18 +12,35 @@ pub struct Checkpoint {
     pub outbox: OutboxId,
     /// The number of the next event.
     pub next_event: u64,
-    /// The sequence of the next record.
+    /// The sequence of the next change of a status.
     pub next_sequence: u64,
+    /// The number of the next container.
+    pub next_container: u32,
     /// Events that the controller has not acknowledged.
     pub events: Vec<Event>,
     /// The workloads.
     pub slots: BTreeMap<WorkloadId, SlotRecord>,
 }
 
+impl Checkpoint {
+    /// The checkpoint of a device that has done nothing. Stored before the device says its first
+    /// hello: an outbox that was named to the controller never changes its name.
+    pub fn first(outbox: OutboxId) -> Self {
+        Self {
+            outbox,
+            next_event: 1,
+            next_sequence: 1,
+            next_container: 1,
+            events: Vec::new(),
+            slots: BTreeMap::new(),
+        }
+    }
+}
+
 /// What must survive of one workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotRecord {
-    /// Number of the latest container; the next has the next.
+    /// Number of the latest container.
     pub container: u32,
     /// The revision it was made from.
     pub revision: Option<Digest>,

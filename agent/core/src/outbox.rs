@@ -1,7 +1,8 @@
-//! What has yet to be told to the controller: numbered events, and records of changed workloads.
+//! What has yet to be told to the controller: numbered events, and the statuses of workloads that
+//! changed.
 //!
 //! An event is published only once the checkpoint that holds it is on disk, so that its number can
-//! never be given to another. Records need no such care: they can be made again, and the digest
+//! never be given to another. Statuses need no such care: they can be told again, and the digest
 //! of the whole exposes any that went astray. Both leave the outbox by [`Ack`], never by PUBACK.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,10 +16,9 @@ use limpet_protocol::{
 use crate::checkpoint::Checkpoint;
 use crate::io::Message;
 
-/// Events kept at most; beyond it the oldest make room, and a gap marker says how many.
+/// Events kept at most; beyond it the oldest make room. The controller sees from the number of the
+/// oldest one left how many are lost.
 const EVENTS_MAX: usize = 512;
-/// Events that make room at once.
-const EVENTS_DROPPED: usize = 64;
 
 /// An event before it is numbered.
 pub(crate) struct Note {
@@ -27,6 +27,13 @@ pub(crate) struct Note {
     pub(crate) container: Option<u32>,
     pub(crate) exit: Option<Exit>,
     pub(crate) message: String,
+}
+
+/// A workload's status, None where it is gone, and the change that made it so.
+#[derive(Debug)]
+struct Changed {
+    sequence: u64,
+    status: Option<WorkloadStatus>,
 }
 
 /// The outbox.
@@ -40,46 +47,36 @@ pub(crate) struct Outbox {
     stored_event: u64,
     /// Events up to this number were sent on this connection.
     sent_event: u64,
-    records: BTreeMap<WorkloadId, Record>,
+    statuses: BTreeMap<WorkloadId, Changed>,
     next_sequence: u64,
     sent_sequence: u64,
     acked_sequence: u64,
-    /// What the controller was last told to be applied, on this connection.
-    sent_applied: Option<Held>,
+    /// The desired state in force.
+    applied: Held,
     send_whole: bool,
 }
 
 impl Outbox {
-    pub(crate) fn new(id: OutboxId, boot: BootId) -> Self {
+    pub(crate) fn restored(checkpoint: &Checkpoint, boot: BootId, applied: Held) -> Self {
         Self {
-            id,
+            id: checkpoint.outbox,
             boot,
-            events: VecDeque::new(),
-            next_event: 1,
-            stored_event: 1,
-            sent_event: 0,
-            records: BTreeMap::new(),
-            next_sequence: 1,
-            sent_sequence: 0,
-            acked_sequence: 0,
-            sent_applied: None,
-            send_whole: false,
-        }
-    }
-
-    pub(crate) fn restored(checkpoint: &Checkpoint, boot: BootId) -> Self {
-        Self {
             events: checkpoint.events.iter().cloned().collect(),
             next_event: checkpoint.next_event,
             stored_event: checkpoint.next_event,
+            sent_event: 0,
+            statuses: BTreeMap::new(),
             next_sequence: checkpoint.next_sequence,
-            ..Self::new(checkpoint.outbox, boot)
+            sent_sequence: 0,
+            acked_sequence: 0,
+            applied,
+            send_whole: false,
         }
     }
 
     pub(crate) fn note(&mut self, now_ms: u64, note: Note) {
         if self.events.len() >= EVENTS_MAX {
-            self.drop_oldest();
+            self.events.pop_front();
         }
         let Note {
             kind,
@@ -103,52 +100,35 @@ impl Outbox {
         self.next_event = self.next_event.saturating_add(1);
     }
 
-    fn drop_oldest(&mut self) {
-        let mut dropped: u64 = 0;
-        let mut last = None;
-        for event in self.events.drain(..EVENTS_DROPPED.min(self.events.len())) {
-            let earlier = (event.kind == EventKind::Gap).then(|| event.message.parse().ok());
-            dropped = dropped.saturating_add(earlier.flatten().unwrap_or(1));
-            last = Some(event);
-        }
-        if let Some(last) = last {
-            let gap = Event {
-                kind: EventKind::Gap,
-                workload: None,
-                container: None,
-                exit: None,
-                message: dropped.to_string(),
-                ..last
-            };
-            self.events.push_front(gap);
-        }
-    }
-
     /// Takes over a workload's status; None where it is gone.
     pub(crate) fn record(&mut self, workload: &WorkloadId, status: Option<WorkloadStatus>) -> bool {
-        let known = self.records.get(workload).map(|record| &record.status);
+        let known = self.statuses.get(workload).map(|known| &known.status);
         if known == Some(&status) || (known.is_none() && status.is_none()) {
             return false;
         }
-        let sequence = self.next_sequence;
-        self.next_sequence = self.next_sequence.saturating_add(1);
-        let workload = workload.clone();
-        self.records.insert(
-            workload.clone(),
-            Record {
-                workload,
-                sequence,
-                status,
-            },
-        );
+        let sequence = self.take_sequence();
+        self.statuses
+            .insert(workload.clone(), Changed { sequence, status });
         true
+    }
+
+    /// Takes over which desired state is in force.
+    pub(crate) fn apply(&mut self, held: Held) {
+        self.applied = held;
+        self.take_sequence();
+    }
+
+    fn take_sequence(&mut self) -> u64 {
+        let sequence = self.next_sequence;
+        self.next_sequence = sequence.saturating_add(1);
+        sequence
     }
 
     pub(crate) fn digest(&self) -> Digest {
         reported::digest(
-            self.records
+            self.statuses
                 .iter()
-                .filter_map(|(id, record)| Some((id, record.status.as_ref()?))),
+                .filter_map(|(id, known)| Some((id, known.status.as_ref()?))),
         )
     }
 
@@ -156,7 +136,6 @@ impl Outbox {
     pub(crate) fn send_again(&mut self) {
         self.sent_event = 0;
         self.sent_sequence = self.acked_sequence;
-        self.sent_applied = None;
     }
 
     /// Takes over an acknowledgement; false where it speaks of another outbox.
@@ -171,11 +150,16 @@ impl Outbox {
         {
             self.events.pop_front();
         }
-        let told = ack.records.min(self.sent_sequence);
-        self.acked_sequence = self.acked_sequence.max(told);
+        // The controller has heard of changes that no checkpoint holds: what follows must be newer.
+        self.next_sequence = self.next_sequence.max(ack.sequence.saturating_add(1));
+        // What did not add up is not told: should the whole get lost, this comes again.
+        if !ack.send_whole {
+            let told = ack.sequence.min(self.sent_sequence);
+            self.acked_sequence = self.acked_sequence.max(told);
+        }
         let acked = self.acked_sequence;
-        self.records
-            .retain(|_, record| record.status.is_some() || record.sequence > acked);
+        self.statuses
+            .retain(|_, known| known.status.is_some() || known.sequence > acked);
         self.send_whole |= ack.send_whole;
         true
     }
@@ -198,7 +182,7 @@ impl Outbox {
     }
 
     /// What can be sent and has not been, on this connection.
-    pub(crate) fn messages(&mut self, now_ms: u64, applied: Held) -> Vec<Message> {
+    pub(crate) fn messages(&mut self, now_ms: u64) -> Vec<Message> {
         let mut messages = Vec::new();
         loop {
             let events: Vec<Event> = self
@@ -210,32 +194,36 @@ impl Outbox {
                 .collect();
             let Some(last) = events.last() else { break };
             self.sent_event = last.number;
-            let (outbox, boot) = (self.id, self.boot);
             messages.push(Message::Events(EventBatch {
-                outbox,
-                boot,
+                outbox: self.id,
+                boot: self.boot,
                 sent_ms: now_ms,
+                oldest: self.events.front().map_or(0, |event| event.number),
                 events,
             }));
         }
         let complete = std::mem::take(&mut self.send_whole);
         let since = if complete { 0 } else { self.sent_sequence };
         let records: Vec<Record> = self
-            .records
-            .values()
-            .filter(|record| record.sequence > since && !(complete && record.status.is_none()))
-            .cloned()
+            .statuses
+            .iter()
+            .filter(|(_, known)| known.sequence > since)
+            .filter(|(_, known)| !(complete && known.status.is_none()))
+            .map(|(workload, known)| Record {
+                workload: workload.clone(),
+                status: known.status.clone(),
+            })
             .collect();
-        if complete || !records.is_empty() || self.sent_applied != Some(applied) {
-            self.sent_sequence = self.next_sequence.saturating_sub(1);
-            self.sent_applied = Some(applied);
-            let (outbox, whole) = (self.id, self.digest());
+        let latest = self.next_sequence.saturating_sub(1);
+        if complete || latest > self.sent_sequence {
+            self.sent_sequence = latest;
             messages.push(Message::Reported(Reported {
-                outbox,
-                applied,
+                outbox: self.id,
+                sequence: latest,
+                applied: self.applied,
                 complete,
                 records,
-                whole,
+                whole: self.digest(),
             }));
         }
         messages
@@ -244,11 +232,10 @@ impl Outbox {
     /// Fills in the outbox's part of a checkpoint.
     pub(crate) fn checkpoint(&self) -> Checkpoint {
         Checkpoint {
-            outbox: self.id,
             next_event: self.next_event,
             next_sequence: self.next_sequence,
             events: self.events.iter().cloned().collect(),
-            slots: BTreeMap::new(),
+            ..Checkpoint::first(self.id)
         }
     }
 }

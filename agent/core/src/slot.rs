@@ -47,8 +47,6 @@ pub(crate) struct Slot {
     revision: Option<Digest>,
     /// How that container is asked to end.
     stop: Stop,
-    /// The next number that is free: orders that were superseded have used theirs up.
-    next: u32,
     /// A container that has ended and is kept for its log.
     kept: Option<u32>,
     failures: u32,
@@ -87,7 +85,6 @@ impl Slot {
             container: 0,
             revision: None,
             stop: Stop::default(),
-            next: 1,
             kept: None,
             failures: 0,
             restarts: 0,
@@ -339,7 +336,7 @@ impl Slot {
         self.stop = wanted.spec.stop;
         let spec = Box::new(wanted.spec.clone());
         let revision = wanted.revision;
-        self.container = self.take_number();
+        self.container = turn.take_number();
         self.life = Life::Starting;
         turn.order(Effect::Start {
             container: self.id_of(self.container),
@@ -360,7 +357,7 @@ impl Slot {
             return false;
         };
         let image = wanted.spec.image.clone();
-        let number = self.take_number();
+        let number = turn.take_number();
         self.image = Image::Asked {
             number,
             pulling: false,
@@ -389,12 +386,6 @@ impl Slot {
             });
         }
         self.note(turn, EventKind::Removed, None, String::new());
-    }
-
-    fn take_number(&mut self) -> u32 {
-        let number = self.next;
-        self.next = self.next.saturating_add(1);
-        number
     }
 
     fn id_of(&self, number: u32) -> ContainerId {
@@ -499,7 +490,6 @@ impl Slot {
             container: record.container,
             revision: record.revision,
             stop: record.stop,
-            next: record.container.saturating_add(1),
             restarts: record.restarts,
             exit: record.exit,
             message: record.message,
@@ -526,7 +516,7 @@ impl Slot {
         if number > self.container || revision.is_some() {
             self.revision = revision;
         }
-        self.reach(number);
+        self.container = number;
         self.life = Life::Running {
             pid,
             since_ms: turn.now_ms,
@@ -544,7 +534,7 @@ impl Slot {
     ) {
         if number > self.container {
             self.revision = revision;
-            self.reach(number);
+            self.container = number;
             self.life = Life::Starting;
         }
         if number == self.container && self.life != Life::Starting {
@@ -560,7 +550,7 @@ impl Slot {
             container: self.id_of(number),
         });
         if number >= self.container {
-            self.reach(number);
+            self.container = number;
             self.life = Life::Absent;
         }
     }
@@ -571,11 +561,6 @@ impl Slot {
             self.exited(self.container, Exit::Unknown, turn);
             self.kept = None;
         }
-    }
-
-    fn reach(&mut self, number: u32) {
-        self.container = number;
-        self.next = self.next.max(number.saturating_add(1));
     }
 }
 

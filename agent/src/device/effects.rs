@@ -255,10 +255,7 @@ impl Shell {
         let identity = self.identity();
         let (kind, number, epoch) = match &message {
             Message::Hello(hello) => (Kind::Hello, hello.connection, hello.held.epoch),
-            Message::Reported(report) => {
-                let last = report.records.iter().map(|record| record.sequence).max();
-                (Kind::Reported, last.unwrap_or(0), report.applied.epoch)
-            }
+            Message::Reported(report) => (Kind::Reported, report.sequence, report.applied.epoch),
             Message::Events(batch) => (
                 Kind::Event,
                 batch.events.last().map_or(0, |event| event.number),

@@ -8,8 +8,10 @@
 )]
 
 pub mod deployment;
+pub mod inbox;
 pub mod manifest;
 pub mod placement;
 pub mod settling;
 
 pub use deployment::{Count, Deployment};
+pub use inbox::{Cursor, Inbox, Known, Told};

@@ -8,18 +8,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use limpet_controller_core::Deployment;
 use limpet_controller_core::placement::{Placement, Slot};
+use limpet_controller_core::{Deployment, Inbox, Known};
 use limpet_protocol::{
-    BootId, DeploymentName, DeviceId, Digest, Facts, Feature, Held, Labels, Nonce, OutboxId,
-    Prefix, PublicKey, SigningKey, StreamId, WorkloadId, WorkloadStatus,
+    BootId, DeploymentName, DeviceId, Digest, Facts, Feature, Held, Labels, Nonce, Prefix,
+    PublicKey, SigningKey, StreamId, WorkloadId,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::clock::now_ms;
 use super::logs::Stream;
-use super::store::{EventRow, Store, StoreError, Table};
+use super::store::{EventRow, ReportedRow, Store, StoreError, Table};
 
 mod deployments;
 mod devices;
@@ -62,7 +62,7 @@ pub(super) struct Fleet {
 #[derive(Debug)]
 struct Device {
     record: DeviceRecord,
-    statuses: BTreeMap<WorkloadId, Known>,
+    inbox: Inbox,
     link: Option<Link>,
     /// When the broker's present session with it began.
     session: Option<i64>,
@@ -79,20 +79,6 @@ struct DeviceRecord {
     features: Vec<Feature>,
     /// Of its desired state.
     held: Held,
-    applied: Held,
-    outbox: OutboxId,
-    /// Events up to this number are stored.
-    events: u64,
-    /// The highest sequence of its records.
-    records: u64,
-}
-
-/// A status as it was reported.
-#[derive(Debug)]
-struct Known {
-    sequence: u64,
-    at_ms: u64,
-    status: WorkloadStatus,
 }
 
 /// A device's connection, from its hello.
@@ -227,33 +213,32 @@ impl Fleet {
 
     /// Makes what is known what is on disk; connections are kept.
     fn load(&mut self) -> Result<(), StoreError> {
+        let mut statuses: BTreeMap<String, BTreeMap<WorkloadId, Known>> = BTreeMap::new();
+        for row in self.store.reported()? {
+            let ReportedRow { at_ms, status, .. } = row;
+            if let Ok(workload) = row.workload.parse() {
+                let known = Known { at_ms, status };
+                statuses
+                    .entry(row.device)
+                    .or_default()
+                    .insert(workload, known);
+            }
+        }
         let mut devices = BTreeMap::new();
-        for (id, record) in self.store.records::<DeviceRecord>(Table::Devices)? {
+        for (id, (record, cursor)) in self.store.records(Table::Devices)? {
+            let statuses = statuses.remove(&id).unwrap_or_default();
             let Ok(id) = id.parse::<DeviceId>() else {
                 continue;
             };
             let before = self.devices.get(&id);
             let device = Device {
                 record,
-                statuses: BTreeMap::new(),
+                inbox: Inbox::new(cursor, statuses),
                 link: before.and_then(|device| device.link),
                 session: before.and_then(|device| device.session),
                 heard_ms: before.map_or(self.started_ms, |device| device.heard_ms),
             };
             devices.insert(id, device);
-        }
-        for row in self.store.reported()? {
-            let (Ok(device), Ok(workload)) = (row.device.parse(), row.workload.parse()) else {
-                continue;
-            };
-            let known = Known {
-                sequence: row.sequence,
-                at_ms: row.at_ms,
-                status: row.status,
-            };
-            if let Some(device) = devices.get_mut::<DeviceId>(&device) {
-                device.statuses.insert(workload, known);
-            }
         }
         self.devices = devices;
         self.deployments = self

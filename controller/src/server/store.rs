@@ -23,8 +23,8 @@ const TABLES: &str = "
     CREATE TABLE desired (device TEXT PRIMARY KEY, signed BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE deployments (name TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE reported (
-        device TEXT NOT NULL, workload TEXT NOT NULL, sequence INTEGER NOT NULL,
-        at_ms INTEGER NOT NULL, status BLOB NOT NULL, PRIMARY KEY (device, workload)
+        device TEXT NOT NULL, workload TEXT NOT NULL, at_ms INTEGER NOT NULL,
+        status BLOB NOT NULL, PRIMARY KEY (device, workload)
     ) WITHOUT ROWID;
     CREATE TABLE events (
         seq INTEGER PRIMARY KEY AUTOINCREMENT, at_ms INTEGER, device TEXT, workload TEXT,
@@ -98,7 +98,6 @@ pub(super) struct EventFilter {
 pub(super) struct ReportedRow {
     pub(super) device: String,
     pub(super) workload: String,
-    pub(super) sequence: u64,
     pub(super) at_ms: u64,
     pub(super) status: WorkloadStatus,
 }
@@ -237,18 +236,17 @@ impl Store {
     pub(super) fn reported(&self) -> Result<Vec<ReportedRow>> {
         let mut select = self
             .connection
-            .prepare("SELECT device, workload, sequence, at_ms, status FROM reported")?;
+            .prepare("SELECT device, workload, at_ms, status FROM reported")?;
         let rows = select.query_map([], |row| {
-            let status: Vec<u8> = row.get(4)?;
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, status))
+            let status: Vec<u8> = row.get(3)?;
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, status))
         })?;
         rows.map(|row| {
-            let (device, workload, sequence, at_ms, status) = row?;
+            let (device, workload, at_ms, status) = row?;
             let status = cbor::decode(&status, usize::MAX)?;
             Ok(ReportedRow {
                 device,
                 workload,
-                sequence,
                 at_ms,
                 status,
             })
@@ -258,11 +256,10 @@ impl Store {
 
     pub(super) fn put_reported(&self, row: &ReportedRow) -> Result<()> {
         self.connection
-            .prepare_cached("INSERT OR REPLACE INTO reported VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .prepare_cached("INSERT OR REPLACE INTO reported VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![
                 row.device,
                 row.workload,
-                row.sequence,
                 row.at_ms,
                 cbor::encode(&row.status)
             ])?;

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use limpet_controller_core::{Cursor, Inbox, Known, Told};
 use limpet_protocol::envelope::{self, Expected};
 use limpet_protocol::{
-    Ack, Action, Command, CommandResult, DesiredState, DeviceId, EventBatch, EventKind, Header,
-    Held, Hello, Kind, Presence, PresenceState, Record, Reported, StreamChunk, StreamId, Topic,
-    Workload, WorkloadId, reported,
+    Action, Command, CommandResult, DesiredState, DeviceId, EventBatch, Header, Held, Hello, Kind,
+    Presence, PresenceState, Reported, StreamChunk, StreamId, Topic, Workload, WorkloadId,
 };
 use serde::Serialize;
 
-use super::{Device, DeviceRecord, Fleet, Known, Link};
+use super::{Device, DeviceRecord, Fleet, Link};
 use crate::server::store::{EventRow, ReportedRow, Table};
 
 impl Fleet {
@@ -146,10 +146,6 @@ impl Fleet {
                     epoch: 1,
                     generation: 0,
                 },
-                applied: hello.held,
-                outbox: hello.outbox,
-                events: 0,
-                records: 0,
             },
         };
         let link = Link {
@@ -160,19 +156,18 @@ impl Fleet {
         let now_ms = self.now_ms;
         let device = self.devices.entry(id.clone()).or_insert_with(|| Device {
             record: record.clone(),
-            statuses: BTreeMap::new(),
+            inbox: Inbox::new(Cursor::new(&hello), BTreeMap::new()),
             link: None,
             session: None,
             heard_ms: now_ms,
         });
+        let known = device.inbox.cursor.clone();
+        let Some(differs) = device.inbox.hello(&hello) else {
+            return;
+        };
         let was_online = device.link.replace(link).is_some();
         device.record = record;
-        if device.record.outbox != hello.outbox {
-            device.record.outbox = hello.outbox;
-            device.record.events = 0;
-            device.record.records = 0;
-        }
-        let changed = before.as_ref() != Some(&device.record);
+        let changed = before.as_ref() != Some(&device.record) || known != device.inbox.cursor;
         let fits_anew = before.as_ref().is_none_or(|before| {
             (&before.labels, &before.features, before.facts.memory_bytes)
                 != (&hello.labels, &hello.features, hello.facts.memory_bytes)
@@ -191,7 +186,6 @@ impl Fleet {
         if changed {
             self.put_device(id);
         }
-        let differs = self.digest_of(id) != hello.reported;
         self.acknowledge(id, differs);
         if fits_anew {
             self.place_all();
@@ -237,80 +231,25 @@ impl Fleet {
         let (now_ms, Some(device)) = (self.now_ms, self.devices.get_mut(id)) else {
             return;
         };
-        if report.outbox != device.record.outbox {
+        let Some(changes) = device.inbox.report(now_ms, report) else {
             return;
-        }
-        let mut changed = Vec::new();
-        if report.complete {
-            let listed =
-                |workload: &WorkloadId| report.records.iter().any(|r| r.workload == *workload);
-            let gone: Vec<WorkloadId> = device
-                .statuses
-                .keys()
-                .filter(|workload| !listed(workload))
-                .cloned()
-                .collect();
-            device.statuses.retain(|workload, _| listed(workload));
-            changed.extend(gone);
-        }
-        for Record {
-            workload,
-            sequence,
-            status,
-        } in report.records
-        {
-            let known = device.statuses.get(&workload);
-            if !report.complete && known.is_some_and(|known| known.sequence >= sequence) {
-                continue;
-            }
-            device.record.records = device.record.records.max(sequence);
-            match status {
-                Some(status) => {
-                    let same = known.filter(|known| known.status == status);
-                    let at_ms = same.map_or(now_ms, |known| known.at_ms);
-                    device.statuses.insert(
-                        workload.clone(),
-                        Known {
-                            sequence,
-                            at_ms,
-                            status,
-                        },
-                    );
-                }
-                None => drop(device.statuses.remove(&workload)),
-            }
-            changed.push(workload);
-        }
-        let applied = std::mem::replace(&mut device.record.applied, report.applied);
-        let differs = reported::digest(
-            device
-                .statuses
-                .iter()
-                .map(|(id, known)| (id, &known.status)),
-        ) != report.whole;
-        for workload in &changed {
+        };
+        for workload in &changes.workloads {
             self.put_status(id, workload);
         }
-        if !changed.is_empty() || applied != report.applied {
+        if changes.cursor {
             self.put_device(id);
         }
-        self.acknowledge(id, differs);
+        self.acknowledge(id, changes.differs);
     }
 
     fn put_status(&mut self, id: &DeviceId, workload: &WorkloadId) {
-        let known = self
-            .devices
-            .get(id)
-            .and_then(|device| device.statuses.get(workload));
+        let device = self.devices.get(id);
+        let known = device.and_then(|device| device.inbox.statuses().get(workload));
         let put = match known {
-            Some(Known {
-                sequence,
-                at_ms,
-                status,
-            }) => self.store.put_reported(&ReportedRow {
+            Some(Known { at_ms, status }) => self.store.put_reported(&ReportedRow {
                 device: id.to_string(),
                 workload: workload.to_string(),
-                sequence: *sequence,
                 at_ms: *at_ms,
                 status: status.clone(),
             }),
@@ -323,46 +262,12 @@ impl Fleet {
         let (now_ms, Some(device)) = (self.now_ms, self.devices.get_mut(id)) else {
             return;
         };
-        if batch.outbox != device.record.outbox {
-            return;
+        let told = device.inbox.events(batch);
+        let any = !told.is_empty();
+        for told in told {
+            self.event(event_row(id, now_ms, told));
         }
-        let mut rows = Vec::new();
-        for event in batch.events {
-            let expected = device.record.events + 1;
-            if event.number < expected {
-                continue;
-            }
-            device.record.events = event.number;
-            let row = |at_ms, kind: EventKind, message| EventRow {
-                at_ms,
-                device: Some(id.to_string()),
-                workload: event.workload.as_ref().map(ToString::to_string),
-                deployment: event.workload.as_ref().map(|w| w.deployment().to_string()),
-                kind: kind.to_string(),
-                message,
-                ..EventRow::default()
-            };
-            if event.number > expected && event.kind != EventKind::Gap {
-                let lost = event.number - expected;
-                rows.push(row(None, EventKind::Gap, format!("{lost} events are lost")));
-            }
-            // A clock of another boot says nothing about ours.
-            let ago = batch
-                .sent_ms
-                .checked_sub(event.at_ms)
-                .filter(|_| event.boot == batch.boot);
-            let at_ms = ago.map(|ago| now_ms.saturating_sub(ago));
-            let message = match (event.kind, event.exit) {
-                (EventKind::Gap, _) => format!("{} events were dropped", event.message),
-                (_, Some(exit)) => exit.to_string(),
-                (_, None) => event.message.clone(),
-            };
-            rows.push(row(at_ms, event.kind, message));
-        }
-        if !rows.is_empty() {
-            for event in rows {
-                self.event(event);
-            }
+        if any {
             self.put_device(id);
         }
         self.acknowledge(id, false);
@@ -373,18 +278,7 @@ impl Fleet {
             return;
         };
         let Some(link) = device.link else { return };
-        let DeviceRecord {
-            outbox,
-            events,
-            records,
-            ..
-        } = device.record;
-        let ack = Ack {
-            outbox,
-            events,
-            records,
-            send_whole,
-        };
+        let ack = device.inbox.ack(send_whole);
         self.send(id, Kind::Ack, link.connection, &ack);
     }
 
@@ -439,18 +333,13 @@ impl Fleet {
         }
     }
 
-    fn digest_of(&self, id: &DeviceId) -> limpet_protocol::Digest {
-        let statuses = self
-            .devices
-            .get(id)
-            .into_iter()
-            .flat_map(|device| &device.statuses);
-        reported::digest(statuses.map(|(id, known)| (id, &known.status)))
-    }
-
     pub(super) fn put_device(&mut self, id: &DeviceId) {
         if let Some(device) = self.devices.get(id) {
-            let put = self.store.put(Table::Devices, id.as_str(), &device.record);
+            let put = self.store.put(
+                Table::Devices,
+                id.as_str(),
+                &(&device.record, &device.inbox.cursor),
+            );
             self.stored(put);
         }
     }
@@ -518,5 +407,28 @@ impl Fleet {
         self.note("device-removed", Some(id), String::new());
         self.place_all();
         true
+    }
+}
+
+fn event_row(id: &DeviceId, now_ms: u64, told: Told) -> EventRow {
+    let device = Some(id.to_string());
+    match told {
+        Told::Lost(count) => EventRow {
+            device,
+            kind: "gap".to_owned(),
+            message: format!("{count} events are lost: the device had no room for them"),
+            ..EventRow::default()
+        },
+        Told::Event { event, ago_ms } => EventRow {
+            at_ms: ago_ms.map(|ago_ms| now_ms.saturating_sub(ago_ms)),
+            device,
+            workload: event.workload.as_ref().map(ToString::to_string),
+            deployment: event
+                .workload
+                .map(|workload| workload.deployment().to_string()),
+            kind: event.kind.to_string(),
+            message: event.exit.map_or(event.message, |exit| exit.to_string()),
+            ..EventRow::default()
+        },
     }
 }

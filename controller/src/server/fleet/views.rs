@@ -49,7 +49,7 @@ impl Fleet {
             features: record.features.iter().map(Feature::to_string).collect(),
             epoch: record.held.epoch,
             generation: record.held.generation,
-            applied_generation: record.applied.generation,
+            applied_generation: device.inbox.cursor.applied.generation,
             workloads: slots.filter(|(device, _)| device == id).count(),
         }
     }
@@ -109,7 +109,7 @@ impl Fleet {
 
     fn seen<'a>(&'a self, id: &DeviceId, workload: &WorkloadId) -> Seen<'a> {
         let device = self.devices.get(id);
-        let known = device.and_then(|device| device.statuses.get(workload));
+        let known = device.and_then(|device| device.inbox.statuses().get(workload));
         Seen {
             name: format!("{id}/{workload}"),
             online: device.is_some_and(|device| device.link.is_some()),
@@ -132,10 +132,13 @@ impl Fleet {
             .values()
             .flat_map(|deployed| &deployed.slots)
             .cloned();
-        let reported = self
-            .devices
-            .iter()
-            .flat_map(|(id, device)| device.statuses.keys().map(|w| (id.clone(), w.clone())));
+        let reported = self.devices.iter().flat_map(|(id, device)| {
+            device
+                .inbox
+                .statuses()
+                .keys()
+                .map(|w| (id.clone(), w.clone()))
+        });
         let all: std::collections::BTreeSet<(WorkloadId, DeviceId)> = placed
             .chain(reported)
             .map(|(device, workload)| (workload, device))
@@ -148,7 +151,7 @@ impl Fleet {
 
     fn workload_view(&self, workload: &WorkloadId, id: &DeviceId) -> WorkloadView {
         let device = self.devices.get(id);
-        let known = device.and_then(|device| device.statuses.get(workload));
+        let known = device.and_then(|device| device.inbox.statuses().get(workload));
         let mut view = WorkloadView {
             id: workload.to_string(),
             deployment: workload.deployment().to_string(),
