@@ -129,7 +129,7 @@ fn parse_run(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
             Long("cgroup-parent") => flags.cgroup_parent = Some(parser.value()?.string()?),
             Long("config") => flags.config = path(parser.value()?),
             Short('h') | Long("help") => return Ok(Command::Help),
-            _ => return Err(argument.unexpected()),
+            Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
         }
     }
     Ok(Command::Run(flags))

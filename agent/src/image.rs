@@ -28,7 +28,7 @@ pub use registry::Registries;
 use blob::Blobs;
 use layer::Layers;
 use manifest::{ConfigFile, Descriptor, Manifest, Platform};
-use registry::{Endpoint, Registry};
+use registry::{Registry, Source};
 
 /// Layers of one image at most: what one overlay mount carries.
 const LAYERS_MAX: usize = 120;
@@ -210,7 +210,12 @@ impl Images {
     pub fn pull(&self, name: &ImageName, progress: &dyn Fn(Progress)) -> Result<Image, ImageError> {
         let mut reasons = Vec::new();
         for endpoint in self.registry.endpoints(name) {
-            match self.pull_from(&endpoint, name, progress) {
+            let source = Source {
+                registry: &self.registry,
+                endpoint: &endpoint,
+                name,
+            };
+            match self.pull_from(source, progress) {
                 Ok(()) => match self.local(name) {
                     Some(image) => return Ok(image),
                     None => reasons.push("the store lost it; is the disk failing?".to_owned()),
@@ -227,17 +232,12 @@ impl Images {
         })
     }
 
-    fn pull_from(
-        &self,
-        endpoint: &Endpoint,
-        name: &ImageName,
-        progress: &dyn Fn(Progress),
-    ) -> Result<(), ImageError> {
+    fn pull_from(&self, source: Source<'_>, progress: &dyn Fn(Progress)) -> Result<(), ImageError> {
         let document = |reason: String| ImageError::Document {
-            name: name.clone(),
+            name: source.name.clone(),
             reason,
         };
-        let (mut digest, mut bytes) = self.fetch_manifest(endpoint, name, name.reference())?;
+        let (mut digest, mut bytes) = self.fetch_manifest(source, source.name.reference())?;
         let mut manifest = Manifest::parse(&bytes).map_err(document)?;
         if manifest.config.is_none() {
             let chosen = manifest
@@ -245,12 +245,12 @@ impl Images {
                 .map_err(document)?
                 .digest
                 .clone();
-            (digest, bytes) = self.fetch_manifest(endpoint, name, &chosen)?;
+            (digest, bytes) = self.fetch_manifest(source, &chosen)?;
             manifest = Manifest::parse(&bytes).map_err(document)?;
         }
         let described = manifest.config.as_ref();
         let described = described.ok_or_else(|| document("its manifest names no config".into()))?;
-        let config = self.fetch_config(endpoint, name, described)?;
+        let config = self.fetch_config(source, described)?;
         let diff_ids = ConfigFile::parse(&config)
             .map_err(document)?
             .rootfs
@@ -261,27 +261,26 @@ impl Images {
                 format!("{layers} layers and {ids} diff ids; at most {LAYERS_MAX} of each");
             return Err(document(reason));
         }
-        self.fetch_layers(endpoint, name, &manifest.layers, &diff_ids, progress)?;
+        self.fetch_layers(source, &manifest.layers, &diff_ids, progress)?;
         self.blobs.keep(&digest, &bytes)?;
         self.blobs.keep(&described.digest, &config)?;
         let named = Named {
-            name: name.to_string(),
+            name: source.name.to_string(),
             manifest: digest,
         };
         let text = serde_json::to_vec(&named).unwrap_or_default();
-        replace(&self.named(name), &text)
+        replace(&self.named(source.name), &text)
     }
 
     fn fetch_manifest(
         &self,
-        endpoint: &Endpoint,
-        name: &ImageName,
+        source: Source<'_>,
         reference: &str,
     ) -> Result<(String, Vec<u8>), ImageError> {
-        let bytes = self.registry.manifest(endpoint, name, reference)?;
+        let bytes = source.manifest(reference)?;
         let actual = format!("sha256:{}", Digest::of(&bytes));
         if reference.contains(':') && actual != reference {
-            let (name, expected) = (name.clone(), reference.to_owned());
+            let (name, expected) = (source.name.clone(), reference.to_owned());
             return Err(ImageError::Digest {
                 name,
                 what: "manifest",
@@ -294,14 +293,13 @@ impl Images {
 
     fn fetch_config(
         &self,
-        endpoint: &Endpoint,
-        name: &ImageName,
+        source: Source<'_>,
         described: &Descriptor,
     ) -> Result<Vec<u8>, ImageError> {
-        let bytes = self.registry.document(endpoint, name, &described.digest)?;
+        let bytes = source.document(&described.digest)?;
         let actual = format!("sha256:{}", Digest::of(&bytes));
         if actual != described.digest {
-            let (name, expected) = (name.clone(), described.digest.clone());
+            let (name, expected) = (source.name.clone(), described.digest.clone());
             return Err(ImageError::Digest {
                 name,
                 what: "config",
@@ -314,8 +312,7 @@ impl Images {
 
     fn fetch_layers(
         &self,
-        endpoint: &Endpoint,
-        name: &ImageName,
+        source: Source<'_>,
         layers: &[Descriptor],
         diff_ids: &[String],
         progress: &dyn Fn(Progress),
@@ -333,7 +330,7 @@ impl Images {
         if total > free {
             let path = self.layers.folder.clone();
             return Err(ImageError::Space {
-                name: name.clone(),
+                name: source.name.clone(),
                 path,
                 needs: total,
                 free,
@@ -348,10 +345,8 @@ impl Images {
                 })
             };
             self.layers.once(diff_id, || {
-                let path = self
-                    .blobs
-                    .download(&self.registry, endpoint, name, layer, &tell)?;
-                self.layers.unpack(name, layer, diff_id, &path)?;
+                let path = self.blobs.download(source, layer, &tell)?;
+                self.layers.unpack(source.name, layer, diff_id, &path)?;
                 std::fs::remove_file(&path).map_err(io("remove", &path))
             })?;
             before += layer.size;

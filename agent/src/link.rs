@@ -221,13 +221,13 @@ async fn receive(options: &Options, events: &mut EventLoop, incoming: &Sender<Fr
 }
 
 fn explain(error: ConnectionError) -> String {
-    match error {
-        ConnectionError::ConnectionRefused(code) => format!(
+    if let ConnectionError::ConnectionRefused(code) = error {
+        return format!(
             "the controller refused this device ({code:?}): if another device has this id, choose \
              another with --device-id"
-        ),
-        error => error.to_string(),
+        );
     }
+    error.to_string()
 }
 
 fn mqtt_options(options: &Options, connection: u64) -> MqttOptions {

@@ -73,7 +73,11 @@ fn a_container_may_do_little_to_its_host() {
         ("mknod", "mknod /tmp/disk b 8 0", "ermi"),
         ("chroot", "chroot / /bin/true", "ermi"),
         ("sys", "echo 1 > /proc/sys/vm/drop_caches", "Read-only"),
-        ("cgroup", "echo 1 > /sys/fs/cgroup/x", "Read-only"),
+        (
+            "cgroup",
+            "for f in memory/memory.limit_in_bytes memory.max; do echo 64M > /sys/fs/cgroup/$f; done",
+            "Read-only",
+        ),
     ] {
         let said = says(&fleet, name, &[], &format!("{script}; echo ended"));
         assert!(

@@ -60,6 +60,7 @@ impl Layer {
     }
 
     /// Adds an entry of any kind, with any path, checked by nobody.
+    #[expect(clippy::too_many_arguments, reason = "the fields of a header")]
     pub fn entry(self, path: &str, kind: EntryType, mode: u32, content: &[u8], link: &str) -> Self {
         let mut header = header(path, kind, mode, link);
         header.set_size(content.len() as u64);

@@ -2,7 +2,6 @@
 //! and swept away when a test ends, whichever way it does.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     reason = "a test stops where its premise fails"
 )]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use limpet_agent_core::{Effect, Input, Message};
-use limpet_protocol::{ContainerId, Digest, Exit, Nonce, cbor};
+use limpet_protocol::{ContainerId, Digest, Exit, Nonce, Signal, cbor};
 
 use crate::controller::{Seen, ToDevice};
 use crate::device::{Container, Device, State, Write};
@@ -442,51 +442,50 @@ impl World {
                     life,
                 });
             }
-            Effect::Signal { container, signal } => {
-                let running = self.devices[device]
-                    .containers
-                    .get(&container)
-                    .map(|c| c.state);
-                let Some(State::Running { pid }) = running else {
-                    return;
-                };
-                self.must_go(device, &container);
-                let kills = signal.is_some_and(|signal| signal.number() == 9);
-                if kills || self.random.percent(70) {
-                    let exit = if kills {
-                        Exit::Signal(9)
-                    } else {
-                        Exit::Code(0)
-                    };
-                    self.soon(Happening::Ends {
-                        device,
-                        container,
-                        pid,
-                        exit,
-                    });
-                }
-            }
+            Effect::Signal { container, signal } => self.signal(device, container, signal),
             Effect::Remove { container } => {
                 let removed = self.devices[device].containers.remove(&container);
                 let state = removed.map(|container| container.state);
-                assert!(
-                    !matches!(state, Some(State::Running { .. })),
-                    "{container} is removed alive"
-                );
+                let alive = matches!(state, Some(State::Running { .. }));
+                assert!(!alive, "{container} is removed alive");
             }
-            Effect::Publish(message) => {
-                if self.devices[device].connection.is_none() {
-                    return;
-                }
-                if self.faulty() && self.random.percent(3) {
-                    self.soon(Happening::Up(device, Box::new(message.clone())));
-                }
-                // What was sent last on a connection that breaks may be lost.
-                if !self.faulty() || self.random.percent(97) {
-                    self.soon(Happening::Up(device, Box::new(message)));
-                }
-            }
+            Effect::Publish(message) => self.publish(device, message),
             Effect::Stream(_) | Effect::EndStream(_) => {}
+        }
+    }
+
+    fn signal(&mut self, device: usize, container: ContainerId, signal: Option<Signal>) {
+        let found = self.devices[device].containers.get(&container);
+        let Some(State::Running { pid }) = found.map(|c| c.state) else {
+            return;
+        };
+        self.must_go(device, &container);
+        let kills = signal == Some(Signal::KILL);
+        if kills || self.random.percent(70) {
+            let exit = if kills {
+                Exit::Signal(9)
+            } else {
+                Exit::Code(0)
+            };
+            self.soon(Happening::Ends {
+                device,
+                container,
+                pid,
+                exit,
+            });
+        }
+    }
+
+    fn publish(&mut self, device: usize, message: Message) {
+        if self.devices[device].connection.is_none() {
+            return;
+        }
+        if self.faulty() && self.random.percent(3) {
+            self.soon(Happening::Up(device, Box::new(message.clone())));
+        }
+        // A broker may acknowledge what nobody has stored.
+        if !self.faulty() || self.random.percent(97) {
+            self.soon(Happening::Up(device, Box::new(message)));
         }
     }
 

@@ -640,8 +640,10 @@ impl Agent {
                 if again {
                     self.outbox.send_again();
                 }
+                let before = self.effects.len();
                 let messages = self.outbox.messages(now_ms);
-                if again || !messages.is_empty() {
+                self.effects.extend(messages.map(Effect::Publish));
+                if again || self.effects.len() > before {
                     let again_at_ms = now_ms.saturating_add(RESEND_MS);
                     self.link = Link::Open {
                         connection,
@@ -650,8 +652,6 @@ impl Agent {
                         last_command,
                     };
                 }
-                self.effects
-                    .extend(messages.into_iter().map(Effect::Publish));
             }
         }
     }

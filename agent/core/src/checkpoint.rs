@@ -46,14 +46,28 @@ pub struct SlotRecord {
     pub revision: Option<Digest>,
     /// How that container is asked to end.
     pub stop: Stop,
-    /// Its end has yet to be told.
-    pub alive: bool,
+    /// What has become of it.
+    pub life: RecordedLife,
     /// Containers that replaced one which had ended.
     pub restarts: u32,
     /// How the latest that ended did so.
     pub exit: Option<Exit>,
-    /// It ended for good: with success, or without.
-    pub finished: Option<bool>,
     /// For a person.
     pub message: String,
+}
+
+/// The life of a workload's latest container, as far as it was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RecordedLife {
+    /// There is none, and another may follow.
+    Absent,
+    /// Ordered; that it has started has yet to be told.
+    Ordered,
+    /// Started; that it has ended has yet to be told.
+    Started,
+    /// Ended for good.
+    Finished {
+        /// As its restart policy allows.
+        success: bool,
+    },
 }

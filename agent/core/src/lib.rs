@@ -20,5 +20,5 @@ mod outbox;
 mod slot;
 
 pub use agent::{Agent, Start};
-pub use checkpoint::{Checkpoint, SlotRecord};
+pub use checkpoint::{Checkpoint, RecordedLife, SlotRecord};
 pub use io::{Effect, Found, FoundState, Input, Message, StreamOrder};

@@ -166,11 +166,16 @@ impl Outbox {
 
     /// Whether something that was sent has not been acknowledged.
     pub(crate) fn waits(&self) -> bool {
+        self.events_wait() || self.report_waits()
+    }
+
+    fn events_wait(&self) -> bool {
+        let oldest = self.events.front();
+        oldest.is_some_and(|event| event.number <= self.sent_event)
+    }
+
+    fn report_waits(&self) -> bool {
         self.sent_sequence > self.acked_sequence
-            || self
-                .events
-                .front()
-                .is_some_and(|event| event.number <= self.sent_event)
     }
 
     pub(crate) fn stored(&mut self, next_event: u64) {
@@ -181,52 +186,58 @@ impl Outbox {
         self.next_event
     }
 
-    /// What can be sent and has not been, on this connection.
-    pub(crate) fn messages(&mut self, now_ms: u64) -> Vec<Message> {
-        let mut messages = Vec::new();
-        loop {
-            let events: Vec<Event> = self
-                .events
-                .iter()
-                .filter(|e| e.number > self.sent_event && e.number < self.stored_event)
-                .take(BATCH_EVENTS_MAX)
-                .cloned()
-                .collect();
-            let Some(last) = events.last() else { break };
-            self.sent_event = last.number;
-            messages.push(Message::Events(EventBatch {
-                outbox: self.id,
-                boot: self.boot,
-                sent_ms: now_ms,
-                oldest: self.events.front().map_or(0, |event| event.number),
-                events,
-            }));
+    /// What can be sent and has not been, on this connection: one batch of events and one report at
+    /// a time, so that what happens while they travel travels together.
+    pub(crate) fn messages(&mut self, now_ms: u64) -> impl Iterator<Item = Message> + use<> {
+        let events = self.batch(now_ms).map(Message::Events);
+        let report = self.report().map(Message::Reported);
+        events.into_iter().chain(report)
+    }
+
+    fn batch(&mut self, now_ms: u64) -> Option<EventBatch> {
+        if self.events_wait() {
+            return None;
         }
+        let stored = |event: &&Event| event.number < self.stored_event;
+        let events = self.events.iter().take_while(stored);
+        let events: Vec<Event> = events.take(BATCH_EVENTS_MAX).cloned().collect();
+        self.sent_event = events.last()?.number;
+        Some(EventBatch {
+            outbox: self.id,
+            boot: self.boot,
+            sent_ms: now_ms,
+            oldest: events.first()?.number,
+            events,
+        })
+    }
+
+    fn report(&mut self) -> Option<Reported> {
         let complete = std::mem::take(&mut self.send_whole);
+        let latest = self.next_sequence.saturating_sub(1);
+        if !complete && (self.report_waits() || latest <= self.sent_sequence) {
+            return None;
+        }
         let since = if complete { 0 } else { self.sent_sequence };
-        let records: Vec<Record> = self
+        let changed = self
             .statuses
             .iter()
-            .filter(|(_, known)| known.sequence > since)
-            .filter(|(_, known)| !(complete && known.status.is_none()))
+            .filter(|(_, known)| known.sequence > since);
+        let records = changed
+            .filter(|(_, known)| !complete || known.status.is_some())
             .map(|(workload, known)| Record {
                 workload: workload.clone(),
                 status: known.status.clone(),
-            })
-            .collect();
-        let latest = self.next_sequence.saturating_sub(1);
-        if complete || latest > self.sent_sequence {
-            self.sent_sequence = latest;
-            messages.push(Message::Reported(Reported {
-                outbox: self.id,
-                sequence: latest,
-                applied: self.applied,
-                complete,
-                records,
-                whole: self.digest(),
-            }));
-        }
-        messages
+            });
+        let records = records.collect();
+        self.sent_sequence = latest;
+        Some(Reported {
+            outbox: self.id,
+            sequence: latest,
+            applied: self.applied,
+            complete,
+            records,
+            whole: self.digest(),
+        })
     }
 
     /// Fills in the outbox's part of a checkpoint.

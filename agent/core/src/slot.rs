@@ -24,7 +24,7 @@ use limpet_protocol::{
 
 use crate::agent::Turn;
 use crate::backoff::wait_ms;
-use crate::checkpoint::SlotRecord;
+use crate::checkpoint::{RecordedLife, SlotRecord};
 use crate::io::Effect;
 use crate::outbox::Note;
 
@@ -59,11 +59,25 @@ pub(crate) struct Slot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Life {
     Absent,
+    /// Alive at the last checkpoint, and looked for; `told` says that its start is an event.
+    Sought {
+        told: bool,
+    },
     Starting,
-    Running { pid: u32, since_ms: u64 },
-    Stopping { pid: u32, kill_at_ms: u64 },
-    Waiting { until_ms: u64 },
-    Finished { success: bool },
+    Running {
+        pid: u32,
+        since_ms: u64,
+    },
+    Stopping {
+        pid: u32,
+        kill_at_ms: u64,
+    },
+    Waiting {
+        until_ms: u64,
+    },
+    Finished {
+        success: bool,
+    },
 }
 
 /// Whether the image that is wanted is here.
@@ -133,7 +147,7 @@ impl Slot {
             }
             (Some(true), Life::Waiting { until_ms }) if until_ms > turn.now_ms => {}
             (Some(true), Life::Finished { .. } | Life::Running { .. })
-            | (_, Life::Starting | Life::Stopping { .. }) => {}
+            | (_, Life::Sought { .. } | Life::Starting | Life::Stopping { .. }) => {}
             (Some(_), Life::Absent | Life::Waiting { .. } | Life::Finished { .. }) => {
                 self.life = Life::Absent;
                 if let Some(feature) = self.lacking(turn.features) {
@@ -154,7 +168,11 @@ impl Slot {
         let life = match self.life {
             Life::Stopping { kill_at_ms, .. } => Some(kill_at_ms),
             Life::Waiting { until_ms } => Some(until_ms),
-            Life::Absent | Life::Starting | Life::Running { .. } | Life::Finished { .. } => None,
+            Life::Absent
+            | Life::Sought { .. }
+            | Life::Starting
+            | Life::Running { .. }
+            | Life::Finished { .. } => None,
         };
         let image = match self.image {
             Image::Failed { retry_at_ms } => Some(retry_at_ms),
@@ -250,7 +268,7 @@ impl Slot {
         let (ran_ms, asked) = match self.life {
             _ if number != self.container => (0, None),
             Life::Running { since_ms, .. } => (turn.now_ms.saturating_sub(since_ms), Some(false)),
-            Life::Starting => (0, Some(false)),
+            Life::Sought { .. } | Life::Starting => (0, Some(false)),
             Life::Stopping { .. } => (0, Some(true)),
             Life::Absent | Life::Waiting { .. } | Life::Finished { .. } => (0, None),
         };
@@ -432,7 +450,7 @@ impl Slot {
         };
         let (phase, pid) = match self.life {
             Life::Absent => (waiting(self.image), None),
-            Life::Starting => (Phase::Starting, None),
+            Life::Sought { .. } | Life::Starting => (Phase::Starting, None),
             Life::Running { pid, .. } => (Phase::Running, Some(pid)),
             Life::Stopping { pid, .. } => (Phase::Stopping, Some(pid)),
             Life::Waiting { .. } => (Phase::Backoff, None),
@@ -460,30 +478,32 @@ impl Slot {
 
     /// What must survive a restart of the agent.
     pub(crate) fn record(&self) -> SlotRecord {
-        let (alive, finished) = match self.life {
-            Life::Starting | Life::Running { .. } | Life::Stopping { .. } => (true, None),
-            Life::Finished { success } => (false, Some(success)),
-            Life::Absent | Life::Waiting { .. } => (false, None),
+        let life = match self.life {
+            Life::Absent | Life::Waiting { .. } => RecordedLife::Absent,
+            Life::Starting | Life::Sought { told: false } => RecordedLife::Ordered,
+            Life::Sought { told: true } | Life::Running { .. } | Life::Stopping { .. } => {
+                RecordedLife::Started
+            }
+            Life::Finished { success } => RecordedLife::Finished { success },
         };
         SlotRecord {
             container: self.container,
             revision: self.revision,
             stop: self.stop,
-            alive,
+            life,
             restarts: self.restarts,
             exit: self.exit,
-            finished,
             message: self.message.clone(),
         }
     }
 
-    /// A slot as it was recorded; a container that was alive is taken for starting until it is
-    /// found, or found missing.
+    /// A slot as it was recorded.
     pub(crate) fn restored(id: WorkloadId, record: SlotRecord) -> Self {
-        let life = match (record.alive, record.finished) {
-            (true, _) => Life::Starting,
-            (false, Some(success)) => Life::Finished { success },
-            (false, None) => Life::Absent,
+        let life = match record.life {
+            RecordedLife::Absent => Life::Absent,
+            RecordedLife::Ordered => Life::Sought { told: false },
+            RecordedLife::Started => Life::Sought { told: true },
+            RecordedLife::Finished { success } => Life::Finished { success },
         };
         Self {
             life,
@@ -516,7 +536,8 @@ impl Slot {
         if number > self.container || revision.is_some() {
             self.revision = revision;
         }
-        self.container = number;
+        self.find(number);
+        self.tell_start(format!("pid {pid}"), turn);
         self.life = Life::Running {
             pid,
             since_ms: turn.now_ms,
@@ -534,14 +555,31 @@ impl Slot {
     ) {
         if number > self.container {
             self.revision = revision;
-            self.container = number;
-            self.life = Life::Starting;
+            self.find(number);
         }
-        if number == self.container && self.life != Life::Starting {
+        if number == self.container && !matches!(self.life, Life::Sought { .. }) {
             self.kept = Some(number);
             return;
         }
+        if number == self.container {
+            self.tell_start(String::new(), turn);
+        }
         self.exited(number, exit, turn);
+    }
+
+    /// A container is there that is later than any that was recorded.
+    fn find(&mut self, number: u32) {
+        if number > self.container {
+            self.container = number;
+            self.life = Life::Sought { told: false };
+        }
+    }
+
+    /// The start of a container that was found, where no event has told of it.
+    fn tell_start(&self, message: String, turn: &mut Turn<'_>) {
+        if self.life == (Life::Sought { told: false }) {
+            self.note(turn, EventKind::Started, None, message);
+        }
     }
 
     /// A container was found that had never been completely made.
@@ -557,7 +595,7 @@ impl Slot {
 
     /// A container that was alive at the last checkpoint has left no trace: the machine lost power.
     pub(crate) fn found_missing(&mut self, turn: &mut Turn<'_>) {
-        if self.life == Life::Starting {
+        if matches!(self.life, Life::Sought { .. }) {
             self.exited(self.container, Exit::Unknown, turn);
             self.kept = None;
         }

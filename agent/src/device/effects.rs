@@ -43,8 +43,11 @@ pub(super) struct Shell {
     ready: RefCell<BTreeMap<String, Image>>,
     starts: Rc<Semaphore>,
     pulls: Rc<Semaphore>,
-    streams: RefCell<BTreeMap<StreamId, (Rc<Cell<u64>>, Task<()>)>>,
+    streams: RefCell<BTreeMap<StreamId, Leased>>,
 }
+
+/// When a stream's lease ends, in milliseconds since boot, and the task that sends it.
+type Leased = (Rc<Cell<u64>>, Task<()>);
 
 impl Shell {
     #[expect(

@@ -9,8 +9,8 @@ use limpet_protocol::Digest;
 use ring::digest::{Context, SHA256};
 
 use super::manifest::Descriptor;
-use super::registry::{Endpoint, Registry};
-use super::{DOCUMENT_BYTES_MAX, ImageError, ImageName, io, replace};
+use super::registry::Source;
+use super::{DOCUMENT_BYTES_MAX, ImageError, io, replace};
 
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Requests that bring nothing, one after the other, before a download is given up for now.
@@ -49,9 +49,7 @@ impl Blobs {
     /// Brings a layer here, going on from where an earlier try was cut off.
     pub(super) fn download(
         &self,
-        registry: &Registry,
-        endpoint: &Endpoint,
-        name: &ImageName,
+        source: Source<'_>,
         layer: &Descriptor,
         progress: &dyn Fn(u64),
     ) -> Result<PathBuf, ImageError> {
@@ -61,7 +59,7 @@ impl Blobs {
         while part.received < layer.size {
             let before = part.received;
             let blob = (layer.digest.as_str(), layer.size);
-            let cut = match registry.blob(endpoint, name, blob, part.received) {
+            let cut = match source.blob(blob, part.received) {
                 Ok((body, resumed)) => {
                     if !resumed {
                         part.restart()?;
@@ -81,7 +79,7 @@ impl Blobs {
                     layer.digest
                 );
                 return Err(ImageError::Registry {
-                    endpoint: endpoint.to_string(),
+                    endpoint: source.endpoint.to_string(),
                     reason,
                 });
             }
@@ -90,7 +88,7 @@ impl Blobs {
         let actual = part.finish()?;
         if actual != layer.digest {
             std::fs::remove_file(&path).map_err(io("remove", &path))?;
-            let (name, expected) = (name.clone(), layer.digest.clone());
+            let (name, expected) = (source.name.clone(), layer.digest.clone());
             return Err(ImageError::Digest {
                 name,
                 what: "layer",

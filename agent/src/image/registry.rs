@@ -122,89 +122,6 @@ impl Registry {
         }
     }
 
-    /// A manifest, by tag or digest.
-    pub(super) fn manifest(
-        &self,
-        endpoint: &Endpoint,
-        name: &ImageName,
-        reference: &str,
-    ) -> Result<Vec<u8>, ImageError> {
-        let url = format!("{endpoint}/v2/{}/manifests/{reference}", name.repository());
-        let response = self.get(endpoint, name, &url, None)?;
-        if response.status() == StatusCode::NOT_FOUND {
-            let reason = format!(
-                "not found: {}:{reference}; check name and tag",
-                name.repository()
-            );
-            return Err(fault(endpoint, reason));
-        }
-        document(endpoint, &url, response)
-    }
-
-    /// A small blob.
-    pub(super) fn document(
-        &self,
-        endpoint: &Endpoint,
-        name: &ImageName,
-        digest: &str,
-    ) -> Result<Vec<u8>, ImageError> {
-        let url = format!("{endpoint}/v2/{}/blobs/{digest}", name.repository());
-        document(endpoint, &url, self.get(endpoint, name, &url, None)?)
-    }
-
-    /// A blob from `offset` on; the second value says whether the registry went along with that or
-    /// sends it from the beginning.
-    pub(super) fn blob(
-        &self,
-        endpoint: &Endpoint,
-        name: &ImageName,
-        (digest, size): (&str, u64),
-        offset: u64,
-    ) -> Result<(impl Read + use<>, bool), ImageError> {
-        let url = format!("{endpoint}/v2/{}/blobs/{digest}", name.repository());
-        let range = (offset > 0).then(|| format!("bytes={offset}-{}", size.saturating_sub(1)));
-        let response = self.get(endpoint, name, &url, range.as_deref())?;
-        let resumed = match response.status() {
-            StatusCode::OK => false,
-            StatusCode::PARTIAL_CONTENT if offset > 0 => true,
-            status => return Err(fault(endpoint, format!("{status} for {url}"))),
-        };
-        Ok((response.into_body().into_reader(), resumed))
-    }
-
-    fn get(
-        &self,
-        endpoint: &Endpoint,
-        name: &ImageName,
-        url: &str,
-        range: Option<&str>,
-    ) -> Result<Response<Body>, ImageError> {
-        let key = (endpoint.base.clone(), name.repository().to_owned());
-        let known = self.lock().get(&key).cloned();
-        let response = self.send(endpoint, url, range, known.as_deref())?;
-        if response.status() != StatusCode::UNAUTHORIZED {
-            return Ok(response);
-        }
-        let asked = response.headers().get_all("www-authenticate").iter();
-        let challenge = asked
-            .filter_map(|h| Challenge::parse(h.to_str().ok()?))
-            .next();
-        let authorization = self.authorize(endpoint, name, challenge)?;
-        let response = self.send(endpoint, url, range, Some(&authorization))?;
-        if matches!(
-            response.status(),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-        ) {
-            let reason = format!(
-                "access to {} is denied: check the credentials",
-                name.repository()
-            );
-            return Err(fault(endpoint, reason));
-        }
-        self.lock().insert(key, authorization);
-        Ok(response)
-    }
-
     fn send(
         &self,
         endpoint: &Endpoint,
@@ -221,20 +138,105 @@ impl Registry {
         request.call().map_err(|e| fault(endpoint, e.to_string()))
     }
 
-    fn authorize(
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), String>> {
+        self.authorizations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where an image comes from.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) registry: &'a Registry,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) name: &'a ImageName,
+}
+
+impl Source<'_> {
+    /// A manifest, by tag or digest.
+    pub(super) fn manifest(&self, reference: &str) -> Result<Vec<u8>, ImageError> {
+        let url = format!("{}/manifests/{reference}", self.base());
+        let response = self.get(&url, None)?;
+        if response.status() == StatusCode::NOT_FOUND {
+            let reason = format!(
+                "not found: {}:{reference}; check name and tag",
+                self.name.repository()
+            );
+            return Err(fault(self.endpoint, reason));
+        }
+        document(self.endpoint, &url, response)
+    }
+
+    /// A small blob.
+    pub(super) fn document(&self, digest: &str) -> Result<Vec<u8>, ImageError> {
+        let url = format!("{}/blobs/{digest}", self.base());
+        document(self.endpoint, &url, self.get(&url, None)?)
+    }
+
+    /// A blob from `offset` on; the second value says whether the registry went along with that or
+    /// sends it from the beginning.
+    pub(super) fn blob(
         &self,
-        endpoint: &Endpoint,
-        name: &ImageName,
-        challenge: Option<Challenge>,
-    ) -> Result<String, ImageError> {
-        let basic = match &self.registries.credentials {
-            Some(file) => auth::basic(file, &endpoint.host).map_err(|e| fault(endpoint, e))?,
+        (digest, size): (&str, u64),
+        offset: u64,
+    ) -> Result<(impl Read + use<>, bool), ImageError> {
+        let url = format!("{}/blobs/{digest}", self.base());
+        let range = (offset > 0).then(|| format!("bytes={offset}-{}", size.saturating_sub(1)));
+        let response = self.get(&url, range.as_deref())?;
+        let resumed = match response.status() {
+            StatusCode::OK => false,
+            StatusCode::PARTIAL_CONTENT if offset > 0 => true,
+            status => return Err(fault(self.endpoint, format!("{status} for {url}"))),
+        };
+        Ok((response.into_body().into_reader(), resumed))
+    }
+
+    fn get(&self, url: &str, range: Option<&str>) -> Result<Response<Body>, ImageError> {
+        let key = (
+            self.endpoint.base.clone(),
+            self.name.repository().to_owned(),
+        );
+        let known = self.registry.lock().get(&key).cloned();
+        let response = self
+            .registry
+            .send(self.endpoint, url, range, known.as_deref())?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let asked = response.headers().get_all("www-authenticate").iter();
+        let challenge = asked
+            .filter_map(|h| Challenge::parse(h.to_str().ok()?))
+            .next();
+        let authorization = self.authorize(challenge)?;
+        let response = self
+            .registry
+            .send(self.endpoint, url, range, Some(&authorization))?;
+        if matches!(
+            response.status(),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+        ) {
+            let reason = format!(
+                "access to {} is denied: check the credentials",
+                self.name.repository()
+            );
+            return Err(fault(self.endpoint, reason));
+        }
+        self.registry.lock().insert(key, authorization);
+        Ok(response)
+    }
+
+    fn authorize(&self, challenge: Option<Challenge>) -> Result<String, ImageError> {
+        let basic = match &self.registry.registries.credentials {
+            Some(file) => {
+                auth::basic(file, &self.endpoint.host).map_err(|e| fault(self.endpoint, e))?
+            }
             None => None,
         };
         let denied = || {
-            let host = &endpoint.host;
+            let host = &self.endpoint.host;
             fault(
-                endpoint,
+                self.endpoint,
                 format!("it wants credentials, and there are none for {host}"),
             )
         };
@@ -245,8 +247,8 @@ impl Registry {
                 scope,
             }) => {
                 let scope =
-                    scope.unwrap_or_else(|| format!("repository:{}:pull", name.repository()));
-                let mut request = self.agent.get(&realm).query("scope", scope);
+                    scope.unwrap_or_else(|| format!("repository:{}:pull", self.name.repository()));
+                let mut request = self.registry.agent.get(&realm).query("scope", scope);
                 if let Some(service) = service {
                     request = request.query("service", service);
                 }
@@ -255,11 +257,11 @@ impl Registry {
                 }
                 let response = request
                     .call()
-                    .map_err(|e| fault(endpoint, format!("{realm}: {e}")))?;
-                let text = document(endpoint, &realm, response)?;
+                    .map_err(|e| fault(self.endpoint, format!("{realm}: {e}")))?;
+                let text = document(self.endpoint, &realm, response)?;
                 let token: Option<Token> = serde_json::from_slice(&text).ok();
                 let token = token.and_then(|token| token.token.or(token.access_token));
-                let reason = || fault(endpoint, format!("{realm} answered without a token"));
+                let reason = || fault(self.endpoint, format!("{realm} answered without a token"));
                 token
                     .map(|token| format!("Bearer {token}"))
                     .ok_or_else(reason)
@@ -268,10 +270,8 @@ impl Registry {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), String>> {
-        self.authorizations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn base(&self) -> String {
+        format!("{}/v2/{}", self.endpoint, self.name.repository())
     }
 }
 

@@ -106,7 +106,7 @@ impl Run {
             ("user", text(&self.user)),
             ("workdir", text(&self.workdir)),
             ("replicas", self.replicas.map(|count| json!(count))),
-            ("everywhere", self.everywhere.then(|| json!(true))),
+            ("everywhere", self.everywhere.then_some(json!(true))),
             ("select", texts(&self.select)),
             ("resources", fields(limits)),
             ("restart", Some(json!(self.restart))),

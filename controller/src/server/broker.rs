@@ -151,6 +151,10 @@ struct Hook {
 
 #[async_trait]
 impl Handler for Hook {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "rmqtt's hooks are many; it calls those that were registered"
+    )]
     async fn hook(&self, parameter: &Parameter, before: Option<HookResult>) -> ReturnType {
         match parameter {
             Parameter::ClientAuthenticate(info) => {

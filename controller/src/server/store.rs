@@ -125,10 +125,7 @@ impl Store {
             Err(std::fs::TryLockError::Error(e)) => return Err(io("lock")(e)),
         }
         let path = folder.join("limpet.db");
-        let connection = connect(&path).map_err(|error| match error {
-            StoreError::Sql(source) => StoreError::Open { path, source },
-            other => other,
-        })?;
+        let connection = connect(&path)?;
         Ok(Self {
             folder: folder.into(),
             connection,
@@ -365,10 +362,18 @@ impl Table {
 }
 
 fn connect(path: &Path) -> Result<Connection> {
-    let connection = Connection::open(path)?;
+    let open = |source| StoreError::Open {
+        path: path.into(),
+        source,
+    };
+    let connection = Connection::open(path).map_err(open)?;
     // FULL: what is acknowledged to a device survives a power cut.
-    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    connection
+        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
+        .map_err(open)?;
+    let version: i64 = connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(open)?;
     match version {
         0 => connection.execute_batch(&format!(
             "BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
