@@ -76,7 +76,7 @@ fn a_container_may_do_little_to_its_host() {
         (
             "cgroup",
             "for f in memory/memory.limit_in_bytes memory.max; do echo 64M > /sys/fs/cgroup/$f; done",
-            "Read-only",
+            "can't create",
         ),
     ] {
         let said = says(&fleet, name, &[], &format!("{script}; echo ended"));

@@ -1,6 +1,7 @@
 //! The OCI configuration of a container (runtime-spec 1.2, config.md).
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
@@ -165,9 +166,15 @@ fn mounts(etc: &[(String, String)]) -> Vec<Value> {
                 "options": ["nosuid", "noexec", "nodev"] }),
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
                 "options": ["nosuid", "noexec", "nodev", "ro"] }),
-        json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-                "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }),
     ];
+    // Of cgroup v1 libcontainer 0.7 mounts every hierarchy writable, whatever the options say: a
+    // container could lift its own limits.
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        mounts.push(
+            json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                    "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }),
+        );
+    }
     mounts.extend(etc.iter().map(|(source, destination)| {
         json!({ "destination": destination, "type": "bind", "source": source,
                 "options": ["bind", "nosuid", "nodev", "rprivate"] })
