@@ -1,2 +1,207 @@
-//! stub
-fn main() {}
+//! `make bench`: sizes, memory and latencies of the released programs, beside their goals. Peers
+//! run in the same run, on the same bundle.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a benchmark stops where its premise fails"
+)]
+
+mod peers;
+mod publish;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use limpet_tests::{Agent, Fleet, program};
+
+/// Repetitions of a latency; the median of them is printed.
+const TIMES: usize = 40;
+/// Containers whose memory is shared out.
+const CONTAINERS: usize = 10;
+
+fn main() {
+    if let [_, mode, times, command @ ..] = &std::env::args().collect::<Vec<_>>()[..]
+        && mode == "time"
+    {
+        return peers::time(times.parse().unwrap(), command);
+    }
+    println!("| What | Measured | Goal |\n|---|---|---|");
+    sizes();
+    let fleet = Fleet::start(1);
+    memory(&fleet);
+    let ours = publish_to_running(&fleet);
+    for (peer, median) in peers::run(&fleet.lab) {
+        let ratio = ours.as_secs_f64() / median.as_secs_f64();
+        row(
+            &format!("`{peer} run` of the same bundle, whole command"),
+            &ms(median),
+            "",
+        );
+        let goal = if peer == "crun" { "1.5 (P3)" } else { "" };
+        row(
+            &format!("publish to running, as a ratio to `{peer} run`"),
+            &format!("{ratio:.2}"),
+            goal,
+        );
+    }
+    heal(&fleet);
+    scale(&fleet);
+}
+
+fn row(what: &str, measured: &str, goal: &str) {
+    println!("| {what} | {measured} | {goal} |");
+}
+
+fn ms(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
+}
+
+pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn sizes() {
+    for (name, goal) in [("limpet-agent", "5 MB (P2)"), ("limpet", "")] {
+        let bytes = fs::metadata(program(name)).unwrap().len();
+        let size = format!("{:.2} MB", bytes as f64 / 1e6);
+        row(
+            &format!("`{name}` binary, {}, stripped", std::env::consts::ARCH),
+            &size,
+            goal,
+        );
+    }
+}
+
+/// Proportional set size, in KiB.
+fn pss(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse().unwrap()
+}
+
+fn all(agent: &Agent) -> u64 {
+    let shims = agent
+        .shims()
+        .into_iter()
+        .map(|pid| pss(pid.cast_unsigned()));
+    pss(agent.process.pid()) + shims.sum::<u64>()
+}
+
+fn memory(fleet: &Fleet) {
+    let agent = &fleet.agents[0];
+    std::thread::sleep(Duration::from_secs(2));
+    let idle = all(agent);
+    row(
+        "agent idle, PSS",
+        &format!("{:.2} MB", idle as f64 / 1024.0),
+        "4 MB (P2)",
+    );
+    let replicas = format!("--replicas={CONTAINERS}");
+    fleet
+        .controller
+        .ok(&["run", "ten", "--image=box", &replicas]);
+    std::thread::sleep(Duration::from_secs(2));
+    let each = (all(agent) - idle) as f64 / CONTAINERS as f64 / 1024.0;
+    row(
+        "PSS more per running container (shim, and the agent's share)",
+        &format!("{each:.2} MB"),
+        "0.5 MB (P2)",
+    );
+    fleet.controller.ok(&["delete", "ten"]);
+}
+
+/// How many main processes run on the device, as their shims have recorded.
+pub(crate) fn running(agent: &Agent) -> usize {
+    let folders = fs::read_dir(agent.run.join("containers"))
+        .unwrap()
+        .flatten();
+    let began = |path: &Path| path.join("state").exists() && !path.join("exit").exists();
+    folders.filter(|entry| began(&entry.path())).count()
+}
+
+fn until_running(agent: &Agent, count: usize) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while running(agent) != count {
+        assert!(
+            Instant::now() < deadline,
+            "{} of {count} run",
+            running(agent)
+        );
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+fn publish_to_running(fleet: &Fleet) -> Duration {
+    let agent = &fleet.agents[0];
+    let mut publisher = publish::Publisher::connect(fleet.controller.mqtt_port);
+    let times = (0..TIMES).map(|_| {
+        until_running(agent, 0);
+        let began = Instant::now();
+        publisher.publish("limpet/v1/deploy/quick", b"image: box\nstop: {grace: 0s}");
+        until_running(agent, 1);
+        let took = began.elapsed();
+        publisher.publish("limpet/v1/deploy/quick", b"");
+        fleet.until_phases("quick", &[]);
+        took
+    });
+    let median = median(times.collect());
+    row(
+        "publish on MQTT to process running, image local",
+        &ms(median),
+        "",
+    );
+    median
+}
+
+fn heal(fleet: &Fleet) {
+    let agent = &fleet.agents[0];
+    let times = (0..TIMES / 2).map(|n| {
+        let name = format!("heal-{n}");
+        fleet
+            .controller
+            .ok(&["run", &name, "--image=box", "--stop-grace=0s"]);
+        let pid = fleet.workloads(&name)[0]["pid"].as_u64().unwrap();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        let folders = || fs::read_dir(agent.run.join("containers")).unwrap().count();
+        let began = Instant::now();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        while folders() < 2 {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        until_running(agent, 1);
+        let took = began.elapsed();
+        fleet.controller.ok(&["delete", &name]);
+        took
+    });
+    row(
+        "main process killed to replacement running",
+        &ms(median(times.collect())),
+        "100 ms (P4)",
+    );
+}
+
+fn scale(fleet: &Fleet) {
+    let agent = &fleet.agents[0];
+    fleet
+        .controller
+        .ok(&["run", "many", "--image=box", "--stop-grace=0s"]);
+    for (from, to) in [(1, 10), (10, 50)] {
+        let replicas = format!("--replicas={to}");
+        let began = Instant::now();
+        fleet
+            .controller
+            .ok(&["scale", "many", &replicas, "--detach"]);
+        until_running(agent, to);
+        let took = began.elapsed();
+        row(
+            &format!("scale {from} to {to} on one device until all run"),
+            &ms(took),
+            "",
+        );
+    }
+    fleet.controller.ok(&["delete", "many"]);
+}

@@ -1,0 +1,58 @@
+# `make demo` and `make test` are all that a fresh machine needs: they install what is missing.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+export RUST_BACKTRACE ?= 0
+CARGO := cargo
+BIN := target/debug
+
+# Prints how long a step took: `$(call timed,name,command)`.
+define timed
+	@start=$$SECONDS; $(2) && echo "== $(1): $$((SECONDS - start)) s"
+endef
+
+.PHONY: help
+help: ## What there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+.PHONY: setup
+setup: ## Install the packages that building and testing need, where they are missing
+	@scripts/setup.sh
+
+.PHONY: build
+build: setup ## Build everything once: programs and tests share one profile
+	$(call timed,build,$(CARGO) build --locked --workspace --all-targets)
+
+.PHONY: demo
+demo: build ## The tour of README.md on this machine; KEEP=1 leaves it up until Ctrl-C
+	@BIN=$(BIN) KEEP=$(KEEP) scripts/demo.sh
+
+.PHONY: test
+test: build lint ## Every test
+	$(call timed,unit tests,$(CARGO) test --locked --workspace --lib --bins --test wire)
+	$(call timed,simulation,$(CARGO) test --locked --workspace --test sim)
+	@scripts/e2e.sh
+
+.PHONY: lint
+lint: setup ## Format, clippy with warnings denied, documentation without warnings
+	$(call timed,format,$(CARGO) fmt --all --check)
+	$(call timed,clippy,$(CARGO) clippy --locked --workspace --all-targets -- -D warnings)
+	$(call timed,documentation,RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet)
+
+.PHONY: sim
+sim: setup ## Simulation: SEEDS=10000 for a long run, SEED=7 replays one and tells its story
+	@SEEDS=$(or $(SEEDS),10000) $(CARGO) test --locked --workspace --test sim whatever -- --nocapture
+
+.PHONY: bench
+bench: setup ## Sizes, memory and latencies, beside the goals of SPECIFICATION.md
+	$(CARGO) build --locked --profile device -p limpet-agent
+	$(CARGO) build --locked --release -p limpet-controller
+	$(CARGO) build --locked --release -p limpet-tests --bin bench
+	@mkdir -p target/bench && cp target/device/limpet-agent target/release/limpet target/bench/
+	@LIMPET_BIN_DIR=$(CURDIR)/target/bench target/release/bench
+
+.PHONY: deny
+deny: ## Licences, bans, sources and advisories of what is linked (installs cargo-deny)
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --workspace check $(DENY)
