@@ -100,6 +100,11 @@ impl Seen {
                     return vec![];
                 };
                 let outbox = batch.outbox;
+                for event in &batch.events {
+                    let known = self.events.get(&(outbox, event.number));
+                    let same = known.is_none_or(|known| known == event);
+                    assert!(same, "{event:?} has the number of {known:?}");
+                }
                 for told in inbox.events(batch) {
                     match told {
                         Told::Event { event, .. } => {
