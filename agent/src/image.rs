@@ -173,7 +173,7 @@ impl Images {
             names,
             blobs: Blobs::open(folder.join("blobs"))?,
             layers: Layers::open(folder.join("layers"))?,
-            registry: Registry::new(registries),
+            registry: Registry::new(registries)?,
             platform: Platform::here(),
         })
     }

@@ -1,6 +1,6 @@
 //! `limpet up`: broker, store and API in one process.
 //!
-//! One thread, the [`fleet`], owns the store and everything that is known; broker and API hand it
+//! One thread, the `fleet`, owns the store and everything that is known; broker and API hand it
 //! work and are answered when it is on disk.
 
 use std::io::Write;

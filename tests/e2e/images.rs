@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use limpet_tests::{Agent, Fleet, Image, Layer, Proxy, Registry, image, json, registry, run};
+use limpet_tests::{Agent, Fleet, Image, Layer, Proxy, image, json, registry, run};
 use tar::EntryType;
 
 /// Runs a script in an image to its end; gives what it wrote.
@@ -406,48 +406,4 @@ fn a_pull_that_is_cut_again_and_again_goes_on_where_it_was() {
             .to_owned();
         reason.contains("no program \"sleep\"").then_some(())
     });
-}
-
-#[test]
-fn registries_that_ask_who_we_are_are_answered() {
-    let mut fleet = Fleet::start(0);
-    let users = fleet.lab.path("htpasswd").display().to_string();
-    run("htpasswd", &["-Bbc", &users, "user", "secret"]);
-    let auth = format!("auth: {{htpasswd: {{realm: test, path: \"{users}\"}}}}\n");
-    let basic = Registry::with_auth(&fleet.lab, "basic", &auth, Some("Basic dXNlcjpzZWNyZXQ="));
-    basic.push("private/box", "1", &Image::busybox());
-    let credentials = format!(
-        r#"{{"auths": {{"{}": {{"auth": "dXNlcjpzZWNyZXQ="}}}}}}"#,
-        basic.host
-    );
-    let credentials = fleet
-        .lab
-        .file("credentials.json", credentials)
-        .display()
-        .to_string();
-    let known = format!("[registries]\ncredentials = '{credentials}'\n[labels]\nknown = 'yes'\n");
-    fleet.agents.push(Agent::with_config(
-        &fleet.lab,
-        "known",
-        &fleet.controller.mqtt,
-        &known,
-    ));
-    fleet.agents.push(Agent::with_config(
-        &fleet.lab,
-        "stranger",
-        &fleet.controller.mqtt,
-        "[labels]\nknown = 'no'\n",
-    ));
-    fleet.until_online(2);
-    let image = format!("--image={}/private/box:1", basic.host);
-    fleet
-        .controller
-        .ok(&["run", "web", &image, "--select", "known=yes"]);
-    let why = fleet
-        .controller
-        .fails(&["run", "not", &image, "--select", "known=no"]);
-    assert!(
-        why.contains("it wants credentials, and there are none for"),
-        "{why}"
-    );
 }

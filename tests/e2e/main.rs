@@ -13,5 +13,6 @@ mod hostile;
 mod images;
 mod operate;
 mod publish;
+mod registries;
 mod start;
 mod survive;

@@ -14,7 +14,7 @@ use ureq::{Agent, Body};
 
 use super::auth::{self, Challenge};
 use super::manifest::ACCEPT;
-use super::{DOCUMENT_BYTES_MAX, ImageError, ImageName};
+use super::{DOCUMENT_BYTES_MAX, ImageError, ImageName, io};
 
 /// Where the certificates of authorities are, on the distributions we know.
 const ROOTS: [&str; 3] = [
@@ -37,6 +37,8 @@ pub struct Registries {
     pub insecure: Vec<String>,
     /// A file in the format of Docker's `config.json`.
     pub credentials: Option<PathBuf>,
+    /// Certificates in PEM of authorities that are trusted besides the system's.
+    pub certificates: Option<PathBuf>,
 }
 
 /// A registry or a mirror of it.
@@ -66,12 +68,19 @@ struct Token {
 }
 
 impl Registry {
-    pub(super) fn new(registries: Registries) -> Self {
+    pub(super) fn new(registries: Registries) -> Result<Self, ImageError> {
+        let mut roots = ROOTS
+            .iter()
+            .find_map(|path| std::fs::read(path).ok())
+            .unwrap_or_default();
+        if let Some(path) = &registries.certificates {
+            roots.extend(std::fs::read(path).map_err(io("read", path))?);
+        }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             .unversioned_rustls_crypto_provider(provider)
-            .root_certs(roots())
+            .root_certs(certificates(&roots))
             .build();
         let agent = Agent::config_builder()
             .tls_config(tls)
@@ -82,11 +91,11 @@ impl Registry {
             .user_agent(concat!("limpet-agent/", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
-        Self {
+        Ok(Self {
             registries,
             agent,
             authorizations: Mutex::default(),
-        }
+        })
     }
 
     /// Whom to ask for an image, in order: mirrors, then its own registry.
@@ -246,6 +255,10 @@ impl Source<'_> {
                 service,
                 scope,
             }) => {
+                if self.endpoint.base.starts_with("https://") && !realm.starts_with("https://") {
+                    let reason = format!("it wants a token of {realm}, which is not encrypted");
+                    return Err(fault(self.endpoint, reason));
+                }
                 let scope =
                     scope.unwrap_or_else(|| format!("repository:{}:pull", self.name.repository()));
                 let mut request = self.registry.agent.get(&realm).query("scope", scope);
@@ -304,18 +317,12 @@ fn is_loopback(host: &str) -> bool {
             .is_ok_and(|ip| ip.is_loopback())
 }
 
-fn roots() -> RootCerts {
-    let pem = ROOTS
-        .iter()
-        .find_map(|path| std::fs::read(path).ok())
-        .unwrap_or_default();
-    let certificates: Vec<_> = ureq::tls::parse_pem(&pem)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        })
-        .collect();
-    RootCerts::from(certificates)
+fn certificates(pem: &[u8]) -> RootCerts {
+    let certificates = ureq::tls::parse_pem(pem).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        Ok(_) | Err(_) => None,
+    });
+    RootCerts::from(certificates.collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -331,9 +338,9 @@ mod tests {
             )]
             .into(),
             insecure: vec!["10.0.0.1:5000".into()],
-            credentials: None,
+            ..Registries::default()
         };
-        let registry = Registry::new(registries);
+        let registry = Registry::new(registries).unwrap();
         let bases = |name: &str| -> Vec<String> {
             let name = name.parse().unwrap();
             registry

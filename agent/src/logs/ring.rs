@@ -1,6 +1,6 @@
 //! The ring that a container's output is kept in: `log.0` is written, `log.1` is the one before.
 //!
-//! A file begins with [`MAGIC`] and the number of record bytes that were written before it, u64, so
+//! A file begins with `MAGIC` and the number of record bytes that were written before it, u64, so
 //! that a reader knows where it is in the whole of the output; a record is `stream u8, 0 u8, length u16, wall clock u64 in ms`,
 //! big endian, then the bytes of one line, or of a part of a long one.
 
