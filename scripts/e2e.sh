@@ -20,7 +20,7 @@ for group in /sys/fs/cgroup/*/limpet-test-* /sys/fs/cgroup/limpet-test-*; do
     find "$group" -name cgroup.procs -exec cat {} + | xargs -r kill -9 2>/dev/null || true
     find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
 done
-rm -rf /tmp/limpet-test-*
+rm -rf /tmp/limpet-test-* /dev/shm/limpet-test-*
 if [ -n "$left" ]; then
     echo "the tests left behind:$left" >&2
     status=1

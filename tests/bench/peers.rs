@@ -1,52 +1,102 @@
 //! crun and runc on the bundle that a shim has made.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use limpet_tests::{Fleet, Lab, Value, json, output};
+use limpet_tests::{Fleet, Lab, Value, json};
 
-use crate::{TIMES, median};
+/// Another runtime, run whenever it is asked to.
+pub(crate) struct Peer {
+    /// Its program.
+    pub(crate) name: &'static str,
+    child: Child,
+    answers: BufReader<ChildStdout>,
+}
 
-/// Runs a command again and again; prints how long each took, in microseconds.
-pub(crate) fn time(times: usize, command: &[String]) {
-    for number in 0..times {
-        let name = format!("bench-{}-{number}", std::process::id());
-        let args = command.iter().map(|arg| arg.replace("NAME", &name));
-        let args: Vec<String> = args.collect();
-        let began = Instant::now();
-        let status = Command::new(&args[0])
-            .args(&args[1..])
-            .stdin(Stdio::null())
-            .status();
-        let took = began.elapsed();
-        assert!(status.unwrap().success(), "{args:?}");
-        println!("{}", took.as_micros());
+impl Peer {
+    /// Those of crun and runc that run here; one that does not says so.
+    pub(crate) fn all(lab: &Lab) -> Vec<Self> {
+        let bundle = lab.path("bundle");
+        make(&bundle);
+        let peers = ["crun", "runc"].map(|name| Self::start(name, &bundle));
+        let works = |peer: &mut Self| {
+            let works = peer.run().is_some();
+            if !works {
+                eprintln!("{} does not run here", peer.name);
+            }
+            works
+        };
+        peers
+            .into_iter()
+            .filter_map(|mut peer| works(&mut peer).then_some(peer))
+            .collect()
+    }
+
+    /// crun 1.8 refuses cgroup hybrid mode: `unified` is hidden from it in a namespace of its own.
+    fn start(name: &'static str, bundle: &Path) -> Self {
+        let own = std::env::current_exe().unwrap();
+        let script = "umount -l /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ]);
+        command
+            .arg(own)
+            .args(["serve", name, "run", "--bundle"])
+            .arg(bundle)
+            .arg("NAME");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self {
+            name,
+            child,
+            answers,
+        }
+    }
+
+    /// Runs the bundle once; how long the whole command took.
+    pub(crate) fn run(&mut self) -> Option<Duration> {
+        self.child.stdin.as_mut()?.write_all(b"\n").ok()?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line).ok()?;
+        line.trim().parse().ok().map(Duration::from_micros)
     }
 }
 
-/// The medians of both; a peer that does not run here says so.
-pub(crate) fn run(lab: &Lab) -> Vec<(&'static str, Duration)> {
-    let bundle = lab.path("bundle");
-    make(&bundle);
-    let measured = ["crun", "runc"].into_iter().filter_map(|peer| {
-        // crun 1.8 refuses cgroup hybrid mode: `unified` is hidden from it in a namespace of its own.
-        let script = format!(
-            "umount -l /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" time {TIMES} {peer} run --bundle {} NAME",
-            bundle.display()
-        );
-        let own = std::env::current_exe().unwrap().display().to_string();
-        let args = ["--mount", "--propagation", "private", "sh", "-c", &script, &own];
-        let done = output("unshare", &args);
-        let times: Vec<Duration> = done.out.lines().filter_map(|line| Some(Duration::from_micros(line.parse().ok()?))).collect();
-        if times.len() < TIMES {
-            eprintln!("{peer} does not run here: {}", done.err);
-            return None;
+impl Drop for Peer {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a command for each line of standard input; prints how long it took, in microseconds.
+pub(crate) fn serve(command: &[String]) {
+    for (number, _) in std::io::stdin().lines().enumerate() {
+        let name = format!("bench-{}-{number}", std::process::id());
+        let args: Vec<String> = command
+            .iter()
+            .map(|arg| arg.replace("NAME", &name))
+            .collect();
+        let began = Instant::now();
+        let mut command = Command::new(&args[0]);
+        let status = command.args(&args[1..]).stdin(Stdio::null()).status();
+        let took = began.elapsed();
+        match status.is_ok_and(|status| status.success()) {
+            true => println!("{}", took.as_micros()),
+            false => return,
         }
-        Some((peer, median(times)))
-    });
-    measured.collect()
+    }
 }
 
 /// A bundle as a shim makes it: its own configuration, with `true` for a program.

@@ -37,10 +37,8 @@ impl Agent {
 
     /// A device with a configuration file of these lines.
     pub fn with_config(lab: &Lab, id: &str, broker: &str, config: &str) -> Self {
-        let (data, run) = (
-            lab.path(&format!("{id}.data")),
-            lab.path(&format!("{id}.run")),
-        );
+        let data = lab.path(&format!("{id}.data"));
+        let run = lab.in_memory(&format!("{id}.run"));
         let config = lab.file(&format!("{id}.toml"), config);
         let cgroup = format!("/{}", lab.name(id));
         let log = lab.path(&format!("{id}.log"));

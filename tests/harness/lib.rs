@@ -27,6 +27,7 @@ pub use serde_json::{Value, json};
 /// A folder for one test, and names that nothing else on this machine uses.
 pub struct Lab {
     folder: tempfile::TempDir,
+    memory: tempfile::TempDir,
 }
 
 impl Lab {
@@ -39,15 +40,26 @@ impl Lab {
             rustix::process::geteuid().is_root(),
             "end-to-end tests make containers: run them as root"
         );
-        let folder = tempfile::Builder::new().prefix("limpet-test-").tempdir();
+        let folder = |place: &Path| {
+            let made = tempfile::Builder::new()
+                .prefix("limpet-test-")
+                .tempdir_in(place);
+            made.unwrap()
+        };
         Self {
-            folder: folder.unwrap(),
+            folder: folder(&std::env::temp_dir()),
+            memory: folder("/dev/shm".as_ref()),
         }
     }
 
     /// A path in the test's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// A path in a folder of the test's that is kept in memory, as `/run` is.
+    pub fn in_memory(&self, name: &str) -> PathBuf {
+        self.memory.path().join(name)
     }
 
     /// A name that begins with the test's own: for control groups.
