@@ -37,12 +37,7 @@ Example: limpet-agent run --insecure --broker mqtt://127.0.0.1:1883 --device-id 
 enum Command {
     Run(Flags),
     Shim(PathBuf),
-    Wait {
-        folder: PathBuf,
-        pid: i32,
-        stdout: i32,
-        stderr: i32,
-    },
+    Wait { folder: PathBuf, pid: i32, stdout: i32, stderr: i32 },
     Help,
     Version,
 }
@@ -52,12 +47,9 @@ pub fn main() -> ExitCode {
     match parse(lexopt::Parser::from_env()) {
         Ok(Command::Run(flags)) => run(flags),
         Ok(Command::Shim(folder)) => shim::run(&folder),
-        Ok(Command::Wait {
-            folder,
-            pid,
-            stdout,
-            stderr,
-        }) => wait::run(&folder, pid, stdout, stderr),
+        Ok(Command::Wait { folder, pid, stdout, stderr }) => {
+            wait::run(&folder, pid, stdout, stderr)
+        }
         Ok(Command::Help) => print(HELP),
         Ok(Command::Version) => print(concat!("limpet-agent ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {
@@ -69,9 +61,7 @@ pub fn main() -> ExitCode {
 
 fn run(flags: Flags) -> ExitCode {
     begin_logging();
-    let done = Config::load(flags)
-        .map_err(Into::into)
-        .and_then(crate::device::run);
+    let done = Config::load(flags).map_err(Into::into).and_then(crate::device::run);
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -149,9 +139,7 @@ fn begin_logging() {
         }
         fn flush(&self) {}
     }
-    let level = std::env::var("LIMPET_LOG")
-        .ok()
-        .and_then(|level| level.parse().ok());
+    let level = std::env::var("LIMPET_LOG").ok().and_then(|level| level.parse().ok());
     log::set_max_level(level.unwrap_or(log::LevelFilter::Info));
     if log::set_logger(&Lines).is_err() {
         complain("logging was begun twice");

@@ -131,10 +131,7 @@ impl Config {
         if !(flags.insecure || file.insecure) {
             return Err(ConfigError::NotInsecure);
         }
-        let broker = flags
-            .broker
-            .or(file.broker)
-            .ok_or(ConfigError::NoBroker(path))?;
+        let broker = flags.broker.or(file.broker).ok_or(ConfigError::NoBroker(path))?;
         let id = flags.device_id.or(file.device_id);
         let keep_alive_s = file.keep_alive_s.unwrap_or(600);
         if keep_alive_s < KEEP_ALIVE_S_MIN {
@@ -161,27 +158,18 @@ impl Config {
 }
 
 fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
-    toml::from_str(text).map_err(|source| ConfigError::Parse {
-        path: path.into(),
-        source: Box::new(source),
-    })
+    toml::from_str(text)
+        .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
 }
 
 fn value(key: &'static str, value: &str, reason: String) -> ConfigError {
-    ConfigError::Value {
-        key,
-        value: value.to_owned(),
-        reason,
-    }
+    ConfigError::Value { key, value: value.to_owned(), reason }
 }
 
 fn broker_address(url: &str) -> Result<(String, u16), ConfigError> {
     let wrong = || ConfigError::Broker(url.to_owned());
     let rest = url.strip_prefix("mqtt://").ok_or_else(wrong)?;
-    let (host, port) = rest
-        .trim_end_matches('/')
-        .rsplit_once(':')
-        .ok_or_else(wrong)?;
+    let (host, port) = rest.trim_end_matches('/').rsplit_once(':').ok_or_else(wrong)?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let port = port.parse().map_err(|_| wrong())?;
     if host.is_empty() || host.contains(['/', '@']) {
@@ -199,15 +187,10 @@ fn absolute(path: Option<PathBuf>, default: &str) -> PathBuf {
 fn cgroup(path: Option<String>) -> Result<String, ConfigError> {
     let path = path.unwrap_or_else(|| "/limpet".into());
     let clean = path.strip_prefix('/').is_some_and(|rest| {
-        rest.split('/')
-            .all(|part| !part.is_empty() && part != "." && part != "..")
+        rest.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
     });
     let reason = "write an absolute path below the root group, such as /limpet";
-    if clean {
-        Ok(path)
-    } else {
-        Err(value("cgroup_parent", &path, reason.to_owned()))
-    }
+    if clean { Ok(path) } else { Err(value("cgroup_parent", &path, reason.to_owned())) }
 }
 
 fn labels(labels: BTreeMap<String, String>) -> Result<Labels, ConfigError> {
@@ -231,10 +214,7 @@ mod tests {
     fn load(text: &str) -> Result<Config, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        let flags = Flags {
-            config: Some(file.path().into()),
-            ..Flags::default()
-        };
+        let flags = Flags { config: Some(file.path().into()), ..Flags::default() };
         let path = file.path().display().to_string();
         Config::load(flags).map_err(|e| e.to_string().replace(&path, "FILE"))
     }
@@ -256,24 +236,12 @@ mod tests {
         for (text, says) in [
             ("", "--insecure"),
             ("insecure = true", "no broker"),
-            (
-                "insecure = true\nbroker = 'x'",
-                "broker \"x\": write mqtt://HOST:PORT",
-            ),
+            ("insecure = true\nbroker = 'x'", "broker \"x\": write mqtt://HOST:PORT"),
             ("insecure = true\nbrokr = 'x'", "unknown field `brokr`"),
             ("insecure = 1", "invalid type"),
-            (
-                "insecure = true\nbroker='mqtt://h:1'\ndevice_id='a/b'",
-                "device_id = \"a/b\"",
-            ),
-            (
-                "insecure = true\nbroker='mqtt://h:1'\ncgroup_parent='/a/../b'",
-                "cgroup_parent",
-            ),
-            (
-                "insecure = true\nbroker='mqtt://h:1'\nkeep_alive_s=1",
-                "5 seconds or more",
-            ),
+            ("insecure = true\nbroker='mqtt://h:1'\ndevice_id='a/b'", "device_id = \"a/b\""),
+            ("insecure = true\nbroker='mqtt://h:1'\ncgroup_parent='/a/../b'", "cgroup_parent"),
+            ("insecure = true\nbroker='mqtt://h:1'\nkeep_alive_s=1", "5 seconds or more"),
         ] {
             let error = load(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

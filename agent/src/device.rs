@@ -67,11 +67,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         checkpoint,
         found: seen,
     });
-    log::info!(
-        "device {} with {} containers",
-        identity.device,
-        running.len()
-    );
+    log::info!("device {} with {} containers", identity.device, running.len());
     let (to_link, from_link) = link::start(link::Options {
         broker: config.broker,
         prefix: Prefix::default(),
@@ -161,16 +157,8 @@ async fn next(
     from_link: &Receiver<FromLink>,
     timeout_ms: Option<u64>,
 ) -> anyhow::Result<Woken> {
-    let input = async {
-        Ok(Woken::Input(
-            received.recv().await.context("no more inputs")?,
-        ))
-    };
-    let link = async {
-        Ok(Woken::Link(
-            from_link.recv().await.context("the MQTT thread ended")?,
-        ))
-    };
+    let input = async { Ok(Woken::Input(received.recv().await.context("no more inputs")?)) };
+    let link = async { Ok(Woken::Link(from_link.recv().await.context("the MQTT thread ended")?)) };
     let time = async {
         match timeout_ms {
             Some(at_ms) => {
@@ -186,9 +174,7 @@ async fn next(
 
 fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_| anyhow::anyhow!("no random bytes"))?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow::anyhow!("no random bytes"))?;
     Ok(bytes)
 }
 

@@ -147,11 +147,7 @@ pub enum ImageError {
 }
 
 fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> ImageError + 'a {
-    move |source| ImageError::Io {
-        action,
-        path: path.into(),
-        source,
-    }
+    move |source| ImageError::Io { action, path: path.into(), source }
 }
 
 /// A name and the manifest it stood for.
@@ -188,12 +184,8 @@ impl Images {
             serde_json::from_slice(&self.blobs.document(&named.manifest)?).ok()?;
         let config = self.blobs.document(&manifest.config?.digest)?;
         let config: ConfigFile = serde_json::from_slice(&config).ok()?;
-        let layers: Option<Vec<String>> = config
-            .rootfs
-            .diff_ids
-            .iter()
-            .map(|diff_id| self.layers.find(diff_id))
-            .collect();
+        let layers: Option<Vec<String>> =
+            config.rootfs.diff_ids.iter().map(|diff_id| self.layers.find(diff_id)).collect();
         Some(Image {
             digest: manifest::digest(&named.manifest)?,
             layers_dir: self.layers.folder.clone(),
@@ -210,11 +202,7 @@ impl Images {
     pub fn pull(&self, name: &ImageName, progress: &dyn Fn(Progress)) -> Result<Image, ImageError> {
         let mut reasons = Vec::new();
         for endpoint in self.registry.endpoints(name) {
-            let source = Source {
-                registry: &self.registry,
-                endpoint: &endpoint,
-                name,
-            };
+            let source = Source { registry: &self.registry, endpoint: &endpoint, name };
             match self.pull_from(source, progress) {
                 Ok(()) => match self.local(name) {
                     Some(image) => return Ok(image),
@@ -226,35 +214,22 @@ impl Images {
                 Err(error) => return Err(error),
             }
         }
-        Err(ImageError::Unavailable {
-            name: name.clone(),
-            reasons,
-        })
+        Err(ImageError::Unavailable { name: name.clone(), reasons })
     }
 
     fn pull_from(&self, source: Source<'_>, progress: &dyn Fn(Progress)) -> Result<(), ImageError> {
-        let document = |reason: String| ImageError::Document {
-            name: source.name.clone(),
-            reason,
-        };
+        let document = |reason: String| ImageError::Document { name: source.name.clone(), reason };
         let (mut digest, mut bytes) = self.fetch_manifest(source, source.name.reference())?;
         let mut manifest = Manifest::parse(&bytes).map_err(document)?;
         if manifest.config.is_none() {
-            let chosen = manifest
-                .choose(&self.platform)
-                .map_err(document)?
-                .digest
-                .clone();
+            let chosen = manifest.choose(&self.platform).map_err(document)?.digest.clone();
             (digest, bytes) = self.fetch_manifest(source, &chosen)?;
             manifest = Manifest::parse(&bytes).map_err(document)?;
         }
         let described = manifest.config.as_ref();
         let described = described.ok_or_else(|| document("its manifest names no config".into()))?;
         let config = self.fetch_config(source, described)?;
-        let diff_ids = ConfigFile::parse(&config)
-            .map_err(document)?
-            .rootfs
-            .diff_ids;
+        let diff_ids = ConfigFile::parse(&config).map_err(document)?.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers.len() || diff_ids.len() > LAYERS_MAX {
             let (layers, ids) = (manifest.layers.len(), diff_ids.len());
             let reason =
@@ -264,10 +239,7 @@ impl Images {
         self.fetch_layers(source, &manifest.layers, &diff_ids, progress)?;
         self.blobs.keep(&digest, &bytes)?;
         self.blobs.keep(&described.digest, &config)?;
-        let named = Named {
-            name: source.name.to_string(),
-            manifest: digest,
-        };
+        let named = Named { name: source.name.to_string(), manifest: digest };
         let text = serde_json::to_vec(&named).unwrap_or_default();
         replace(&self.named(source.name), &text)
     }
@@ -281,12 +253,7 @@ impl Images {
         let actual = format!("sha256:{}", Digest::of(&bytes));
         if reference.contains(':') && actual != reference {
             let (name, expected) = (source.name.clone(), reference.to_owned());
-            return Err(ImageError::Digest {
-                name,
-                what: "manifest",
-                expected,
-                actual,
-            });
+            return Err(ImageError::Digest { name, what: "manifest", expected, actual });
         }
         Ok((actual, bytes))
     }
@@ -300,12 +267,7 @@ impl Images {
         let actual = format!("sha256:{}", Digest::of(&bytes));
         if actual != described.digest {
             let (name, expected) = (source.name.clone(), described.digest.clone());
-            return Err(ImageError::Digest {
-                name,
-                what: "config",
-                expected,
-                actual,
-            });
+            return Err(ImageError::Digest { name, what: "config", expected, actual });
         }
         Ok(bytes)
     }
@@ -322,28 +284,15 @@ impl Images {
             .zip(diff_ids)
             .filter(|(_, diff_id)| self.layers.find(diff_id).is_none())
             .collect();
-        let total = missing
-            .iter()
-            .map(|(layer, _)| layer.size)
-            .fold(0, u64::saturating_add);
+        let total = missing.iter().map(|(layer, _)| layer.size).fold(0, u64::saturating_add);
         let free = layer::free_bytes(&self.layers.folder)?;
         if total > free {
             let path = self.layers.folder.clone();
-            return Err(ImageError::Space {
-                name: source.name.clone(),
-                path,
-                needs: total,
-                free,
-            });
+            return Err(ImageError::Space { name: source.name.clone(), path, needs: total, free });
         }
         let mut before: u64 = 0;
         for (layer, diff_id) in missing {
-            let tell = |received: u64| {
-                progress(Progress {
-                    received: before + received,
-                    total,
-                })
-            };
+            let tell = |received: u64| progress(Progress { received: before + received, total });
             self.layers.once(diff_id, || {
                 let path = self.blobs.download(source, layer, &tell)?;
                 self.layers.unpack(source.name, layer, diff_id, &path)?;
@@ -355,8 +304,7 @@ impl Images {
     }
 
     fn named(&self, name: &ImageName) -> PathBuf {
-        self.names
-            .join(Digest::of(name.to_string().as_bytes()).short())
+        self.names.join(Digest::of(name.to_string().as_bytes()).short())
     }
 }
 

@@ -77,10 +77,8 @@ pub struct ToLink {
 pub fn start(options: Options) -> std::io::Result<(Sender<ToLink>, Receiver<FromLink>)> {
     let (to_link, outgoing) = smol::channel::bounded(QUEUE);
     let (incoming, from_link) = smol::channel::bounded(QUEUE);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     std::thread::Builder::new()
         .name("mqtt".to_owned())
         .stack_size(256 * 1024)
@@ -97,16 +95,9 @@ async fn run(options: Options, outgoing: Receiver<ToLink>, incoming: Sender<From
             return;
         }
         let lasted = Duration::from_millis(clock::boot_ms().saturating_sub(connection));
-        wait = if lasted > RETRY_LONGEST {
-            RETRY_FIRST
-        } else {
-            (wait * 2).min(RETRY_LONGEST)
-        };
+        wait = if lasted > RETRY_LONGEST { RETRY_FIRST } else { (wait * 2).min(RETRY_LONGEST) };
         let (host, port) = &options.broker;
-        log::warn!(
-            "link to {host}:{port}: {ended}; next try in {:.1} s",
-            wait.as_secs_f32()
-        );
+        log::warn!("link to {host}:{port}: {ended}; next try in {:.1} s", wait.as_secs_f32());
         // A quarter more or less by chance, so that devices do not return in step.
         let chance = u32::from(connection as u8);
         tokio::time::sleep(wait * (384 + chance) / 512).await;
@@ -121,10 +112,8 @@ async fn connect(
     incoming: &Sender<FromLink>,
 ) -> String {
     let (client, mut events) = AsyncClient::new(mqtt_options(options, connection), QUEUE);
-    let first = tokio::time::timeout(
-        CONNECT_TIMEOUT,
-        until_subscribed(options, &client, &mut events),
-    );
+    let first =
+        tokio::time::timeout(CONNECT_TIMEOUT, until_subscribed(options, &client, &mut events));
     match first.await {
         Ok(Ok(())) => {}
         Ok(Err(why)) => return why,
@@ -151,10 +140,7 @@ async fn until_subscribed(
         match events.poll().await.map_err(explain)? {
             Event::Incoming(Incoming::ConnAck(_)) => {
                 for filter in &filters {
-                    client
-                        .subscribe(filter, QoS::AtLeastOnce)
-                        .await
-                        .map_err(|e| e.to_string())?;
+                    client.subscribe(filter, QoS::AtLeastOnce).await.map_err(|e| e.to_string())?;
                 }
             }
             Event::Incoming(Incoming::SubAck(_)) => {
@@ -172,11 +158,7 @@ async fn publish(client: AsyncClient, connection: u64, outgoing: Receiver<ToLink
     while let Ok(message) = outgoing.recv().await {
         if message.connection == connection {
             let ToLink { topic, payload, .. } = message;
-            if client
-                .publish(topic, QoS::AtLeastOnce, false, payload)
-                .await
-                .is_err()
-            {
+            if client.publish(topic, QoS::AtLeastOnce, false, payload).await.is_err() {
                 return;
             }
         }
@@ -196,11 +178,7 @@ async fn receive(options: &Options, events: &mut EventLoop, incoming: &Sender<Fr
             Event::Incoming(Incoming::Publish(publish)) => {
                 let topic = String::from_utf8_lossy(&publish.topic).into_owned();
                 let payload = publish.payload.to_vec();
-                if incoming
-                    .send(FromLink::Message { topic, payload })
-                    .await
-                    .is_err()
-                {
+                if incoming.send(FromLink::Message { topic, payload }).await.is_err() {
                     return "the agent is ending".to_owned();
                 }
             }
@@ -256,11 +234,7 @@ fn will(options: &Options, connection: u64) -> LastWill {
         epoch: 0,
         number: connection,
     };
-    let presence = Presence {
-        state: PresenceState::Offline,
-        boot: options.boot,
-        connection,
-    };
+    let presence = Presence { state: PresenceState::Offline, boot: options.boot, connection };
     let payload = envelope::seal(&options.key, &header, &presence);
     let topic = Topic::Device(options.device.clone(), Kind::Presence).under(&options.prefix);
     LastWill::new(topic, payload, QoS::AtLeastOnce, true, None)

@@ -99,11 +99,7 @@ fn io<'a>(
     action: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(std::io::Error) -> RuntimeError + 'a {
-    move |source| RuntimeError::Io {
-        action,
-        path: path.into(),
-        source,
-    }
+    move |source| RuntimeError::Io { action, path: path.into(), source }
 }
 
 impl Runtime {
@@ -180,11 +176,7 @@ impl Runtime {
                 let state: Option<StateRecord> = order::read(&folder.join("state"));
                 let ended = state.and_then(|state| process::open(state.shim));
                 match ended {
-                    Some(ended) => Ok(Running {
-                        pid,
-                        ended,
-                        shim: Some(shim),
-                    }),
+                    Some(ended) => Ok(Running { pid, ended, shim: Some(shim) }),
                     None => Err(self.silent(container)),
                 }
             }
@@ -214,18 +206,13 @@ impl Runtime {
     fn answer(&self, container: &ContainerId, shim: &mut Child) -> Result<u32, RuntimeError> {
         let silent = || self.silent(container);
         let stdout = shim.stdout.take().ok_or_else(silent)?;
-        let timeout = Timespec {
-            tv_sec: ANSWER_TIMEOUT.as_secs().cast_signed(),
-            tv_nsec: 0,
-        };
+        let timeout = Timespec { tv_sec: ANSWER_TIMEOUT.as_secs().cast_signed(), tv_nsec: 0 };
         let mut fds = [PollFd::new(&stdout, PollFlags::IN)];
         if poll(&mut fds, Some(&timeout)).unwrap_or(0) == 0 {
             return Err(silent());
         }
         let mut line = String::new();
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .map_err(|_| silent())?;
+        BufReader::new(stdout).read_line(&mut line).map_err(|_| silent())?;
         match line.trim_end().split_once(' ') {
             Some(("started", pid)) => pid.parse().map_err(|_| silent()),
             Some(("failed", why)) => Err(RuntimeError::Refused(why.to_owned())),
@@ -243,9 +230,7 @@ impl Runtime {
     /// When the folder of containers cannot be read.
     pub fn scan(&self) -> Result<Vec<(Found, Option<Running>)>, RuntimeError> {
         let entries = std::fs::read_dir(&self.containers).map_err(io("read", &self.containers))?;
-        let ids = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         Ok(ids.map(|id| self.look(id)).collect())
     }
 
@@ -256,11 +241,7 @@ impl Runtime {
         let state: Option<StateRecord> = order::read(&folder.join("state"));
         let running = state.and_then(|state| {
             let ended = process::open(state.shim).or_else(|| process::open(state.main))?;
-            Some(Running {
-                pid: state.main.pid,
-                ended,
-                shim: None,
-            })
+            Some(Running { pid: state.main.pid, ended, shim: None })
         });
         let exit: Option<ExitRecord> = order::read(&folder.join("exit"));
         let (state, running) = match (exit, running, state) {
@@ -269,14 +250,7 @@ impl Runtime {
             (None, None, Some(_)) => (FoundState::Ended(Exit::Unknown), None),
             (None, None, None) => (FoundState::Broken, None),
         };
-        (
-            Found {
-                container,
-                revision,
-                state,
-            },
-            running,
-        )
+        (Found { container, revision, state }, running)
     }
 
     /// How a container ended, once [`Running::ended`] is readable; None where only its shim has,
@@ -317,14 +291,10 @@ impl Runtime {
         let signal = signal.unwrap_or_else(|| {
             let order: Option<StartOrder> = order::read(&folder.join("order"));
             let image = order.and_then(|order| order.image.stop_signal);
-            image
-                .and_then(|name| name.parse().ok())
-                .unwrap_or(Signal::TERM)
+            image.and_then(|name| name.parse().ok()).unwrap_or(Signal::TERM)
         });
-        process::signal(main, signal.number()).map_err(|source| RuntimeError::Signal {
-            container: container.clone(),
-            source,
-        })
+        process::signal(main, signal.number())
+            .map_err(|source| RuntimeError::Signal { container: container.clone(), source })
     }
 
     /// Takes everything of a container away; what is gone already is no error.
@@ -334,8 +304,7 @@ impl Runtime {
     pub fn remove(&self, container: &ContainerId) -> Result<(), RuntimeError> {
         let folder = self.folder(container);
         if let Some(StateRecord { shim, .. }) = order::read(&folder.join("state")) {
-            self.end_shim(shim)
-                .map_err(io("end the shim of", &folder))?;
+            self.end_shim(shim).map_err(io("end the shim of", &folder))?;
         }
         let group = self.cgroup(container);
         self.hierarchies
@@ -347,11 +316,7 @@ impl Runtime {
                 Ok(()) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(source) => {
-                    return Err(RuntimeError::Io {
-                        action: "remove",
-                        path,
-                        source,
-                    });
+                    return Err(RuntimeError::Io { action: "remove", path, source });
                 }
             }
         }
@@ -370,30 +335,16 @@ impl Runtime {
 
 fn is_over(process: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(process, PollFlags::IN)];
-    poll(
-        &mut fds,
-        Some(&Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        }),
-    )
-    .unwrap_or(0)
-        > 0
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap_or(0) > 0
 }
 
 fn make_folder(path: &Path) -> Result<(), RuntimeError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(io("make", path))
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("make", path))
 }
 
 /// A name of at most 63 characters, as hosts may have (RFC 1123).
 fn host_name(container: &ContainerId) -> String {
-    let workload = container
-        .parts()
-        .map_or_else(String::new, |(workload, _)| workload.to_string());
+    let workload = container.parts().map_or_else(String::new, |(workload, _)| workload.to_string());
     let name: String = workload.replace('.', "-").chars().take(63).collect();
     name.trim_end_matches('-').to_owned()
 }

@@ -71,21 +71,11 @@ impl State {
     /// # Errors
     /// When another agent holds it, or it cannot be made.
     pub fn open(folder: &Path) -> Result<Self, StateError> {
-        let failed = |source| StateError::Folder {
-            folder: folder.into(),
-            source,
-        };
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(failed)?;
+        let failed = |source| StateError::Folder { folder: folder.into(), source };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
         let lock = File::create(folder.join("lock")).map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                folder: folder.into(),
-                _lock: lock,
-            }),
+            Ok(()) => Ok(Self { folder: folder.into(), _lock: lock }),
             Err(std::fs::TryLockError::WouldBlock) => Err(StateError::InUse(folder.into())),
             Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
         }
@@ -107,11 +97,7 @@ impl State {
         let identity = match known {
             Some(known) if id.as_ref().is_none_or(|id| *id == known.device) => {
                 let key = SigningKey::from_seed(&known.seed)?;
-                return Ok(Identity {
-                    device: known.device,
-                    key,
-                    controller: known.controller,
-                });
+                return Ok(Identity { device: known.device, key, controller: known.controller });
             }
             Some(known) => Identity {
                 device: id.unwrap_or(known.device),
@@ -178,9 +164,7 @@ impl State {
             return Ok(None);
         };
         let value = cbor::decode(&bytes, document::BYTES_MAX);
-        value.map(Some).map_err(|_| DocumentError::Damaged {
-            path: kind.path(&self.folder),
-        })
+        value.map(Some).map_err(|_| DocumentError::Damaged { path: kind.path(&self.folder) })
     }
 }
 

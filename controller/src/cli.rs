@@ -110,11 +110,7 @@ fn print(text: &str) -> anyhow::Result<()> {
 fn version(client: &Client) -> anyhow::Result<()> {
     print(concat!("limpet ", env!("CARGO_PKG_VERSION"), "\n"))?;
     let controller: crate::view::VersionView = client.get("/api/v1/version")?;
-    print(&format!(
-        "controller {} at {}\n",
-        controller.version,
-        client.server()
-    ))
+    print(&format!("controller {} at {}\n", controller.version, client.server()))
 }
 
 /// `KEY=VALUE`, as flags take it.

@@ -45,9 +45,7 @@ pub fn up(options: &Options) -> anyhow::Result<()> {
     check(options)?;
     let store = Store::open(&options.data_dir)?;
     let key = store.signing_key()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(options, store, key))?;
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(())
@@ -60,10 +58,7 @@ fn check(options: &Options) -> anyhow::Result<()> {
              serves plain HTTP and MQTT on loopback"
         );
     }
-    for (flag, address) in [
-        ("--listen", options.listen),
-        ("--mqtt-listen", options.mqtt_listen),
-    ] {
+    for (flag, address) in [("--listen", options.listen), ("--mqtt-listen", options.mqtt_listen)] {
         if !address.ip().is_loopback() {
             bail!("{flag} {address}: --insecure serves loopback only; use 127.0.0.1 or [::1]");
         }
@@ -101,18 +96,11 @@ async fn serve(
     // Logs that are followed do not end by themselves.
     let _ = tokio::time::timeout(END_TIMEOUT, server).await;
     fleet.end();
-    thread
-        .join()
-        .map_err(|_| anyhow::anyhow!("the fleet's thread failed while ending"))
+    thread.join().map_err(|_| anyhow::anyhow!("the fleet's thread failed while ending"))
 }
 
 fn announce(options: &Options) -> std::io::Result<()> {
-    let Options {
-        listen,
-        mqtt_listen,
-        data_dir,
-        ..
-    } = options;
+    let Options { listen, mqtt_listen, data_dir, .. } = options;
     let server = match listen.port() {
         8420 => String::new(),
         _ => format!("export LIMPET_SERVER=http://{listen}\n  "),
@@ -148,9 +136,7 @@ pub(crate) fn begin_logging() -> anyhow::Result<()> {
         }
         fn flush(&self) {}
     }
-    let level = std::env::var("LIMPET_LOG")
-        .ok()
-        .and_then(|level| level.parse().ok());
+    let level = std::env::var("LIMPET_LOG").ok().and_then(|level| level.parse().ok());
     log::set_max_level(level.unwrap_or(log::LevelFilter::Info));
     Ok(log::set_logger(&Lines)?)
 }

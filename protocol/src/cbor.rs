@@ -39,10 +39,7 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// by other bytes, or of another shape.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], max: usize) -> Result<T, CborError> {
     if bytes.len() > max {
-        return Err(CborError::TooLong {
-            bytes: bytes.len(),
-            max,
-        });
+        return Err(CborError::TooLong { bytes: bytes.len(), max });
     }
     serde_cbor::from_slice(bytes).map_err(CborError::Malformed)
 }

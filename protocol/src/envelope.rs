@@ -153,10 +153,7 @@ pub enum EnvelopeError {
 
 /// Signs a message.
 pub fn seal<T: Serialize>(key: &SigningKey, header: &Header, body: &T) -> Vec<u8> {
-    let protected = cbor::encode(&Protected {
-        signer: key.public(),
-        header: header.clone(),
-    });
+    let protected = cbor::encode(&Protected { signer: key.public(), header: header.clone() });
     let payload = cbor::encode(body);
     let signature = key.sign(&to_be_signed(&protected, &payload));
     sign1(&protected, &payload, &signature)
@@ -165,12 +162,7 @@ pub fn seal<T: Serialize>(key: &SigningKey, header: &Header, body: &T) -> Vec<u8
 /// The array of RFC 9052 section 4.2 behind its tag, with an empty unprotected header.
 fn sign1(protected: &[u8], payload: &[u8], signature: &[u8]) -> Vec<u8> {
     let unprotected = BTreeMap::<i64, ()>::new();
-    let parts = (
-        Bytes::new(protected),
-        unprotected,
-        Bytes::new(payload),
-        Bytes::new(signature),
-    );
+    let parts = (Bytes::new(protected), unprotected, Bytes::new(payload), Bytes::new(signature));
     [&[TAG_SIGN1], cbor::encode(&parts).as_slice()].concat()
 }
 
@@ -195,10 +187,7 @@ pub fn open(message: &[u8], expected: Expected<'_>) -> Result<Envelope, Envelope
         Decoded::Version(version) => return Err(EnvelopeError::Version(version)),
     };
     if let Some(&known) = expected.signer.filter(|known| **known != signer) {
-        return Err(EnvelopeError::Signer {
-            actual: signer,
-            expected: known,
-        });
+        return Err(EnvelopeError::Signer { actual: signer, expected: known });
     }
     if !signer.verifies(&to_be_signed(&protected, &payload), &signature) {
         return Err(EnvelopeError::Signature);
@@ -207,16 +196,9 @@ pub fn open(message: &[u8], expected: Expected<'_>) -> Result<Envelope, Envelope
     let topic = (expected.prefix.as_str(), expected.device, expected.kind);
     if signed != topic {
         let show = |(prefix, device, kind)| format!("{prefix} {device} {kind}");
-        return Err(EnvelopeError::Misdirected {
-            signed: show(signed),
-            topic: show(topic),
-        });
+        return Err(EnvelopeError::Misdirected { signed: show(signed), topic: show(topic) });
     }
-    Ok(Envelope {
-        header,
-        signer,
-        body: payload.into_vec(),
-    })
+    Ok(Envelope { header, signer, body: payload.into_vec() })
 }
 
 impl Envelope {
@@ -231,12 +213,7 @@ impl Envelope {
 
 /// `Sig_structure` of RFC 9052 section 4.4, without external data.
 fn to_be_signed(protected: &[u8], payload: &[u8]) -> Vec<u8> {
-    cbor::encode(&(
-        "Signature1",
-        Bytes::new(protected),
-        Bytes::new(&[]),
-        Bytes::new(payload),
-    ))
+    cbor::encode(&("Signature1", Bytes::new(protected), Bytes::new(&[]), Bytes::new(payload)))
 }
 
 struct Protected {
@@ -254,20 +231,11 @@ type HeaderTuple = (u8, String, DeviceId, Kind, u64, u64);
 
 impl Serialize for Protected {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Header {
-            prefix,
-            device,
-            kind,
-            epoch,
-            number,
-        } = &self.header;
+        let Header { prefix, device, kind, epoch, number } = &self.header;
         let mut map = serializer.serialize_map(Some(3))?;
         map.serialize_entry(&LABEL_ALG, &ALG_EDDSA)?;
         map.serialize_entry(&LABEL_KID, &self.signer)?;
-        map.serialize_entry(
-            &LABEL_LIMPET,
-            &(VERSION, prefix, device, kind, epoch, number),
-        )?;
+        map.serialize_entry(&LABEL_LIMPET, &(VERSION, prefix, device, kind, epoch, number))?;
         map.end()
     }
 }
@@ -318,13 +286,7 @@ impl<'de> Visitor<'de> for ProtectedVisitor {
             serde_cbor::value::from_value(fields).map_err(A::Error::custom)?;
         Ok(Decoded::Known(Protected {
             signer,
-            header: Header {
-                prefix,
-                device,
-                kind,
-                epoch,
-                number,
-            },
+            header: Header { prefix, device, kind, epoch, number },
         }))
     }
 }

@@ -115,13 +115,7 @@ impl DeviceId {
     pub fn lossy(text: &str) -> Option<Self> {
         let clean: String = text
             .chars()
-            .map(|c| {
-                if c.is_ascii_alphanumeric() || ".-_".contains(c) {
-                    c
-                } else {
-                    '-'
-                }
-            })
+            .map(|c| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '-' })
             .skip_while(|c| !c.is_ascii_alphanumeric())
             .take(Self::MAX)
             .collect();
@@ -142,10 +136,7 @@ impl WorkloadId {
 
     /// The deployment that this workload belongs to.
     pub fn deployment(&self) -> DeploymentName {
-        let name = self
-            .0
-            .split_once('.')
-            .map_or(self.as_str(), |(name, _)| name);
+        let name = self.0.split_once('.').map_or(self.as_str(), |(name, _)| name);
         DeploymentName(bounded(format_args!("{name}")))
     }
 }
@@ -173,9 +164,7 @@ fn bounded<const N: usize>(text: fmt::Arguments<'_>) -> heapless::String<N> {
 
 fn is_device(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
 fn is_dns_label(text: &str) -> bool {
@@ -183,9 +172,7 @@ fn is_dns_label(text: &str) -> bool {
     text.len() <= DeploymentName::MAX
         && edge(text.bytes().next())
         && edge(text.bytes().last())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 fn is_workload(text: &str) -> bool {
@@ -196,8 +183,7 @@ fn is_workload(text: &str) -> bool {
 }
 
 fn is_container(text: &str) -> bool {
-    text.rsplit_once('.')
-        .is_some_and(|(workload, n)| is_workload(workload) && is_number(n))
+    text.rsplit_once('.').is_some_and(|(workload, n)| is_workload(workload) && is_number(n))
 }
 
 /// A `u32` written one way only, so that no two texts name the same thing.
@@ -321,9 +307,6 @@ mod tests {
         let name: DeploymentName = "a".repeat(63).parse().unwrap();
         let container = ContainerId::new(&WorkloadId::replica(&name, u32::MAX), u32::MAX);
         assert_eq!(container.as_str().len(), ContainerId::MAX);
-        assert_eq!(
-            container.as_str().parse::<ContainerId>().unwrap(),
-            container
-        );
+        assert_eq!(container.as_str().parse::<ContainerId>().unwrap(), container);
     }
 }

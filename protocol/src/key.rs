@@ -33,9 +33,7 @@ impl SigningKey {
     /// When the system gives none.
     pub fn generate() -> Result<Self, KeyError> {
         let mut seed = [0; 32];
-        SystemRandom::new()
-            .fill(&mut seed)
-            .map_err(|_| KeyError::NoRandomness)?;
+        SystemRandom::new().fill(&mut seed).map_err(|_| KeyError::NoRandomness)?;
         Self::from_seed(&seed)
     }
 
@@ -84,8 +82,6 @@ impl PublicKey {
     }
 
     pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        UnparsedPublicKey::new(&ED25519, &self.0)
-            .verify(message, signature)
-            .is_ok()
+        UnparsedPublicKey::new(&ED25519, &self.0).verify(message, signature).is_ok()
     }
 }

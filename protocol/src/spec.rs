@@ -53,11 +53,7 @@ impl WorkloadSpec {
 
     /// What an agent must be able to enforce to run this.
     pub fn requires(&self) -> Vec<Feature> {
-        let Resources {
-            memory_bytes,
-            cpu_millis,
-            pids,
-        } = self.resources;
+        let Resources { memory_bytes, cpu_millis, pids } = self.resources;
         [
             (memory_bytes.is_some(), Feature::LIMIT_MEMORY),
             (cpu_millis.is_some(), Feature::LIMIT_CPU),
@@ -112,10 +108,7 @@ pub struct Stop {
 
 impl Default for Stop {
     fn default() -> Self {
-        Self {
-            signal: None,
-            grace_ms: STOP_GRACE_MS_DEFAULT,
-        }
+        Self { signal: None, grace_ms: STOP_GRACE_MS_DEFAULT }
     }
 }
 

@@ -102,10 +102,7 @@ impl Topic {
     pub fn parse(prefix: &Prefix, topic: &str) -> Result<Self, TopicError> {
         let shown = || topic.chars().take(200).collect::<String>();
         let unknown = || TopicError::Unknown(shown());
-        let invalid = |source| TopicError::Id {
-            topic: shown(),
-            source,
-        };
+        let invalid = |source| TopicError::Id { topic: shown(), source };
         let rest = topic
             .strip_prefix(prefix.as_str())
             .and_then(|rest| rest.strip_prefix('/'))
@@ -116,17 +113,13 @@ impl Topic {
                 None => rest.parse().map(Self::Deploy).map_err(invalid),
             };
         }
-        let (device, rest) = rest
-            .strip_prefix("d/")
-            .and_then(|rest| rest.split_once('/'))
-            .ok_or_else(unknown)?;
+        let (device, rest) =
+            rest.strip_prefix("d/").and_then(|rest| rest.split_once('/')).ok_or_else(unknown)?;
         let device = device.parse().map_err(invalid)?;
         if let Some(stream) = rest.strip_prefix("up/stream/") {
             return Ok(Self::Stream(device, stream.parse().map_err(invalid)?));
         }
-        let kind = Kind::ALL
-            .into_iter()
-            .find(|kind| *kind != Kind::Stream && leaf(*kind) == rest);
+        let kind = Kind::ALL.into_iter().find(|kind| *kind != Kind::Stream && leaf(*kind) == rest);
         Ok(Self::Device(device, kind.ok_or_else(unknown)?))
     }
 }

@@ -25,12 +25,7 @@ fn accept(message: &[u8]) -> Result<Envelope, EnvelopeError> {
     let signer = key().public();
     open(
         message,
-        Expected {
-            prefix: &prefix,
-            device: &device,
-            kind: Kind::Desired,
-            signer: Some(&signer),
-        },
+        Expected { prefix: &prefix, device: &device, kind: Kind::Desired, signer: Some(&signer) },
     )
 }
 
@@ -42,18 +37,12 @@ fn desired() -> DesiredState {
         env: [("K".to_owned(), "V".to_owned())].into(),
         workdir: None,
         user: None,
-        resources: Resources {
-            memory_bytes: Some(1 << 26),
-            ..Resources::default()
-        },
+        resources: Resources { memory_bytes: Some(1 << 26), ..Resources::default() },
         restart: Restart::OnFailure,
         stop: Stop::default(),
     };
     DesiredState {
-        held: Held {
-            epoch: 1,
-            generation: 2,
-        },
+        held: Held { epoch: 1, generation: 2 },
         at_ms: 3,
         reconnect_spread_ms: 0,
         workloads: vec![Workload {
@@ -80,25 +69,15 @@ fn golden_bytes() {
         agent_version: "0.1.0".try_into().unwrap(),
         features: vec![Feature::known(Feature::LIMIT_PIDS)],
         labels: [("site".try_into().unwrap(), "berlin".try_into().unwrap())].into(),
-        facts: Facts {
-            arch: "arm".try_into().unwrap(),
-            memory_bytes: 1,
-            ..Facts::default()
-        },
-        held: Held {
-            epoch: 1,
-            generation: 2,
-        },
+        facts: Facts { arch: "arm".try_into().unwrap(), memory_bytes: 1, ..Facts::default() },
+        held: Held { epoch: 1, generation: 2 },
         reported: Digest([3; 32]),
         outbox: OutboxId([4; 8]),
     };
     let reported = Reported {
         outbox: OutboxId([4; 8]),
         sequence: 9,
-        applied: Held {
-            epoch: 1,
-            generation: 2,
-        },
+        applied: Held { epoch: 1, generation: 2 },
         complete: false,
         records: vec![Record {
             workload: "web".parse().unwrap(),
@@ -131,12 +110,7 @@ fn golden_bytes() {
             message: String::new(),
         }],
     };
-    let ack = Ack {
-        outbox: OutboxId([4; 8]),
-        events: 1,
-        sequence: 2,
-        send_whole: true,
-    };
+    let ack = Ack { outbox: OutboxId([4; 8]), events: 1, sequence: 2, send_whole: true };
     let command = Command {
         nonce: Nonce([2; 16]),
         action: Action::Logs {
@@ -148,19 +122,11 @@ fn golden_bytes() {
         },
     };
     let chunk = StreamChunk {
-        lines: vec![LogLine {
-            stream: LogStream::Stderr,
-            at_ms: 1,
-            bytes: b"x".to_vec(),
-        }],
+        lines: vec![LogLine { stream: LogStream::Stderr, at_ms: 1, bytes: b"x".to_vec() }],
         gap_bytes: 0,
         end: true,
     };
-    let presence = Presence {
-        state: PresenceState::Offline,
-        boot: BootId([1; 16]),
-        connection: 5,
-    };
+    let presence = Presence { state: PresenceState::Offline, boot: BootId([1; 16]), connection: 5 };
     let lines = [
         ("desired", hex(&cbor::encode(&desired()))),
         ("hello", hex(&cbor::encode(&hello))),
@@ -171,10 +137,7 @@ fn golden_bytes() {
         ("result", hex(&cbor::encode(&CommandResult { error: None }))),
         ("chunk", hex(&cbor::encode(&chunk))),
         ("presence", hex(&cbor::encode(&presence))),
-        (
-            "sealed",
-            hex(&seal(&key(), &header(Kind::Presence), &presence)),
-        ),
+        ("sealed", hex(&seal(&key(), &header(Kind::Presence), &presence))),
     ]
     .map(|(name, hex)| format!("{name} {hex}\n"));
     expect![[r#"
@@ -202,35 +165,19 @@ fn a_sealed_message_opens() {
 fn what_is_not_the_signed_message_is_refused() {
     let other = SigningKey::from_seed(&[8; 32]).unwrap();
     let signed_by_other = seal(&other, &header(Kind::Desired), &desired());
-    assert!(matches!(
-        accept(&signed_by_other),
-        Err(EnvelopeError::Signer { .. })
-    ));
+    assert!(matches!(accept(&signed_by_other), Err(EnvelopeError::Signer { .. })));
 
     let other_kind = seal(&key(), &header(Kind::Command), &desired());
-    assert!(matches!(
-        accept(&other_kind),
-        Err(EnvelopeError::Misdirected { .. })
-    ));
+    assert!(matches!(accept(&other_kind), Err(EnvelopeError::Misdirected { .. })));
 
-    let other_device = Header {
-        device: "pi-2".parse().unwrap(),
-        ..header(Kind::Desired)
-    };
+    let other_device = Header { device: "pi-2".parse().unwrap(), ..header(Kind::Desired) };
     let other_device = seal(&key(), &other_device, &desired());
-    assert!(matches!(
-        accept(&other_device),
-        Err(EnvelopeError::Misdirected { .. })
-    ));
+    assert!(matches!(accept(&other_device), Err(EnvelopeError::Misdirected { .. })));
 
     let good = seal(&key(), &header(Kind::Desired), &desired());
     let mut later = good.clone();
     let label = [0x3a, 0x00, 0x01, 0x00, 0x00, 0x86];
-    let at = good
-        .windows(label.len())
-        .position(|bytes| bytes == label)
-        .unwrap()
-        + label.len();
+    let at = good.windows(label.len()).position(|bytes| bytes == label).unwrap() + label.len();
     later[at] = 2;
     assert!(matches!(accept(&later), Err(EnvelopeError::Version(2))));
 

@@ -1,9 +1,6 @@
 //! `make bench`: sizes, memory and latencies of the released programs, beside their goals. Peers
 //! run in the same run, on the same bundle.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a benchmark stops where its premise fails"
-)]
+#![expect(clippy::unwrap_used, reason = "a benchmark stops where its premise fails")]
 
 mod peers;
 mod publish;
@@ -54,29 +51,19 @@ fn sizes() {
     for (name, goal) in [("limpet-agent", "5 MB (P2)"), ("limpet", "")] {
         let bytes = fs::metadata(program(name)).unwrap().len();
         let size = format!("{:.2} MB", bytes as f64 / 1e6);
-        row(
-            &format!("`{name}` binary, {}, stripped", std::env::consts::ARCH),
-            &size,
-            goal,
-        );
+        row(&format!("`{name}` binary, {}, stripped", std::env::consts::ARCH), &size, goal);
     }
 }
 
 /// Proportional set size, in KiB.
 fn pss(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Pss:"))
-        .unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
     line.trim().trim_end_matches(" kB").trim().parse().unwrap()
 }
 
 fn all(agent: &Agent) -> u64 {
-    let shims = agent
-        .shims()
-        .into_iter()
-        .map(|pid| pss(pid.cast_unsigned()));
+    let shims = agent.shims().into_iter().map(|pid| pss(pid.cast_unsigned()));
     pss(agent.process.pid()) + shims.sum::<u64>()
 }
 
@@ -84,15 +71,9 @@ fn memory(fleet: &Fleet) {
     let agent = &fleet.agents[0];
     std::thread::sleep(Duration::from_secs(2));
     let idle = all(agent);
-    row(
-        "agent idle, PSS",
-        &format!("{:.2} MB", idle as f64 / 1024.0),
-        "4 MB (P2)",
-    );
+    row("agent idle, PSS", &format!("{:.2} MB", idle as f64 / 1024.0), "4 MB (P2)");
     let replicas = format!("--replicas={CONTAINERS}");
-    fleet
-        .controller
-        .ok(&["run", "ten", "--image=box", &replicas]);
+    fleet.controller.ok(&["run", "ten", "--image=box", &replicas]);
     std::thread::sleep(Duration::from_secs(2));
     let each = (all(agent) - idle) as f64 / CONTAINERS as f64 / 1024.0;
     row(
@@ -105,9 +86,7 @@ fn memory(fleet: &Fleet) {
 
 /// How many main processes run on the device, as their shims have recorded.
 pub(crate) fn running(agent: &Agent) -> usize {
-    let folders = fs::read_dir(agent.run.join("containers"))
-        .unwrap()
-        .flatten();
+    let folders = fs::read_dir(agent.run.join("containers")).unwrap().flatten();
     let began = |path: &Path| path.join("state").exists() && !path.join("exit").exists();
     folders.filter(|entry| began(&entry.path())).count()
 }
@@ -115,11 +94,7 @@ pub(crate) fn running(agent: &Agent) -> usize {
 fn until_running(agent: &Agent, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while running(agent) != count {
-        assert!(
-            Instant::now() < deadline,
-            "{} of {count} run",
-            running(agent)
-        );
+        assert!(Instant::now() < deadline, "{} of {count} run", running(agent));
         std::thread::sleep(Duration::from_micros(200));
     }
 }
@@ -146,11 +121,7 @@ fn publish_to_running(fleet: &Fleet) {
         std::thread::sleep(PAUSE);
     }
     let ours = median(ours);
-    row(
-        "publish on MQTT to process running, image local",
-        &ms(ours),
-        "",
-    );
+    row("publish on MQTT to process running, image local", &ms(ours), "");
     for (peer, times) in peers.iter().zip(theirs) {
         let name = peer.name;
         let theirs = median(times);
@@ -168,9 +139,7 @@ fn heal(fleet: &Fleet) {
     let agent = &fleet.agents[0];
     let times = (0..TIMES / 2).map(|n| {
         let name = format!("heal-{n}");
-        fleet
-            .controller
-            .ok(&["run", &name, "--image=box", "--stop-grace=0s"]);
+        fleet.controller.ok(&["run", &name, "--image=box", "--stop-grace=0s"]);
         let pid = fleet.workloads(&name)[0]["pid"].as_u64().unwrap();
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
         let folders = || fs::read_dir(agent.run.join("containers")).unwrap().count();
@@ -184,31 +153,19 @@ fn heal(fleet: &Fleet) {
         fleet.controller.ok(&["delete", &name]);
         took
     });
-    row(
-        "main process killed to replacement running",
-        &ms(median(times.collect())),
-        "100 ms (P4)",
-    );
+    row("main process killed to replacement running", &ms(median(times.collect())), "100 ms (P4)");
 }
 
 fn scale(fleet: &Fleet) {
     let agent = &fleet.agents[0];
-    fleet
-        .controller
-        .ok(&["run", "many", "--image=box", "--stop-grace=0s"]);
+    fleet.controller.ok(&["run", "many", "--image=box", "--stop-grace=0s"]);
     for (from, to) in [(1, 10), (10, 50)] {
         let replicas = format!("--replicas={to}");
         let began = Instant::now();
-        fleet
-            .controller
-            .ok(&["scale", "many", &replicas, "--detach"]);
+        fleet.controller.ok(&["scale", "many", &replicas, "--detach"]);
         until_running(agent, to);
         let took = began.elapsed();
-        row(
-            &format!("scale {from} to {to} on one device until all run"),
-            &ms(took),
-            "",
-        );
+        row(&format!("scale {from} to {to} on one device until all run"), &ms(took), "");
     }
     fleet.controller.ok(&["delete", "many"]);
 }

@@ -29,10 +29,7 @@ impl Peer {
             }
             works
         };
-        peers
-            .into_iter()
-            .filter_map(|mut peer| works(&mut peer).then_some(peer))
-            .collect()
+        peers.into_iter().filter_map(|mut peer| works(&mut peer).then_some(peer)).collect()
     }
 
     /// crun 1.8 refuses cgroup hybrid mode: `unified` is hidden from it in a namespace of its own.
@@ -40,28 +37,12 @@ impl Peer {
         let own = std::env::current_exe().unwrap();
         let script = "umount -l /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"";
         let mut command = Command::new("unshare");
-        command.args([
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            script,
-            "sh",
-        ]);
-        command
-            .arg(own)
-            .args(["serve", name, "run", "--bundle"])
-            .arg(bundle)
-            .arg("NAME");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+        command.arg(own).args(["serve", name, "run", "--bundle"]).arg(bundle).arg("NAME");
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap());
-        Self {
-            name,
-            child,
-            answers,
-        }
+        Self { name, child, answers }
     }
 
     /// Runs the bundle once; how long the whole command took.
@@ -84,10 +65,7 @@ impl Drop for Peer {
 pub(crate) fn serve(command: &[String]) {
     for (number, _) in std::io::stdin().lines().enumerate() {
         let name = format!("bench-{}-{number}", std::process::id());
-        let args: Vec<String> = command
-            .iter()
-            .map(|arg| arg.replace("NAME", &name))
-            .collect();
+        let args: Vec<String> = command.iter().map(|arg| arg.replace("NAME", &name)).collect();
         let began = Instant::now();
         let mut command = Command::new(&args[0]);
         let status = command.args(&args[1..]).stdin(Stdio::null()).status();
@@ -103,11 +81,8 @@ pub(crate) fn serve(command: &[String]) {
 fn make(bundle: &Path) {
     let fleet = Fleet::start(1);
     fleet.controller.ok(&["run", "model", "--image=box"]);
-    let folder = fs::read_dir(fleet.agents[0].run.join("containers"))
-        .unwrap()
-        .flatten()
-        .next()
-        .unwrap();
+    let folder =
+        fs::read_dir(fleet.agents[0].run.join("containers")).unwrap().flatten().next().unwrap();
     let made = folder.path().join("bundle");
     fs::create_dir_all(bundle.join("rootfs/bin")).unwrap();
     fs::create_dir_all(bundle.join("rootfs/etc")).unwrap();
@@ -117,10 +92,7 @@ fn make(bundle: &Path) {
     config["process"]["args"] = json!(["/bin/true"]);
     config["linux"]["cgroupsPath"] = json!("/limpet-bench");
     for mount in config["mounts"].as_array_mut().unwrap() {
-        let Some(source) = mount["source"]
-            .as_str()
-            .filter(|source| source.starts_with('/'))
-        else {
+        let Some(source) = mount["source"].as_str().filter(|source| source.starts_with('/')) else {
             continue;
         };
         let copy = bundle.join(Path::new(source).file_name().unwrap());

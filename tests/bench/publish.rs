@@ -11,9 +11,7 @@ impl Publisher {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_nodelay(true).unwrap();
         // MQTT 3.1.1 section 3.1: clean session, no keep-alive, client id `bench`.
-        stream
-            .write_all(b"\x10\x11\x00\x04MQTT\x04\x02\x00\x00\x00\x05bench")
-            .unwrap();
+        stream.write_all(b"\x10\x11\x00\x04MQTT\x04\x02\x00\x00\x00\x05bench").unwrap();
         let mut connack = [0; 4];
         stream.read_exact(&mut connack).unwrap();
         assert_eq!(connack, [0x20, 2, 0, 0]);

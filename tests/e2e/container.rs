@@ -4,13 +4,7 @@ use limpet_tests::{Fleet, agent, json};
 
 /// Runs a script to its end as a workload with these flags; gives what it wrote.
 fn says(fleet: &Fleet, name: &str, flags: &[&str], script: &str) -> String {
-    let base = [
-        "run",
-        name,
-        "--image=box",
-        "--restart=never",
-        "--timeout=60s",
-    ];
+    let base = ["run", name, "--image=box", "--restart=never", "--timeout=60s"];
     let args = [&base[..], flags, &["--", "sh", "-c", script]].concat();
     fleet.controller.ok(&args);
     let done = fleet.controller.limpet(&["logs", name, "--tail=1000"]);
@@ -20,14 +14,7 @@ fn says(fleet: &Fleet, name: &str, flags: &[&str], script: &str) -> String {
 #[test]
 fn a_container_finds_its_names_its_user_and_its_environment() {
     let fleet = Fleet::start(1);
-    let flags = [
-        "--env",
-        "KEY=a value",
-        "--env",
-        "FROM=workload",
-        "--workdir=/tmp",
-        "--user=app",
-    ];
+    let flags = ["--env", "KEY=a value", "--env", "FROM=workload", "--workdir=/tmp", "--user=app"];
     let script = "hostname; cat /etc/hostname; cat /etc/hosts; id -u; id -g; id -G; pwd; echo $KEY; echo $FROM; echo $HOME";
     let said = says(&fleet, "names", &flags, script);
     let hosts = "127.0.0.1\tlocalhost names-0\n::1\tlocalhost names-0\n";
@@ -36,17 +23,9 @@ fn a_container_finds_its_names_its_user_and_its_environment() {
         format!("names-0\nnames-0\n{hosts}1000\n1001\n1001 44\n/tmp\na value\nworkload\n/tmp\n")
     );
     let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    assert_eq!(
-        says(&fleet, "resolv", &[], "cat /etc/resolv.conf").trim(),
-        host.trim()
-    );
-    let why = fleet
-        .controller
-        .fails(&["run", "nobody", "--image=box", "--user=nobody"]);
-    assert!(
-        why.contains("the image has no user \"nobody\" in /etc/passwd"),
-        "{why}"
-    );
+    assert_eq!(says(&fleet, "resolv", &[], "cat /etc/resolv.conf").trim(), host.trim());
+    let why = fleet.controller.fails(&["run", "nobody", "--image=box", "--user=nobody"]);
+    assert!(why.contains("the image has no user \"nobody\" in /etc/passwd"), "{why}");
 }
 
 #[test]
@@ -54,12 +33,7 @@ fn a_container_may_do_little_to_its_host() {
     let fleet = Fleet::start(1);
     let status = says(&fleet, "status", &[], "cat /proc/self/status");
     let field = |name: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(name))
-            .unwrap()
-            .trim()
-            .to_owned()
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
     };
     assert_eq!(field("NoNewPrivs:"), "1");
     assert_eq!(field("Seccomp:"), "2");
@@ -80,49 +54,29 @@ fn a_container_may_do_little_to_its_host() {
         ),
     ] {
         let said = says(&fleet, name, &[], &format!("{script}; echo ended"));
-        assert!(
-            said.contains(refusal) && said.contains("ended"),
-            "{script}: {said}"
-        );
+        assert!(said.contains(refusal) && said.contains("ended"), "{script}: {said}");
     }
     assert_eq!(
-        says(
-            &fleet,
-            "masked",
-            &[],
-            "cat /proc/keys /proc/timer_list; ls /sys/firmware; echo $?"
-        ),
+        says(&fleet, "masked", &[], "cat /proc/keys /proc/timer_list; ls /sys/firmware; echo $?"),
         "0\n"
     );
     // Its own processes are all it sees, and what it writes is seen nowhere else.
     assert_eq!(
-        says(
-            &fleet,
-            "alone",
-            &[],
-            "echo $$; echo x > /new; ls /new; ls /proc | grep -c '^[0-9]'"
-        )
-        .lines()
-        .next(),
+        says(&fleet, "alone", &[], "echo $$; echo x > /new; ls /new; ls /proc | grep -c '^[0-9]'")
+            .lines()
+            .next(),
         Some("1")
     );
     assert!(!std::path::Path::new("/new").exists());
-    assert_eq!(
-        says(&fleet, "apart", &[], "ls /new 2>/dev/null; echo fresh"),
-        "fresh\n"
-    );
+    assert_eq!(says(&fleet, "apart", &[], "ls /new 2>/dev/null; echo fresh"), "fresh\n");
 }
 
 #[test]
 fn limits_hold() {
     let fleet = Fleet::start(1);
     let limits = ["--memory=16Mi", "--cpus=0.25", "--pids=6"];
-    let args = [
-        &["run", "small", "--image=box"][..],
-        &limits,
-        &["--", "sh", "-c", "sleep 100000"],
-    ]
-    .concat();
+    let args = [&["run", "small", "--image=box"][..], &limits, &["--", "sh", "-c", "sleep 100000"]]
+        .concat();
     fleet.controller.ok(&args);
     let container = fleet.until_phases("small", &["running"]).remove(0)["container"]
         .as_str()
@@ -131,23 +85,14 @@ fn limits_hold() {
     let group = format!("{}/{container}", fleet.agents[0].cgroup);
     let value = |names: &[&str]| {
         let paths = agent::hierarchies().into_iter().flat_map(|mount| {
-            names
-                .iter()
-                .map(move |name| (mount.clone(), *name))
-                .collect::<Vec<_>>()
+            names.iter().map(move |name| (mount.clone(), *name)).collect::<Vec<_>>()
         });
         let texts = paths.filter_map(|(mount, name)| {
             std::fs::read_to_string(mount.join(group.trim_start_matches('/')).join(name)).ok()
         });
-        texts
-            .map(|text| text.trim().to_owned())
-            .next()
-            .unwrap_or_default()
+        texts.map(|text| text.trim().to_owned()).next().unwrap_or_default()
     };
-    assert_eq!(
-        value(&["memory.limit_in_bytes", "memory.max"]),
-        (16 << 20).to_string()
-    );
+    assert_eq!(value(&["memory.limit_in_bytes", "memory.max"]), (16 << 20).to_string());
     assert!(["25000", "25000 100000"].contains(&value(&["cpu.cfs_quota_us", "cpu.max"]).as_str()));
     assert_eq!(value(&["pids.max"]), "6");
 
@@ -182,13 +127,7 @@ fn restart_policies_and_ends_are_kept_to() {
     for (name, policy, script, phase, exit) in [
         ("never-0", "never", "exit 0", "exited", json!({"code": 0})),
         ("never-3", "never", "exit 3", "failed", json!({"code": 3})),
-        (
-            "failure-0",
-            "on-failure",
-            "exit 0",
-            "exited",
-            json!({"code": 0}),
-        ),
+        ("failure-0", "on-failure", "exit 0", "exited", json!({"code": 0})),
     ] {
         let policy = format!("--restart={policy}");
         fleet.controller.limpet(&[
@@ -203,17 +142,10 @@ fn restart_policies_and_ends_are_kept_to() {
             script,
         ]);
         let ended = fleet.until_phases(name, &[phase]).remove(0);
-        assert_eq!(
-            (&ended["exit"], &ended["restarts"]),
-            (&exit, &json!(0)),
-            "{name}"
-        );
+        assert_eq!((&ended["exit"], &ended["restarts"]), (&exit, &json!(0)), "{name}");
     }
     for (name, policy) in [("again-3", "on-failure"), ("again-0", "always")] {
-        let (policy, script) = (
-            format!("--restart={policy}"),
-            format!("exit {}", &name[6..]),
-        );
+        let (policy, script) = (format!("--restart={policy}"), format!("exit {}", &name[6..]));
         fleet.controller.limpet(&[
             "run",
             name,
@@ -257,10 +189,9 @@ fn a_container_is_asked_to_end_and_then_made_to() {
         stubborn,
     ]);
     fleet.controller.ok(&["delete", "polite", "stubborn"]);
-    for (name, end) in [
-        ("polite", "exited exited with 5"),
-        ("stubborn", "exited killed by SIGKILL"),
-    ] {
+    for (name, end) in
+        [("polite", "exited exited with 5"), ("stubborn", "exited killed by SIGKILL")]
+    {
         fleet.eventually(end, || {
             let story = fleet.story(name);
             let at = |text: &str| story.iter().position(|line| line.starts_with(text));
@@ -277,13 +208,8 @@ fn a_new_revision_replaces_the_container_and_a_bad_one_leaves_it_running() {
     let why = fleet.controller.fails(&["run", "web", "--image=box:none"]);
     assert!(why.contains("not found"), "{why}");
     let still = fleet.until_phases("web", &["running"]).remove(0);
-    assert_eq!(
-        still["pid"], first["pid"],
-        "nothing is stopped before the next image is here"
-    );
-    fleet
-        .controller
-        .ok(&["run", "web", "--image=box", "--env", "K=2"]);
+    assert_eq!(still["pid"], first["pid"], "nothing is stopped before the next image is here");
+    fleet.controller.ok(&["run", "web", "--image=box", "--env", "K=2"]);
     let second = fleet.until_phases("web", &["running"]).remove(0);
     assert_ne!(second["pid"], first["pid"]);
     assert_eq!(second["restarts"], 0, "a new revision is no restart");

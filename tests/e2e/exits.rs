@@ -31,33 +31,22 @@ fn two_hundred_exits(deployment: &str, fleet: &Fleet) {
     ]);
     let ended = fleet.until_phases(deployment, &["failed"; RUNS]);
     for workload in &ended {
-        assert_eq!(
-            workload["exit"],
-            limpet_tests::json!({"code": 7}),
-            "{workload}"
-        );
+        assert_eq!(workload["exit"], limpet_tests::json!({"code": 7}), "{workload}");
     }
     fleet.eventually("an event of each", || {
         let story = fleet.story(deployment);
-        let told = story
-            .iter()
-            .filter(|line| *line == "exited exited with 7")
-            .count();
+        let told = story.iter().filter(|line| *line == "exited exited with 7").count();
         assert!(told <= RUNS, "{told} events of {RUNS} exits");
         (told == RUNS).then_some(())
     });
-    fleet.eventually("no shim", || {
-        fleet.agents[0].shims().is_empty().then_some(())
-    });
+    fleet.eventually("no shim", || fleet.agents[0].shims().is_empty().then_some(()));
     fleet.controller.ok(&["delete", deployment]);
 }
 
 #[test]
 fn two_hundred_exits_within_a_millisecond_idle_and_busy() {
     let fleet = Fleet::start(1);
-    fleet
-        .registry
-        .push("library/seven", "latest", &image(&fleet));
+    fleet.registry.push("library/seven", "latest", &image(&fleet));
     two_hundred_exits("idle", &fleet);
     let busy = AtomicBool::new(true);
     std::thread::scope(|scope| {
@@ -84,25 +73,17 @@ fn a_shim_that_is_killed_leaves_a_container_that_is_followed_and_an_exit_that_is
     let fleet = Fleet::start(1);
     fleet.controller.ok(&["run", "web", "--image=box"]);
     let before = fleet.until_phases("web", &["running"]).remove(0);
-    let [shim] = fleet.agents[0].shims()[..] else {
-        panic!("one shim")
-    };
+    let [shim] = fleet.agents[0].shims()[..] else { panic!("one shim") };
     run("kill", &["-9", &shim.to_string()]);
     // The container runs on: it is nobody's child now, and still stopped and replaced when it ends.
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert_eq!(fleet.workloads("web")[0]["pid"], before["pid"]);
-    let done = Command::new("kill")
-        .args(["-9", &before["pid"].to_string()])
-        .status()
-        .unwrap();
+    let done = Command::new("kill").args(["-9", &before["pid"].to_string()]).status().unwrap();
     assert!(done.success());
     fleet.eventually("its replacement", || {
         let now = fleet.workloads("web").remove(0);
         (now["phase"] == "running" && now["pid"] != before["pid"]).then_some(())
     });
     let story = fleet.story("web");
-    assert!(
-        story.contains(&"exited ended unseen".to_owned()),
-        "{story:#?}"
-    );
+    assert!(story.contains(&"exited ended unseen".to_owned()), "{story:#?}");
 }

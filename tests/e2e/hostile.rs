@@ -26,21 +26,13 @@ fn garbage() -> Vec<(&'static str, Vec<u8>)> {
         ("trailing", [whole.as_slice(), b"x"].concat()),
         ("flipped", flipped),
         ("deep", [vec![0xd2], vec![0x81; 200_000]].concat()),
-        (
-            "deep map",
-            [vec![0xd2], [0xa1, 0x00].repeat(50_000)].concat(),
-        ),
+        ("deep map", [vec![0xd2], [0xa1, 0x00].repeat(50_000)].concat()),
         // A byte string, a text, an array and a map that claim 2^40 of what follows.
         ("long bytes", vec![0xd2, 0x5b, 0, 0, 1, 0, 0, 0, 0, 0, 1]),
         ("long text", vec![0xd2, 0x7b, 0, 0, 1, 0, 0, 0, 0, 0, 1]),
         ("long array", vec![0xd2, 0x9b, 0, 0, 1, 0, 0, 0, 0, 0, 1]),
         ("long map", vec![0xd2, 0xbb, 0, 0, 1, 0, 0, 0, 0, 0, 1]),
-        (
-            "long payload",
-            vec![
-                0xd2, 0x84, 0x41, 0, 0xa0, 0x5b, 0, 0, 1, 0, 0, 0, 0, 0, 0x41,
-            ],
-        ),
+        ("long payload", vec![0xd2, 0x84, 0x41, 0, 0xa0, 0x5b, 0, 0, 1, 0, 0, 0, 0, 0, 0x41]),
         ("another's", whole),
     ]
 }
@@ -49,9 +41,7 @@ fn garbage() -> Vec<(&'static str, Vec<u8>)> {
 fn publish(lab: &Lab, port: u16, client: &str, topic: &str, payload: &[u8]) -> String {
     let file = lab.file("payload", payload).display().to_string();
     let port = port.to_string();
-    let args = [
-        "-p", &port, "-V", "mqttv5", "-q", "1", "-i", client, "-t", topic, "-f", &file,
-    ];
+    let args = ["-p", &port, "-V", "mqttv5", "-q", "1", "-i", client, "-t", topic, "-f", &file];
     let done = output("mosquitto_pub", &args);
     done.out + &done.err
 }
@@ -91,20 +81,12 @@ fn evil_hello() -> Hello {
 #[test]
 fn garbage_on_every_topic_of_a_device_is_refused_and_disturbs_nobody() {
     let fleet = Fleet::start(1);
-    fleet
-        .controller
-        .ok(&["run", "web", "--image=box", "--select", "name=dev-0"]);
+    fleet.controller.ok(&["run", "web", "--image=box", "--select", "name=dev-0"]);
     let before = fleet.until_phases("web", &["running"]);
     let port = fleet.controller.mqtt_port;
     let client = format!("limpet/evil/{}", evil().public().fingerprint());
     let send = |leaf: &str, bytes: &[u8]| {
-        publish(
-            &fleet.lab,
-            port,
-            &client,
-            &format!("limpet/v1/d/evil/up/{leaf}"),
-            bytes,
-        )
+        publish(&fleet.lab, port, &client, &format!("limpet/v1/d/evil/up/{leaf}"), bytes)
     };
     assert_eq!(send("hello", &sealed(Kind::Hello, &evil_hello())), "");
     let stream = "stream/0011223344556677";
@@ -122,41 +104,25 @@ fn garbage_on_every_topic_of_a_device_is_refused_and_disturbs_nobody() {
         let bodies = [
             sealed(kind, &"text"),
             sealed(kind, &vec![0u8; 200_000]),
-            sealed(
-                kind,
-                &std::collections::BTreeMap::from([("o", 1), ("e", 1)]),
-            ),
+            sealed(kind, &std::collections::BTreeMap::from([("o", 1), ("e", 1)])),
         ];
         let signed = bodies.into_iter().map(|bytes| ("signed", bytes));
         for (what, bytes) in garbage().into_iter().chain(signed) {
             let said = send(leaf, &bytes);
-            assert!(
-                said.to_lowercase().contains("not authorized"),
-                "{what} on {leaf}: {said}"
-            );
+            assert!(said.to_lowercase().contains("not authorized"), "{what} on {leaf}: {said}");
         }
     }
     for (what, bytes) in garbage().into_iter().filter(|(what, _)| *what != "empty") {
         publish(&fleet.lab, port, "somebody", "limpet/v1/deploy/web", &bytes);
-        assert_eq!(
-            fleet.controller.get("/api/v1/deployments/web")["image"],
-            "box",
-            "{what}"
-        );
+        assert_eq!(fleet.controller.get("/api/v1/deployments/web")["image"], "box", "{what}");
     }
     let events = fleet.controller.list("/api/v1/events?device=evil");
     let told = events.iter().any(|e| {
         e["kind"] == "message-refused"
-            && e["message"]
-                .as_str()
-                .unwrap()
-                .contains("limpet/v1/d/evil/up/")
+            && e["message"].as_str().unwrap().contains("limpet/v1/d/evil/up/")
     });
     assert!(told, "{events:?}");
-    assert_eq!(
-        fleet.until_phases("web", &["running"])[0]["pid"],
-        before[0]["pid"]
-    );
+    assert_eq!(fleet.until_phases("web", &["running"])[0]["pid"], before[0]["pid"]);
     fleet.controller.ok(&["scale", "web", "--replicas=2"]);
 }
 
@@ -166,10 +132,7 @@ fn clients_reach_their_own_topics_only() {
     let (lab, port) = (&fleet.lab, fleet.controller.mqtt_port);
     let refused = |client: &str, topic: &str| {
         let said = publish(lab, port, client, topic, b"x");
-        assert!(
-            said.to_lowercase().contains("not authorized"),
-            "{client} on {topic}: {said}"
-        );
+        assert!(said.to_lowercase().contains("not authorized"), "{client} on {topic}: {said}");
     };
     for topic in [
         "d/dev-0/desired",
@@ -180,29 +143,19 @@ fn clients_reach_their_own_topics_only() {
         "other",
     ] {
         refused("operator", &format!("limpet/v1/{topic}"));
-        refused(
-            "limpet/evil/0011223344556677",
-            &format!("limpet/v1/{topic}"),
-        );
+        refused("limpet/evil/0011223344556677", &format!("limpet/v1/{topic}"));
     }
     refused("limpet/evil/0011223344556677", "limpet/v1/deploy/web");
     let subscribe = |client: &str, filter: &str| {
         let port = port.to_string();
         let done = output(
             "mosquitto_sub",
-            &[
-                "-p", &port, "-V", "mqttv5", "-i", client, "-t", filter, "-W", "1",
-            ],
+            &["-p", &port, "-V", "mqttv5", "-i", client, "-t", filter, "-W", "1"],
         );
         done.out + &done.err
     };
-    for filter in [
-        "#",
-        "limpet/v1/#",
-        "limpet/v1/d/+/up/#",
-        "limpet/v1/d/dev-0/desired",
-        "$SYS/#",
-    ] {
+    for filter in ["#", "limpet/v1/#", "limpet/v1/d/+/up/#", "limpet/v1/d/dev-0/desired", "$SYS/#"]
+    {
         for client in ["operator", "limpet/evil/0011223344556677"] {
             let said = subscribe(client, filter).to_lowercase();
             assert!(
@@ -213,18 +166,10 @@ fn clients_reach_their_own_topics_only() {
         }
     }
     // Nobody takes a device's place with another key.
-    let said = publish(
-        lab,
-        port,
-        "limpet/dev-0/0011223344556677",
-        "limpet/v1/d/dev-0/up/hello",
-        b"x",
-    );
+    let said =
+        publish(lab, port, "limpet/dev-0/0011223344556677", "limpet/v1/d/dev-0/up/hello", b"x");
     assert!(said.to_lowercase().contains("not authorized"), "{said}");
-    assert_eq!(
-        fleet.controller.get("/api/v1/devices/dev-0")["presence"],
-        "online"
-    );
+    assert_eq!(fleet.controller.get("/api/v1/devices/dev-0")["presence"], "online");
 }
 
 /// A device on a broker that an attacker owns, and all that it has said there.
@@ -241,18 +186,14 @@ struct Owned {
 impl Owned {
     fn start() -> Self {
         let (lab, port) = (Lab::new(), free_port());
-        let config = lab.file(
-            "mosquitto.conf",
-            format!("listener {port} 127.0.0.1\nallow_anonymous true\n"),
-        );
+        let config = lab
+            .file("mosquitto.conf", format!("listener {port} 127.0.0.1\nallow_anonymous true\n"));
         let broker = Process::start(
             &lab.path("mosquitto.log"),
             "/usr/sbin/mosquitto".as_ref(),
             &["-c", &config.display().to_string()],
         );
-        eventually("mosquitto", || {
-            std::net::TcpStream::connect(("127.0.0.1", port)).ok()
-        });
+        eventually("mosquitto", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
         let log = lab.path("heard");
         let port_text = port.to_string();
         let heard = Process::start(
@@ -267,14 +208,7 @@ impl Owned {
             &format!("mqtt://127.0.0.1:{port}"),
             "keep_alive_s = 5\n",
         );
-        Self {
-            agent,
-            heard,
-            broker,
-            log,
-            port,
-            lab,
-        }
+        Self { agent, heard, broker, log, port, lab }
     }
 
     /// The payloads that the device has published on a topic, in order.
@@ -286,10 +220,7 @@ impl Owned {
                 .map(|n| u8::from_str_radix(&text[2 * n..2 * n + 2], 16).unwrap())
                 .collect()
         };
-        text.lines()
-            .filter_map(|line| line.strip_prefix(&topic))
-            .map(unhex)
-            .collect()
+        text.lines().filter_map(|line| line.strip_prefix(&topic)).map(unhex).collect()
     }
 
     fn send(&self, kind: Kind, payload: &[u8]) {
@@ -306,24 +237,13 @@ impl Owned {
             kind: Kind::Hello,
             signer: None,
         };
-        limpet_protocol::envelope::open(&bytes, expected)
-            .unwrap()
-            .read()
-            .unwrap()
+        limpet_protocol::envelope::open(&bytes, expected).unwrap().read().unwrap()
     }
 }
 
 fn desired(key: &SigningKey, device: &str, generation: u64, at_ms: u64) -> Vec<u8> {
-    let held = Held {
-        epoch: 1,
-        generation,
-    };
-    let state = DesiredState {
-        held,
-        at_ms,
-        reconnect_spread_ms: 0,
-        workloads: vec![],
-    };
+    let held = Held { epoch: 1, generation };
+    let state = DesiredState { held, at_ms, reconnect_spread_ms: 0, workloads: vec![] };
     let header = Header {
         prefix: "limpet/v1".into(),
         device: device.parse().unwrap(),
@@ -337,10 +257,8 @@ fn desired(key: &SigningKey, device: &str, generation: u64, at_ms: u64) -> Vec<u
 #[test]
 fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
     let mut owned = Owned::start();
-    let (mine, other) = (
-        SigningKey::from_seed(&[1; 32]).unwrap(),
-        SigningKey::from_seed(&[2; 32]).unwrap(),
-    );
+    let (mine, other) =
+        (SigningKey::from_seed(&[1; 32]).unwrap(), SigningKey::from_seed(&[2; 32]).unwrap());
     let hello = owned.hello();
     assert_eq!(hello.held, Held::default());
     let ack = |key: &SigningKey, connection| {
@@ -378,17 +296,12 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
             .iter()
             .map(|bytes| {
                 let report: limpet_protocol::Reported =
-                    limpet_protocol::envelope::open(bytes, expected)
-                        .unwrap()
-                        .read()
-                        .unwrap();
+                    limpet_protocol::envelope::open(bytes, expected).unwrap().read().unwrap();
                 report.applied.generation
             })
             .collect()
     };
-    eventually("generation 5", || {
-        applied(&owned).contains(&5).then_some(())
-    });
+    eventually("generation 5", || applied(&owned).contains(&5).then_some(()));
     // From here on: other keys, other devices, older and changed documents, garbage.
     owned.send(Kind::Desired, &desired(&other, "dev-0", 6, 1));
     owned.send(Kind::Desired, &desired(&mine, "dev-1", 7, 1));
@@ -425,20 +338,14 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
         (owned.heard("result").len() == 1).then_some(())
     });
     owned.send(Kind::Desired, &desired(&mine, "dev-0", 9, 1));
-    eventually("generation 9", || {
-        applied(&owned).contains(&9).then_some(())
-    });
+    eventually("generation 9", || applied(&owned).contains(&9).then_some(()));
     let mut seen = applied(&owned);
     seen.retain(|generation| *generation > 0);
     seen.dedup();
     assert_eq!(seen, [5, 9], "nothing else was ever applied");
     assert_eq!(owned.heard("result").len(), 1);
     let log = owned.agent.process.log();
-    for reason in [
-        "signed by",
-        "signed as limpet/v1 dev-1",
-        "not a signed message",
-    ] {
+    for reason in ["signed by", "signed as limpet/v1 dev-1", "not a signed message"] {
         assert!(log.contains(reason), "{reason} in {log}");
     }
     // The agent tells of it, and has not been restarted by any of it.

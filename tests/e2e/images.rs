@@ -8,16 +8,7 @@ use tar::EntryType;
 /// Runs a script in an image to its end; gives what it wrote.
 fn says(fleet: &Fleet, name: &str, image: &str, script: &str) -> String {
     let image = format!("--image={image}");
-    fleet.controller.ok(&[
-        "run",
-        name,
-        &image,
-        "--restart=never",
-        "--",
-        "sh",
-        "-c",
-        script,
-    ]);
+    fleet.controller.ok(&["run", name, &image, "--restart=never", "--", "sh", "-c", script]);
     fleet.controller.ok(&["logs", name, "--tail=1000"])
 }
 
@@ -26,35 +17,23 @@ fn every_form_of_an_image_runs() {
     let fleet = Fleet::start(1);
     let host = fleet.registry.host.clone();
     // As `node:alpine` is for everybody: docker.io/library, here from the mirror.
-    fleet
-        .registry
-        .push("library/node", "alpine", &Image::busybox());
+    fleet.registry.push("library/node", "alpine", &Image::busybox());
     assert_eq!(says(&fleet, "node", "node:alpine", "echo $FROM"), "image\n");
 
     let zstd = Image::of(vec![Image::busybox_layer().zstd()]);
     fleet.registry.push("forms/zstd", "1", &zstd);
-    assert_eq!(
-        says(&fleet, "zstd", &format!("{host}/forms/zstd:1"), "echo zstd"),
-        "zstd\n"
-    );
+    assert_eq!(says(&fleet, "zstd", &format!("{host}/forms/zstd:1"), "echo zstd"), "zstd\n");
 
     let plain = Image::of(vec![Image::busybox_layer().plain()]);
     let digest = fleet.registry.push("forms/plain", "1", &plain);
     assert_eq!(
-        says(
-            &fleet,
-            "plain",
-            &format!("{host}/forms/plain@{digest}"),
-            "echo plain"
-        ),
+        says(&fleet, "plain", &format!("{host}/forms/plain@{digest}"), "echo plain"),
         "plain\n"
     );
 
     // Docker's own media types, written by skopeo.
-    let (from, to) = (
-        format!("docker://{host}/library/box:latest"),
-        format!("docker://{host}/forms/docker:1"),
-    );
+    let (from, to) =
+        (format!("docker://{host}/library/box:latest"), format!("docker://{host}/forms/docker:1"));
     run(
         "skopeo",
         &[
@@ -68,17 +47,9 @@ fn every_form_of_an_image_runs() {
         ],
     );
     let raw = run("skopeo", &["inspect", "--raw", "--tls-verify=false", &to]);
-    assert!(
-        raw.contains("application/vnd.docker.distribution.manifest.v2+json"),
-        "{raw}"
-    );
+    assert!(raw.contains("application/vnd.docker.distribution.manifest.v2+json"), "{raw}");
     assert_eq!(
-        says(
-            &fleet,
-            "docker",
-            &format!("{host}/forms/docker:1"),
-            "echo docker"
-        ),
+        says(&fleet, "docker", &format!("{host}/forms/docker:1"), "echo docker"),
         "docker\n"
     );
 
@@ -89,29 +60,14 @@ fn every_form_of_an_image_runs() {
         fleet.registry.push("forms/index", "part", image);
     }
     let (wrong, right) = (other.manifest(), ours.manifest());
-    let index = registry::index(&[
-        ("s390x", &wrong),
-        (image::arch(), &right),
-        ("arm/v6", &wrong),
-    ]);
+    let index = registry::index(&[("s390x", &wrong), (image::arch(), &right), ("arm/v6", &wrong)]);
     fleet.registry.push_manifest("forms/index", "1", &index);
-    assert_eq!(
-        says(
-            &fleet,
-            "index",
-            &format!("{host}/forms/index:1"),
-            "echo index"
-        ),
-        "index\n"
-    );
+    assert_eq!(says(&fleet, "index", &format!("{host}/forms/index:1"), "echo index"), "index\n");
     let foreign = registry::index(&[("s390x", &wrong), ("arm/v6", &wrong)]);
     fleet.registry.push_manifest("forms/index", "2", &foreign);
     let name = format!("--image={host}/forms/index:2");
     let why = fleet.controller.fails(&["run", "foreign", &name]);
-    assert!(
-        why.contains("s390x") && why.contains("arm/v6"),
-        "it lists what there is: {why}"
-    );
+    assert!(why.contains("s390x") && why.contains("arm/v6"), "it lists what there is: {why}");
 }
 
 #[test]
@@ -142,11 +98,7 @@ fn layers_are_put_together_as_they_should_be() {
         .raw(owned, b"")
         .pax("SCHILY.xattr.user.colour", b"blue\n\0=")
         .file("described", 0o444, "")
-        .file(
-            &format!("{}/{}", "long".repeat(12), "n"),
-            0o644,
-            "long name",
-        )
+        .file(&format!("{}/{}", "long".repeat(12), "n"), 0o644, "long name")
         .entry("fifo", EntryType::Fifo, 0o644, b"", "")
         .file("deep/down/here", 0o644, "made");
     let image = Image::of(vec![lower.gzip(), upper.zstd()]);
@@ -170,14 +122,10 @@ fn layers_are_put_together_as_they_should_be() {
 
     // An image that shares its layers adds none.
     let before = folders(&layers).count();
-    let shared = Image {
-        run: json!({"Cmd": ["sh", "-c", "echo shared"], "Env": ["PATH=/bin"]}),
-        ..image
-    };
+    let shared =
+        Image { run: json!({"Cmd": ["sh", "-c", "echo shared"], "Env": ["PATH=/bin"]}), ..image };
     fleet.registry.push("library/shared", "latest", &shared);
-    fleet
-        .controller
-        .ok(&["run", "shared", "--image=shared", "--restart=never"]);
+    fleet.controller.ok(&["run", "shared", "--image=shared", "--restart=never"]);
     assert_eq!(folders(&layers).count(), before);
 }
 
@@ -221,11 +169,7 @@ fn what_an_image_must_not_do_is_refused_and_disturbs_nobody() {
             Layer::new().entry("dev/mem", EntryType::Char, 0o666, b"", ""),
             &["dev/mem", "device node"],
         ),
-        (
-            "huge",
-            Layer::new().raw(sparse, b""),
-            &["huge", "does not fit"],
-        ),
+        ("huge", Layer::new().raw(sparse, b""), &["huge", "does not fit"]),
         (
             "hard-out",
             Layer::new().entry("passwd", EntryType::Link, 0o644, b"", "../../etc/passwd"),
@@ -233,9 +177,7 @@ fn what_an_image_must_not_do_is_refused_and_disturbs_nobody() {
         ),
         (
             "sparse",
-            Layer::new()
-                .pax("GNU.sparse.major", b"1")
-                .file("s", 0o644, "x"),
+            Layer::new().pax("GNU.sparse.major", b"1").file("s", 0o644, "x"),
             &["is sparse"],
         ),
         (
@@ -246,12 +188,8 @@ fn what_an_image_must_not_do_is_refused_and_disturbs_nobody() {
     ];
     for (name, layer, texts) in cases {
         let image = Image::of(vec![Image::busybox_layer().gzip(), layer.gzip()]);
-        fleet
-            .registry
-            .push(&format!("library/{name}"), "latest", &image);
-        let why = fleet
-            .controller
-            .fails(&["run", name, &format!("--image={name}")]);
+        fleet.registry.push(&format!("library/{name}"), "latest", &image);
+        let why = fleet.controller.fails(&["run", name, &format!("--image={name}")]);
         for text in texts {
             assert!(why.contains(text), "{name}: no {text:?} in {why}");
         }
@@ -264,9 +202,7 @@ fn what_an_image_must_not_do_is_refused_and_disturbs_nobody() {
         .file("up/up-file", 0o644, "x");
     let image = Image::of(vec![Image::busybox_layer().gzip(), through.gzip()]);
     fleet.registry.push("library/through", "latest", &image);
-    let done = fleet
-        .controller
-        .limpet(&["run", "through", "--image=through"]);
+    let done = fleet.controller.limpet(&["run", "through", "--image=through"]);
     assert!(
         std::fs::read_dir(&outside).unwrap().next().is_none(),
         "nothing is written outside: {done:?}"
@@ -277,10 +213,7 @@ fn what_an_image_must_not_do_is_refused_and_disturbs_nobody() {
             && !Path::new("/etc/x").exists()
     );
     let now = fleet.until_phases("good", &["running"]);
-    assert_eq!(
-        (&now[0]["pid"], &now[0]["restarts"]),
-        (&good[0]["pid"], &json!(0))
-    );
+    assert_eq!((&now[0]["pid"], &now[0]["restarts"]), (&good[0]["pid"], &json!(0)));
     let left = folders(&fleet.agents[0].data.join("images/layers"))
         .filter(|path| path.extension().is_some());
     assert_eq!(left.count(), 0, "no half of a layer is left");
@@ -289,9 +222,7 @@ fn what_an_image_must_not_do_is_refused_and_disturbs_nobody() {
 #[test]
 fn documents_and_layers_that_lie_are_refused() {
     let fleet = Fleet::start(1);
-    let lying = Image::of(vec![
-        Image::busybox_layer().file("lie", 0o644, "lie").gzip(),
-    ]);
+    let lying = Image::of(vec![Image::busybox_layer().file("lie", 0o644, "lie").gzip()]);
     fleet.registry.push("library/lying", "latest", &lying);
     fleet.registry.corrupt(&lying.layers[0].packed);
     let why = fleet.controller.fails(&["run", "lying", "--image=lying"]);
@@ -304,10 +235,8 @@ fn documents_and_layers_that_lie_are_refused() {
     );
 
     // The archive is not the one that the config names.
-    let mut mixed = Image::of(vec![
-        Image::busybox_layer().gzip(),
-        Layer::new().file("a", 0o644, "a").gzip(),
-    ]);
+    let mut mixed =
+        Image::of(vec![Image::busybox_layer().gzip(), Layer::new().file("a", 0o644, "a").gzip()]);
     let other = Layer::new().file("b", 0o644, "b").gzip();
     mixed.layers[1].packed = other.packed;
     fleet.registry.push("library/mixed", "latest", &mixed);
@@ -315,26 +244,20 @@ fn documents_and_layers_that_lie_are_refused() {
     assert!(why.contains("unpacked layer sha256:"), "{why}");
 
     // Not a compressed archive at all.
-    let mut noise = Image::of(vec![
-        Image::busybox_layer().gzip(),
-        Layer::new().file("c", 0o644, "c").gzip(),
-    ]);
+    let mut noise =
+        Image::of(vec![Image::busybox_layer().gzip(), Layer::new().file("c", 0o644, "c").gzip()]);
     noise.layers[1].packed = b"this is no gzip".to_vec();
     fleet.registry.push("library/noise", "latest", &noise);
     let why = fleet.controller.fails(&["run", "noise", "--image=noise"]);
-    assert!(
-        why.contains("cannot decompress it") || why.contains("cannot read it"),
-        "{why}"
-    );
+    assert!(why.contains("cannot decompress it") || why.contains("cannot read it"), "{why}");
 }
 
 /// Bytes that no compression makes smaller.
 fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 1u64;
     let next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 56) as u8
     };
     std::iter::repeat_with(next).take(bytes).collect()
@@ -351,19 +274,12 @@ fn a_pull_that_is_cut_again_and_again_goes_on_where_it_was() {
     fleet.registry.push("library/big", "latest", &big);
     let proxy = Proxy::start(&fleet.registry.host);
     proxy.cut_after(400_000);
-    let config = format!(
-        "[registries.mirrors]\n\"docker.io\" = [\"{}\"]\n",
-        proxy.address
-    );
+    let config = format!("[registries.mirrors]\n\"docker.io\" = [\"{}\"]\n", proxy.address);
     let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller.mqtt, &config);
     fleet.agents.push(agent);
     fleet.until_online(1);
     fleet.controller.ok(&["run", "big", "--image=big"]);
-    let whole: u64 = big
-        .layers
-        .iter()
-        .map(|layer| layer.packed.len() as u64)
-        .sum();
+    let whole: u64 = big.layers.iter().map(|layer| layer.packed.len() as u64).sum();
     assert!(
         proxy.carried() < whole + whole / 4,
         "{} bytes for an image of {whole}",
@@ -371,18 +287,12 @@ fn a_pull_that_is_cut_again_and_again_goes_on_where_it_was() {
     );
 
     // A registry that stops for good in the middle says so, and is asked again later.
-    let more = Image::of(vec![
-        Layer::new().file("more", 0o644, noise(SIZE + 1)).gzip(),
-    ]);
+    let more = Image::of(vec![Layer::new().file("more", 0o644, noise(SIZE + 1)).gzip()]);
     fleet.registry.push("library/more", "latest", &more);
     proxy.cut_after(100_000);
-    fleet
-        .controller
-        .ok(&["run", "more", "--image=more", "--detach"]);
+    fleet.controller.ok(&["run", "more", "--image=more", "--detach"]);
     fleet.eventually("a part of it", || {
-        let blobs = std::fs::read_dir(fleet.agents[0].data.join("images/blobs"))
-            .unwrap()
-            .flatten();
+        let blobs = std::fs::read_dir(fleet.agents[0].data.join("images/blobs")).unwrap().flatten();
         blobs
             .filter(|b| b.path().extension().is_some_and(|e| e == "part"))
             .find(|b| b.metadata().is_ok_and(|m| m.len() > 100_000))
@@ -391,9 +301,7 @@ fn a_pull_that_is_cut_again_and_again_goes_on_where_it_was() {
     fleet.registry.process.kill();
     proxy.cut();
     let why = fleet.eventually("the reason", || {
-        let reason = fleet.workloads("more").first()?["message"]
-            .as_str()?
-            .to_owned();
+        let reason = fleet.workloads("more").first()?["message"].as_str()?.to_owned();
         reason.contains("cut off at").then_some(reason)
     });
     assert!(why.contains("layer sha256:"), "{why}");
@@ -401,9 +309,7 @@ fn a_pull_that_is_cut_again_and_again_goes_on_where_it_was() {
     proxy.cut_after(u64::MAX);
     // It has no program: that it gets so far as to say so means that the layer is complete.
     fleet.eventually("the layer", || {
-        let reason = fleet.workloads("more").first()?["message"]
-            .as_str()?
-            .to_owned();
+        let reason = fleet.workloads("more").first()?["message"].as_str()?.to_owned();
         reason.contains("no program \"sleep\"").then_some(())
     });
 }

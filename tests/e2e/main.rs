@@ -2,10 +2,7 @@
 //!
 //! Each test has a fleet of its own and leaves nothing behind.
 #![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
-#![expect(
-    clippy::too_many_lines,
-    reason = "a test tells one story from beginning to end"
-)]
+#![expect(clippy::too_many_lines, reason = "a test tells one story from beginning to end")]
 
 mod container;
 mod exits;

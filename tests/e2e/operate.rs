@@ -20,10 +20,7 @@ fn a_deployment_is_run_scaled_read_and_deleted() {
     let said = controller.ok(&["scale", "web", "--replicas=3"]);
     assert!(said.ends_with("web: 3 of 3 running\n"), "{said}");
     let workloads = fleet.until_phases("web", &["running"; 3]);
-    let mut devices: Vec<&str> = workloads
-        .iter()
-        .filter_map(|w| w["device"].as_str())
-        .collect();
+    let mut devices: Vec<&str> = workloads.iter().filter_map(|w| w["device"].as_str()).collect();
     devices.sort_unstable();
     assert_eq!(devices, ["dev-0", "dev-1", "dev-2"], "one on each device");
 
@@ -40,25 +37,16 @@ fn a_deployment_is_run_scaled_read_and_deleted() {
         "{all}"
     );
     let all = controller.ok(&["describe", "device", "dev-1"]);
-    assert!(
-        all.contains("online, heard") && all.contains("limit.memory"),
-        "{all}"
-    );
+    assert!(all.contains("online, heard") && all.contains("limit.memory"), "{all}");
     let one = controller.ok(&["get", "devices", "--select", "name=dev-2"]);
     assert!(one.contains("dev-2") && !one.contains("dev-1"), "{one}");
 
-    let mut lines: Vec<String> = controller
-        .ok(&["logs", "web"])
-        .lines()
-        .map(str::to_owned)
-        .collect();
+    let mut lines: Vec<String> =
+        controller.ok(&["logs", "web"]).lines().map(str::to_owned).collect();
     lines.sort_unstable();
     assert_eq!(lines.len(), 3, "{lines:?}");
     for (line, device) in lines.iter().zip(["dev-0/web.", "dev-1/web.", "dev-2/web."]) {
-        assert!(
-            line.starts_with(device) && line.ends_with(": hello"),
-            "{line}"
-        );
+        assert!(line.starts_with(device) && line.ends_with(": hello"), "{line}");
     }
 
     // The same manifest again changes nothing.
@@ -71,12 +59,8 @@ fn a_deployment_is_run_scaled_read_and_deleted() {
     assert!(fleet.workloads("web").is_empty());
     for agent in &fleet.agents {
         fleet.eventually("an empty device", || {
-            let containers = std::fs::read_dir(agent.run.join("containers"))
-                .unwrap()
-                .count();
-            let writable = std::fs::read_dir(agent.data.join("containers"))
-                .unwrap()
-                .count();
+            let containers = std::fs::read_dir(agent.run.join("containers")).unwrap().count();
+            let writable = std::fs::read_dir(agent.data.join("containers")).unwrap().count();
             (containers + writable + agent.shims().len() == 0).then_some(())
         });
     }
@@ -88,20 +72,11 @@ fn what_cannot_settle_says_why() {
     let controller = &fleet.controller;
 
     let why = controller.fails(&["run", "nowhere", "--image=box", "--select", "site=moon"]);
-    assert!(
-        why.contains("no device matches (dev-0: needs site=moon, has no label site)"),
-        "{why}"
-    );
+    assert!(why.contains("no device matches (dev-0: needs site=moon, has no label site)"), "{why}");
 
     let why = controller.fails(&["run", "absent", "--image=box:none"]);
-    assert!(
-        why.contains("dev-0/absent.0: image docker.io/library/box:none"),
-        "{why}"
-    );
-    assert!(
-        why.contains(&fleet.registry.host) && why.contains("not found"),
-        "{why}"
-    );
+    assert!(why.contains("dev-0/absent.0: image docker.io/library/box:none"), "{why}");
+    assert!(why.contains(&fleet.registry.host) && why.contains("not found"), "{why}");
 
     let why = controller.fails(&[
         "run",
@@ -112,20 +87,11 @@ fn what_cannot_settle_says_why() {
         "-c",
         "echo no config; exit 1",
     ]);
-    assert!(
-        why.contains("dev-0/broken.0: exited with 1 again and again"),
-        "{why}"
-    );
-    assert!(
-        why.contains("its last lines:") && why.contains("no config"),
-        "{why}"
-    );
+    assert!(why.contains("dev-0/broken.0: exited with 1 again and again"), "{why}");
+    assert!(why.contains("its last lines:") && why.contains("no config"), "{why}");
 
     let why = controller.fails(&["run", "typo", "--image=box", "--", "/bin/nothing"]);
-    assert!(
-        why.contains("the image has no program /bin/nothing"),
-        "{why}"
-    );
+    assert!(why.contains("the image has no program /bin/nothing"), "{why}");
 
     let why = controller.fails(&["run", "large", "--image=box", "--memory=1000Gi"]);
     assert!(why.contains("bytes of memory, has"), "{why}");
@@ -145,25 +111,13 @@ fn a_log_is_followed_until_its_container_ends() {
     let fleet = Fleet::start(1);
     let script =
         "n=0; while [ $n -lt 40 ]; do echo line $n; n=$((n+1)); sleep 0.05; done; echo oops >&2";
-    let detached = [
-        "run",
-        "count",
-        "--image=box",
-        "--restart=never",
-        "--detach",
-        "--",
-        "sh",
-        "-c",
-        script,
-    ];
+    let detached =
+        ["run", "count", "--image=box", "--restart=never", "--detach", "--", "sh", "-c", script];
     fleet.controller.ok(&detached);
     fleet.until_phases("count", &["running"]);
     let followed = fleet.controller.limpet(&["logs", "count", "-f"]);
     let expected: String = (0..40).map(|n| format!("line {n}\n")).collect();
-    assert_eq!(
-        (followed.out, followed.err),
-        (expected, "oops\n".to_owned())
-    );
+    assert_eq!((followed.out, followed.err), (expected, "oops\n".to_owned()));
     let tail = fleet.controller.ok(&["logs", "dev-0/count.0", "--tail=2"]);
     assert_eq!(tail, "line 39\n");
 }
@@ -171,17 +125,12 @@ fn a_log_is_followed_until_its_container_ends() {
 #[test]
 fn everywhere_is_every_device_and_those_that_come_later() {
     let mut fleet = Fleet::start(1);
-    fleet
-        .controller
-        .ok(&["run", "all", "--image=box", "--everywhere"]);
+    fleet.controller.ok(&["run", "all", "--image=box", "--everywhere"]);
     let (lab, mqtt) = (&fleet.lab, fleet.controller.mqtt.clone());
     let second = limpet_tests::Agent::start(lab, "dev-1", &mqtt, &fleet.registry);
     fleet.agents.push(second);
     let all = fleet.until_phases("all", &["running", "running"]);
-    assert_eq!(
-        (all[0]["id"].as_str(), all[1]["device"].as_str()),
-        (Some("all"), Some("dev-1"))
-    );
+    assert_eq!((all[0]["id"].as_str(), all[1]["device"].as_str()), (Some("all"), Some("dev-1")));
 }
 
 #[test]
@@ -190,10 +139,7 @@ fn the_command_line_answers_for_itself() {
     let controller = &fleet.controller;
     assert!(controller.ok(&["version"]).starts_with("limpet 0."));
     for shell in ["bash", "zsh", "fish"] {
-        assert!(
-            controller.ok(&["completion", shell]).contains("limpet"),
-            "{shell}"
-        );
+        assert!(controller.ok(&["completion", shell]).contains("limpet"), "{shell}");
     }
     for verb in [
         "up",
@@ -223,23 +169,9 @@ fn the_command_line_answers_for_itself() {
         &["get", "devices", "--server", "http://127.0.0.1:1"],
     );
     assert_eq!(absent.status, 1);
-    assert!(
-        absent
-            .err
-            .contains("no controller answers at http://127.0.0.1:1"),
-        "{absent:?}"
-    );
+    assert!(absent.err.contains("no controller answers at http://127.0.0.1:1"), "{absent:?}");
     let document = controller.get("/api/v1/openapi.json");
-    for path in [
-        "deployments",
-        "deployments/{name}/scale",
-        "devices",
-        "workloads",
-        "events",
-    ] {
-        assert!(
-            document["paths"][format!("/api/v1/{path}")].is_object(),
-            "{path}"
-        );
+    for path in ["deployments", "deployments/{name}/scale", "devices", "workloads", "events"] {
+        assert!(document["paths"][format!("/api/v1/{path}")].is_object(), "{path}");
     }
 }

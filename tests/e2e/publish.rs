@@ -4,10 +4,8 @@ use limpet_tests::{Fleet, Value, json, run};
 
 /// Publishes with mosquitto_pub.
 fn publish(fleet: &Fleet, name: &str, payload: &[&str]) -> String {
-    let (port, topic) = (
-        fleet.controller.mqtt_port.to_string(),
-        format!("limpet/v1/deploy/{name}"),
-    );
+    let (port, topic) =
+        (fleet.controller.mqtt_port.to_string(), format!("limpet/v1/deploy/{name}"));
     let args = ["-p", &port, "-V", "mqttv5", "-q", "1", "-t", &topic];
     let done = limpet_tests::output("mosquitto_pub", &[&args[..], payload].concat());
     done.out + &done.err
@@ -15,14 +13,9 @@ fn publish(fleet: &Fleet, name: &str, payload: &[&str]) -> String {
 
 /// The retained answer, with mosquitto_sub.
 fn answer(fleet: &Fleet, name: &str) -> Value {
-    let (port, topic) = (
-        fleet.controller.mqtt_port.to_string(),
-        format!("limpet/v1/deploy/{name}/result"),
-    );
-    let text = run(
-        "mosquitto_sub",
-        &["-p", &port, "-t", &topic, "-C", "1", "-W", "30"],
-    );
+    let (port, topic) =
+        (fleet.controller.mqtt_port.to_string(), format!("limpet/v1/deploy/{name}/result"));
+    let text = run("mosquitto_sub", &["-p", &port, "-t", &topic, "-C", "1", "-W", "30"]);
     serde_json::from_str(&text).unwrap()
 }
 
@@ -61,10 +54,7 @@ fn yaml_json_and_cbor_are_deployments_and_nothing_is_an_end() {
     publish(&fleet, "y", &["-n"]);
     let again = answer(&fleet, "y");
     assert!(
-        again["faults"][0]["message"]
-            .as_str()
-            .unwrap()
-            .contains("there is no such deployment"),
+        again["faults"][0]["message"].as_str().unwrap().contains("there is no such deployment"),
         "{again}"
     );
 }
@@ -77,42 +67,21 @@ fn a_bad_manifest_changes_nothing_and_every_fault_is_named() {
     let long = "a".repeat(300);
     let long_name = format!("name: {long}\nimage: box");
     for (manifest, faults) in [
-        (
-            "image: box\nreplica: 2",
-            &["replica|2|did you mean `replicas`?"][..],
-        ),
-        (
-            "image: box\nreplicas: many",
-            &["replicas|2|must be a whole number"],
-        ),
-        (
-            "image: box\nreplicas: -1",
-            &["replicas|2|must be 0 to 1000, is -1"],
-        ),
-        (
-            "image: box\nreplicas: 10000",
-            &["replicas|2|must be 0 to 1000, is 10000"],
-        ),
-        (
-            "image: [box]\nargs: sleep",
-            &["image|1|must be", "args|2|must be a list"],
-        ),
+        ("image: box\nreplica: 2", &["replica|2|did you mean `replicas`?"][..]),
+        ("image: box\nreplicas: many", &["replicas|2|must be a whole number"]),
+        ("image: box\nreplicas: -1", &["replicas|2|must be 0 to 1000, is -1"]),
+        ("image: box\nreplicas: 10000", &["replicas|2|must be 0 to 1000, is 10000"]),
+        ("image: [box]\nargs: sleep", &["image|1|must be", "args|2|must be a list"]),
         ("image: box\nname: a/b", &["name|2|use lower-case letters"]),
         (&long_name, &["name|1|must have 1 to 63 characters"]),
         ("replicas: 1", &["image||is missing"]),
         (
             "image: box\nresources:\n  memory: 64Q\n  cpus: -1",
-            &[
-                "resources.memory|3|write 64Mi",
-                "resources.cpus|4|write 0.5",
-            ],
+            &["resources.memory|3|write 64Mi", "resources.cpus|4|write 0.5"],
         ),
         ("image: box\n\tx: 1", &["||"]),
         ("{\"image\": \"box\",", &["||"]),
-        (
-            "image: box\nstop: {signal: SIGNOPE}",
-            &["stop.signal|2|is not a signal"],
-        ),
+        ("image: box\nstop: {signal: SIGNOPE}", &["stop.signal|2|is not a signal"]),
         ("- a\n- b", &["||must be fields with values"]),
     ] {
         publish(&fleet, "web", &["-m", manifest]);
@@ -125,10 +94,7 @@ fn a_bad_manifest_changes_nothing_and_every_fault_is_named() {
             .unwrap()
             .iter()
             .map(|fault| {
-                let line = fault["line"]
-                    .as_u64()
-                    .map(|line| line.to_string())
-                    .unwrap_or_default();
+                let line = fault["line"].as_u64().map(|line| line.to_string()).unwrap_or_default();
                 format!(
                     "{}|{line}|{}",
                     fault["path"].as_str().unwrap(),
@@ -147,9 +113,8 @@ fn a_bad_manifest_changes_nothing_and_every_fault_is_named() {
         }
         // A good one in between, so that the next answer is a new one.
         publish(&fleet, "web", &["-m", "image: box"]);
-        fleet.eventually("the answer", || {
-            (answer(&fleet, "web")["accepted"] == true).then_some(())
-        });
+        fleet
+            .eventually("the answer", || (answer(&fleet, "web")["accepted"] == true).then_some(()));
     }
     let after = fleet.workloads("web");
     assert_eq!(
@@ -169,11 +134,7 @@ fn names_that_cannot_be_are_refused_where_they_come_in() {
             "{name}: {said}"
         );
     }
-    let file = fleet
-        .lab
-        .file("m.yaml", format!("name: {long}\nimage: box"))
-        .display()
-        .to_string();
+    let file = fleet.lab.file("m.yaml", format!("name: {long}\nimage: box")).display().to_string();
     let why = fleet.controller.fails(&["apply", "-f", &file]);
     assert!(
         why.contains(&format!("{file}:1: name: ")) && why.contains("must have 1 to 63 characters"),
@@ -191,16 +152,7 @@ fn a_retained_publish_is_an_order_once_and_not_kept() {
     let port = fleet.controller.mqtt_port.to_string();
     let kept = limpet_tests::output(
         "mosquitto_sub",
-        &[
-            "-p",
-            &port,
-            "-t",
-            "limpet/v1/deploy/web",
-            "-C",
-            "1",
-            "-W",
-            "1",
-        ],
+        &["-p", &port, "-t", "limpet/v1/deploy/web", "-C", "1", "-W", "1"],
     );
     assert_eq!(kept.out, "", "nothing is retained");
     fleet.controller.kill();

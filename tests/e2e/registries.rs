@@ -14,16 +14,10 @@ const BASIC: &str = "dXNlcjpzZWNyZXQ=";
 /// Two devices: one has credentials for a registry, the other has none.
 fn devices(fleet: &mut Fleet, registry: &str) {
     let credentials = format!(r#"{{"auths": {{"{registry}": {{"auth": "{BASIC}"}}}}}}"#);
-    let credentials = fleet
-        .lab
-        .file("credentials.json", credentials)
-        .display()
-        .to_string();
+    let credentials = fleet.lab.file("credentials.json", credentials).display().to_string();
     let known = format!("[registries]\ncredentials = '{credentials}'\n[labels]\nknown = 'yes'\n");
     let mqtt = fleet.controller.mqtt.clone();
-    fleet
-        .agents
-        .push(Agent::with_config(&fleet.lab, "known", &mqtt, &known));
+    fleet.agents.push(Agent::with_config(&fleet.lab, "known", &mqtt, &known));
     fleet.agents.push(Agent::with_config(
         &fleet.lab,
         "stranger",
@@ -36,12 +30,8 @@ fn devices(fleet: &mut Fleet, registry: &str) {
 /// The device with credentials gets the image; the other one says what it lacks.
 fn check(fleet: &Fleet, registry: &str) -> String {
     let image = format!("--image={registry}/private/box:1");
-    fleet
-        .controller
-        .ok(&["run", "web", &image, "--select", "known=yes"]);
-    fleet
-        .controller
-        .fails(&["run", "not", &image, "--select", "known=no"])
+    fleet.controller.ok(&["run", "web", &image, "--select", "known=yes"]);
+    fleet.controller.fails(&["run", "not", &image, "--select", "known=no"])
 }
 
 #[test]
@@ -54,10 +44,7 @@ fn a_password_is_given_where_it_is_asked_for() {
     registry.push("private/box", "1", &Image::busybox());
     devices(&mut fleet, &registry.host);
     let why = check(&fleet, &registry.host);
-    assert!(
-        why.contains("it wants credentials, and there are none for"),
-        "{why}"
-    );
+    assert!(why.contains("it wants credentials, and there are none for"), "{why}");
 }
 
 #[test]
@@ -75,10 +62,7 @@ fn a_token_is_fetched_where_it_is_asked_for() {
     registry.push("private/box", "1", &Image::busybox());
     // Ends with the test's process; it holds nothing.
     std::thread::spawn(move || {
-        listener
-            .incoming()
-            .flatten()
-            .for_each(|stream| issuer.answer(stream))
+        listener.incoming().flatten().for_each(|stream| issuer.answer(stream))
     });
     devices(&mut fleet, &registry.host);
     let why = check(&fleet, &registry.host);
@@ -98,23 +82,10 @@ impl Issuer {
         let (key, certificate) = (path("key.der"), path("cert.pem"));
         let pem = path("key.pem");
         let curve = "ec_paramgen_curve:P-256";
+        run("openssl", &["genpkey", "-algorithm", "EC", "-pkeyopt", curve, "-out", &pem]);
         run(
             "openssl",
-            &[
-                "genpkey",
-                "-algorithm",
-                "EC",
-                "-pkeyopt",
-                curve,
-                "-out",
-                &pem,
-            ],
-        );
-        run(
-            "openssl",
-            &[
-                "pkcs8", "-topk8", "-nocrypt", "-in", &pem, "-outform", "DER", "-out", &key,
-            ],
+            &["pkcs8", "-topk8", "-nocrypt", "-in", &pem, "-outform", "DER", "-out", &key],
         );
         run(
             "openssl",
@@ -140,17 +111,11 @@ impl Issuer {
         let pkcs8 = std::fs::read(key).unwrap();
         let key =
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pkcs8, &random).unwrap();
-        Self {
-            key,
-            certificate: body,
-        }
+        Self { key, certificate: body }
     }
 
     fn token(&self) -> String {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap()
-            .as_secs();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         let header = json!({"typ": "JWT", "alg": "ES256", "x5c": [self.certificate]});
         let claims = json!({
             "iss": "test", "sub": "user", "aud": "test", "jti": "1",
@@ -162,17 +127,12 @@ impl Issuer {
             base64url(header.to_string().as_bytes()),
             base64url(claims.to_string().as_bytes())
         );
-        let signature = self
-            .key
-            .sign(&ring::rand::SystemRandom::new(), signed.as_bytes())
-            .unwrap();
+        let signature = self.key.sign(&ring::rand::SystemRandom::new(), signed.as_bytes()).unwrap();
         format!("{signed}.{}", base64url(signature.as_ref()))
     }
 
     fn answer(&self, mut stream: TcpStream) {
-        let mut lines = BufReader::new(stream.try_clone().unwrap())
-            .lines()
-            .map_while(Result::ok);
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
         let asked = lines.next().unwrap_or_default();
         let authorized = lines
             .take_while(|line| !line.is_empty())
@@ -195,9 +155,7 @@ impl Issuer {
 fn base64url(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let group = |chunk: &[u8]| {
-        let bits = chunk
-            .iter()
-            .fold(0u32, |bits, byte| bits << 8 | u32::from(*byte))
+        let bits = chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte))
             << (8 * (3 - chunk.len()));
         let digits =
             (0..=chunk.len()).map(|n| DIGITS[(bits >> (18 - 6 * n)) as usize & 63] as char);
@@ -212,13 +170,8 @@ fn a_registry_shows_a_certificate_that_is_trusted() {
     let folder = fleet.lab.path("tls");
     std::fs::create_dir(&folder).unwrap();
     let path = |name: &str| folder.join(name).display().to_string();
-    let (ca, ca_key, key, request, certificate) = (
-        path("ca.pem"),
-        path("ca.key"),
-        path("key.pem"),
-        path("request.pem"),
-        path("cert.pem"),
-    );
+    let (ca, ca_key, key, request, certificate) =
+        (path("ca.pem"), path("ca.key"), path("key.pem"), path("request.pem"), path("cert.pem"));
     run(
         "openssl",
         &[
@@ -253,11 +206,7 @@ fn a_registry_shows_a_certificate_that_is_trusted() {
             &request,
         ],
     );
-    let names = fleet
-        .lab
-        .file("names", "subjectAltName=IP:127.0.0.1\n")
-        .display()
-        .to_string();
+    let names = fleet.lab.file("names", "subjectAltName=IP:127.0.0.1\n").display().to_string();
     run(
         "openssl",
         &[
@@ -297,21 +246,10 @@ fn a_registry_shows_a_certificate_that_is_trusted() {
         format!("[registries]\ncertificates = '{ca}'\n{mirror}[labels]\ntrusts = 'yes'\n");
     let wary = format!("{mirror}[labels]\ntrusts = 'no'\n");
     let mqtt = fleet.controller.mqtt.clone();
-    fleet
-        .agents
-        .push(Agent::with_config(&fleet.lab, "trusting", &mqtt, &trusting));
-    fleet
-        .agents
-        .push(Agent::with_config(&fleet.lab, "wary", &mqtt, &wary));
+    fleet.agents.push(Agent::with_config(&fleet.lab, "trusting", &mqtt, &trusting));
+    fleet.agents.push(Agent::with_config(&fleet.lab, "wary", &mqtt, &wary));
     fleet.until_online(2);
-    fleet
-        .controller
-        .ok(&["run", "web", "--image=box", "--select", "trusts=yes"]);
-    let why = fleet
-        .controller
-        .fails(&["run", "not", "--image=box", "--select", "trusts=no"]);
-    assert!(
-        why.contains(&host) && why.contains("UnknownIssuer"),
-        "{why}"
-    );
+    fleet.controller.ok(&["run", "web", "--image=box", "--select", "trusts=yes"]);
+    let why = fleet.controller.fails(&["run", "not", "--image=box", "--select", "trusts=no"]);
+    assert!(why.contains(&host) && why.contains("UnknownIssuer"), "{why}");
 }

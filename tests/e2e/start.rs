@@ -14,12 +14,8 @@ fn refused(done: &Output, status: i32, texts: &[&str]) {
 fn plain_text_is_for_loopback_and_must_be_asked_for() {
     let lab = Lab::new();
     let data = lab.path("data").display().to_string();
-    let up = |args: &[&str]| {
-        output(
-            program("limpet"),
-            &[&["up", "--data-dir", &data], args].concat(),
-        )
-    };
+    let up =
+        |args: &[&str]| output(program("limpet"), &[&["up", "--data-dir", &data], args].concat());
     refused(&up(&[]), 1, &["limpet up --insecure"]);
     refused(
         &up(&["--insecure", "--listen", "0.0.0.0:0"]),
@@ -31,11 +27,7 @@ fn plain_text_is_for_loopback_and_must_be_asked_for() {
         1,
         &["--mqtt-listen 10.1.2.3:1883"],
     );
-    refused(
-        &up(&["--insecure", "--listen", "nonsense"]),
-        2,
-        &["nonsense"],
-    );
+    refused(&up(&["--insecure", "--listen", "nonsense"]), 2, &["nonsense"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     refused(
@@ -45,36 +37,15 @@ fn plain_text_is_for_loopback_and_must_be_asked_for() {
     );
 
     let run = |args: &[&str]| {
-        output(
-            program("limpet-agent"),
-            &[&["run", "--data-dir", &data], args].concat(),
-        )
+        output(program("limpet-agent"), &[&["run", "--data-dir", &data], args].concat())
     };
-    refused(
-        &run(&["--broker", "mqtt://127.0.0.1:1"]),
-        2,
-        &["--insecure"],
-    );
+    refused(&run(&["--broker", "mqtt://127.0.0.1:1"]), 2, &["--insecure"]);
     refused(&run(&["--insecure"]), 2, &["--broker mqtt://HOST:PORT"]);
-    refused(
-        &run(&["--insecure", "--broker", "http://x"]),
-        2,
-        &["write mqtt://HOST:PORT"],
-    );
-    refused(
-        &run(&["--insecure", "--nonsense"]),
-        2,
-        &["--nonsense", "limpet-agent --help"],
-    );
-    let config = lab.file(
-        "agent.toml",
-        "broker = 'mqtt://127.0.0.1:1'\ninsecure = true\nkeepalive = 3\n",
-    );
-    refused(
-        &run(&["--config", &config.display().to_string()]),
-        2,
-        &["agent.toml", "keepalive"],
-    );
+    refused(&run(&["--insecure", "--broker", "http://x"]), 2, &["write mqtt://HOST:PORT"]);
+    refused(&run(&["--insecure", "--nonsense"]), 2, &["--nonsense", "limpet-agent --help"]);
+    let config =
+        lab.file("agent.toml", "broker = 'mqtt://127.0.0.1:1'\ninsecure = true\nkeepalive = 3\n");
+    refused(&run(&["--config", &config.display().to_string()]), 2, &["agent.toml", "keepalive"]);
 }
 
 #[test]
@@ -93,9 +64,7 @@ fn a_folder_of_a_newer_version_is_left_alone() {
         assert_eq!(ended.code(), Some(1));
         let said = agent.process.log();
         assert!(
-            said.contains(&format!(
-                "{name} was written by a newer version of limpet-agent"
-            )),
+            said.contains(&format!("{name} was written by a newer version of limpet-agent")),
             "{said}"
         );
         assert_eq!(std::fs::read(&path).unwrap(), newer, "it is not touched");
@@ -108,10 +77,7 @@ fn a_folder_of_a_newer_version_is_left_alone() {
     let store = fleet.lab.path("controller/limpet.db");
     limpet_tests::run(
         "sqlite3",
-        &[
-            store.display().to_string().as_str(),
-            "PRAGMA user_version = 99",
-        ],
+        &[store.display().to_string().as_str(), "PRAGMA user_version = 99"],
     );
     let data = fleet.lab.path("controller").display().to_string();
     let done = output(
@@ -130,10 +96,7 @@ fn a_folder_of_a_newer_version_is_left_alone() {
     refused(&done, 1, &["limpet.db", "newer version"]);
     limpet_tests::run(
         "sqlite3",
-        &[
-            store.display().to_string().as_str(),
-            "PRAGMA user_version = 1",
-        ],
+        &[store.display().to_string().as_str(), "PRAGMA user_version = 1"],
     );
     fleet.controller.restart();
     fleet.until_phases("web", &["running"]);
@@ -155,20 +118,9 @@ fn one_folder_has_one_user() {
     let data = agent.data.display().to_string();
     let done = output(
         program("limpet-agent"),
-        &[
-            "run",
-            "--insecure",
-            "--broker",
-            &fleet.controller.mqtt,
-            "--data-dir",
-            &data,
-        ],
+        &["run", "--insecure", "--broker", &fleet.controller.mqtt, "--data-dir", &data],
     );
-    refused(
-        &done,
-        1,
-        &["another agent uses the data folder", "--data-dir"],
-    );
+    refused(&done, 1, &["another agent uses the data folder", "--data-dir"]);
     let data = fleet.lab.path("controller").display().to_string();
     let done = output(
         program("limpet"),
@@ -198,8 +150,7 @@ fn a_second_agent_with_the_same_id_is_refused_and_the_first_goes_on() {
     );
     let lab = Lab::new();
     let mut twin = Agent::with_config(&lab, "dev-0", &fleet.controller.mqtt, &config);
-    twin.process
-        .until_said("the controller refused this device");
+    twin.process.until_said("the controller refused this device");
     twin.process.until_said("choose another with --device-id");
     fleet.eventually("the controller's event", || {
         let events = fleet.controller.list("/api/v1/events?device=dev-0");

@@ -16,10 +16,7 @@ fn kill(workload: &Value) {
 fn in_order(story: &[String], texts: &[&str]) {
     let mut rest = story.iter();
     for text in texts {
-        assert!(
-            rest.any(|line| line.contains(text)),
-            "no {text:?} in its place in {story:#?}"
-        );
+        assert!(rest.any(|line| line.contains(text)), "no {text:?} in its place in {story:#?}");
     }
 }
 
@@ -27,9 +24,7 @@ fn in_order(story: &[String], texts: &[&str]) {
 fn a_killed_agent_goes_on_with_what_runs_and_replaces_what_does_not() {
     let mut fleet = Fleet::start(1);
     let script = "n=0; while :; do echo $n; n=$((n+1)); sleep 0.05; done";
-    fleet
-        .controller
-        .ok(&["run", "stays", "--image=box", "--", "sh", "-c", script]);
+    fleet.controller.ok(&["run", "stays", "--image=box", "--", "sh", "-c", script]);
     fleet.controller.ok(&["run", "dies", "--image=box"]);
     let stays = fleet.until_phases("stays", &["running"]).remove(0);
     let dies = fleet.until_phases("dies", &["running"]).remove(0);
@@ -54,18 +49,11 @@ fn a_killed_agent_goes_on_with_what_runs_and_replaces_what_does_not() {
     );
     assert_eq!(start_time(pid(&now)), began);
 
-    in_order(
-        &fleet.story("dies"),
-        &["started pid", "exited killed by SIGKILL", "started pid"],
-    );
+    in_order(&fleet.story("dies"), &["started pid", "exited killed by SIGKILL", "started pid"]);
     in_order(&fleet.story("stays"), &["started pid", "adopted pid"]);
     let log = fleet.controller.ok(&["logs", "stays", "--tail=10000"]);
     let numbers: Vec<usize> = log.lines().map(|line| line.parse().unwrap()).collect();
-    assert_eq!(
-        numbers,
-        (0..numbers.len()).collect::<Vec<_>>(),
-        "it kept logging"
-    );
+    assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "it kept logging");
 }
 
 #[test]
@@ -85,16 +73,11 @@ fn an_exit_while_the_agent_is_down_is_reported_truly() {
     fleet.controller.ok(&args);
     fleet.until_phases("brief", &["running"]);
     fleet.agents[0].kill();
-    fleet.eventually("its end", || {
-        fleet.agents[0].shims().is_empty().then_some(())
-    });
+    fleet.eventually("its end", || fleet.agents[0].shims().is_empty().then_some(()));
     fleet.agents[0].restart();
     let ended = fleet.until_phases("brief", &["failed"]).remove(0);
     assert_eq!(ended["exit"], limpet_tests::json!({"code": 9}));
-    in_order(
-        &fleet.story("brief"),
-        &["started pid", "exited exited with 9"],
-    );
+    in_order(&fleet.story("brief"), &["started pid", "exited exited with 9"]);
 }
 
 #[test]
@@ -110,10 +93,7 @@ fn a_killed_container_is_replaced_at_once_then_with_back_off() {
         });
     }
     let story = fleet.story("web");
-    let backoffs = story
-        .iter()
-        .filter(|line| line.starts_with("backoff"))
-        .count();
+    let backoffs = story.iter().filter(|line| line.starts_with("backoff")).count();
     assert_eq!(backoffs, 1, "none before the first restart: {story:#?}");
     in_order(
         &story,
@@ -130,9 +110,7 @@ fn a_killed_container_is_replaced_at_once_then_with_back_off() {
 #[test]
 fn a_killed_controller_knows_all_again_and_devices_only_reconnect() {
     let mut fleet = Fleet::start(2);
-    fleet
-        .controller
-        .ok(&["run", "web", "--image=box", "--replicas=2"]);
+    fleet.controller.ok(&["run", "web", "--image=box", "--replicas=2"]);
     let before = fleet.until_phases("web", &["running", "running"]);
     let events = fleet.controller.list("/api/v1/events?limit=10000").len();
     fleet.controller.kill();
@@ -154,25 +132,18 @@ fn a_killed_controller_knows_all_again_and_devices_only_reconnect() {
     fleet.controller.stop();
     fleet.controller.restart();
     fleet.until_online(2);
-    assert_eq!(
-        fleet.until_phases("web", &["running"; 3])[1]["pid"],
-        before[1]["pid"]
-    );
+    assert_eq!(fleet.until_phases("web", &["running"; 3])[1]["pid"], before[1]["pid"]);
 }
 
 #[test]
 fn after_a_power_cut_workloads_run_again_without_a_controller() {
     let mut fleet = Fleet::start(1);
-    fleet
-        .controller
-        .ok(&["run", "web", "--image=box", "--replicas=2"]);
+    fleet.controller.ok(&["run", "web", "--image=box", "--replicas=2"]);
     fleet.controller.kill();
     fleet.registry.process.kill();
     fleet.agents[0].power_cut();
     fleet.agents[0].restart();
-    fleet.eventually("both workloads", || {
-        (fleet.agents[0].shims().len() == 2).then_some(())
-    });
+    fleet.eventually("both workloads", || (fleet.agents[0].shims().len() == 2).then_some(()));
     fleet.controller.restart();
     fleet.until_online(1);
     fleet.eventually("the news", || {
@@ -180,10 +151,7 @@ fn after_a_power_cut_workloads_run_again_without_a_controller() {
         let again = |w: &Value| w["phase"] == "running" && w["restarts"] == 1;
         now.iter().all(again).then_some(())
     });
-    in_order(
-        &fleet.story("web"),
-        &["started", "exited ended unseen", "started"],
-    );
+    in_order(&fleet.story("web"), &["started", "exited ended unseen", "started"]);
 }
 
 #[test]
@@ -194,35 +162,17 @@ fn events_of_an_outage_arrive_once_and_in_order() {
     for agent_restarts in 0..3 {
         fleet.agents[0].kill();
         fleet.agents[0].restart();
-        fleet.agents[0]
-            .process
-            .until_said(&format!("device dev-0 with {} containers", 1));
+        fleet.agents[0].process.until_said(&format!("device dev-0 with {} containers", 1));
         assert!(agent_restarts < 3);
     }
     fleet.controller.restart();
     fleet.until_online(1);
-    let adopted = || {
-        fleet
-            .story("web")
-            .iter()
-            .filter(|line| line.starts_with("adopted"))
-            .count()
-    };
-    fleet.eventually("the events of the outage", || {
-        (adopted() >= 1).then_some(())
-    });
-    let seqs: Vec<Value> = fleet
-        .controller
-        .list("/api/v1/events?device=dev-0&limit=10000");
-    let numbers: Vec<u64> = seqs
-        .iter()
-        .filter_map(|event| event["seq"].as_u64())
-        .collect();
+    let adopted = || fleet.story("web").iter().filter(|line| line.starts_with("adopted")).count();
+    fleet.eventually("the events of the outage", || (adopted() >= 1).then_some(()));
+    let seqs: Vec<Value> = fleet.controller.list("/api/v1/events?device=dev-0&limit=10000");
+    let numbers: Vec<u64> = seqs.iter().filter_map(|event| event["seq"].as_u64()).collect();
     assert!(numbers.is_sorted());
-    let started = seqs
-        .iter()
-        .filter(|event| event["kind"] == "agent-started")
-        .count();
+    let started = seqs.iter().filter(|event| event["kind"] == "agent-started").count();
     assert!((2..=4).contains(&started), "{started} starts are told of");
     assert_eq!(fleet.workloads("web")[0]["restarts"], 0);
 }

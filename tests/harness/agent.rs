@@ -85,9 +85,7 @@ impl Agent {
         for mount in hierarchies() {
             clear(&mount.join(self.cgroup.trim_start_matches('/')));
         }
-        eventually("the end of all shims", || {
-            self.shims().is_empty().then_some(())
-        });
+        eventually("the end of all shims", || self.shims().is_empty().then_some(()));
     }
 }
 
@@ -135,9 +133,7 @@ fn signal_kill(pid: i32) {
 pub fn hierarchies() -> Vec<PathBuf> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let lines = text.lines().filter(|line| line.contains(" - cgroup"));
-    lines
-        .filter_map(|line| Some(PathBuf::from(line.split(' ').nth(4)?)))
-        .collect()
+    lines.filter_map(|line| Some(PathBuf::from(line.split(' ').nth(4)?))).collect()
 }
 
 fn clear(group: &Path) {
@@ -149,10 +145,7 @@ fn clear(group: &Path) {
     }
     eventually(&format!("the end of {}", group.display()), || {
         let procs = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        procs
-            .lines()
-            .filter_map(|line| line.parse().ok())
-            .for_each(signal_kill);
+        procs.lines().filter_map(|line| line.parse().ok()).for_each(signal_kill);
         (std::fs::remove_dir(group).is_ok() || !group.exists()).then_some(())
     });
 }

@@ -28,19 +28,9 @@ impl Controller {
         let (api, mqtt_port) = (free_port(), free_port());
         let (listen, mqtt) = (format!("127.0.0.1:{api}"), format!("127.0.0.1:{mqtt_port}"));
         let data = lab.path("controller").display().to_string();
-        let flags = [
-            "up",
-            "--insecure",
-            "--listen",
-            &listen,
-            "--mqtt-listen",
-            &mqtt,
-        ];
-        let args: Vec<String> = flags
-            .iter()
-            .chain(&["--data-dir", &data])
-            .map(ToString::to_string)
-            .collect();
+        let flags = ["up", "--insecure", "--listen", &listen, "--mqtt-listen", &mqtt];
+        let args: Vec<String> =
+            flags.iter().chain(&["--data-dir", &data]).map(ToString::to_string).collect();
         let log = lab.path("controller.log");
         let process = launch(&log, &args);
         let mut controller = Self {
@@ -71,18 +61,12 @@ impl Controller {
         std::fs::remove_file(&self.log).unwrap();
         self.process = launch(&self.log, &self.args);
         self.process.until_said("Next, on this machine");
-        eventually("the API", || {
-            ureq::get(format!("{}/healthz", self.api)).call().ok()
-        });
+        eventually("the API", || ureq::get(format!("{}/healthz", self.api)).call().ok());
     }
 
     /// Runs the command line against it.
     pub fn limpet(&self, args: &[&str]) -> Output {
-        let all: Vec<&str> = args
-            .iter()
-            .copied()
-            .chain(["--server", &self.api])
-            .collect();
+        let all: Vec<&str> = args.iter().copied().chain(["--server", &self.api]).collect();
         // Words behind `--` belong to the container.
         let (own, container) = match args.iter().position(|arg| *arg == "--") {
             Some(at) => args.split_at(at),
@@ -100,12 +84,7 @@ impl Controller {
     /// Runs a command that must succeed; gives what it printed.
     pub fn ok(&self, args: &[&str]) -> String {
         let done = self.limpet(args);
-        assert_eq!(
-            done.status,
-            0,
-            "limpet {args:?}: {done:?}\n{}",
-            self.process.tail()
-        );
+        assert_eq!(done.status, 0, "limpet {args:?}: {done:?}\n{}", self.process.tail());
         done.out
     }
 
@@ -126,9 +105,7 @@ impl Controller {
     /// GET of a list; empty where the controller does not answer.
     pub fn list(&self, path: &str) -> Vec<Value> {
         let answer = ureq::get(format!("{}{path}", self.api)).call();
-        let list = answer
-            .ok()
-            .and_then(|mut answer| answer.body_mut().read_json().ok());
+        let list = answer.ok().and_then(|mut answer| answer.body_mut().read_json().ok());
         list.unwrap_or_default()
     }
 }

@@ -36,10 +36,7 @@ pub struct Image {
 
 impl Layer {
     /// An empty archive.
-    #[expect(
-        clippy::new_without_default,
-        reason = "a step of making one, not a value"
-    )]
+    #[expect(clippy::new_without_default, reason = "a step of making one, not a value")]
     pub fn new() -> Self {
         Self(tar::Builder::new(Vec::new()))
     }
@@ -165,11 +162,7 @@ impl Image {
                 0o644,
                 "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/tmp:/bin/sh\n",
             )
-            .file(
-                "etc/group",
-                0o644,
-                "root:x:0:\napp:x:1001:\nextra:x:44:app\n",
-            );
+            .file("etc/group", 0o644, "root:x:0:\napp:x:1001:\nextra:x:44:app\n");
         for program in PROGRAMS {
             layer = layer.symlink(&format!("bin/{program}"), "busybox");
         }
@@ -178,10 +171,7 @@ impl Image {
 
     /// An image of these layers that runs what busybox does.
     pub fn of(layers: Vec<Packed>) -> Self {
-        Self {
-            layers,
-            ..Self::busybox()
-        }
+        Self { layers, ..Self::busybox() }
     }
 
     /// Its configuration, as a registry holds it.
@@ -203,10 +193,7 @@ impl Image {
                 "digest": format!("sha256:{}", Digest::of(bytes)),
             })
         };
-        let layers = self
-            .layers
-            .iter()
-            .map(|l| describe(&l.media_type, &l.packed));
+        let layers = self.layers.iter().map(|l| describe(&l.media_type, &l.packed));
         json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": describe("application/vnd.oci.image.config.v1+json", &self.config()),

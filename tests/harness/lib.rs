@@ -1,10 +1,6 @@
 //! What end-to-end tests and benchmarks stand on: real processes in folders of their own, ended
 //! and swept away when a test ends, whichever way it does.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test stops where its premise fails"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops where its premise fails")]
 
 pub mod agent;
 pub mod controller;
@@ -41,15 +37,10 @@ impl Lab {
             "end-to-end tests make containers: run them as root"
         );
         let folder = |place: &Path| {
-            let made = tempfile::Builder::new()
-                .prefix("limpet-test-")
-                .tempdir_in(place);
+            let made = tempfile::Builder::new().prefix("limpet-test-").tempdir_in(place);
             made.unwrap()
         };
-        Self {
-            folder: folder(&std::env::temp_dir()),
-            memory: folder("/dev/shm".as_ref()),
-        }
+        Self { folder: folder(&std::env::temp_dir()), memory: folder("/dev/shm".as_ref()) }
     }
 
     /// A path in the test's folder.
@@ -105,12 +96,7 @@ impl Fleet {
         let agents = (0..devices)
             .map(|n| Agent::start(&lab, &format!("dev-{n}"), &controller.mqtt, &registry))
             .collect();
-        let fleet = Self {
-            agents,
-            controller,
-            registry,
-            lab,
-        };
+        let fleet = Self { agents, controller, registry, lab };
         fleet.until_online(devices);
         fleet
     }
@@ -147,8 +133,7 @@ impl Fleet {
 
     /// The workloads of a deployment.
     pub fn workloads(&self, deployment: &str) -> Vec<Value> {
-        self.controller
-            .list(&format!("/api/v1/workloads?deployment={deployment}"))
+        self.controller.list(&format!("/api/v1/workloads?deployment={deployment}"))
     }
 
     /// Kinds and messages of a deployment's events, in order.
@@ -194,12 +179,7 @@ pub fn program(name: &str) -> PathBuf {
         let own = std::env::current_exe().unwrap();
         let folder = own.parent().unwrap();
         let deps = folder.file_name().is_some_and(|name| name == "deps");
-        if deps {
-            folder.parent().unwrap()
-        } else {
-            folder
-        }
-        .to_owned()
+        if deps { folder.parent().unwrap() } else { folder }.to_owned()
     });
     let path = folder.join(name);
     assert!(path.exists(), "{} is not built: run make", path.display());
@@ -222,12 +202,7 @@ pub fn free_port() -> u16 {
 /// A program's start time (proc(5), field 22 of stat): with its pid it names it for good.
 pub fn start_time(pid: u64) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// The processes whose command line has this in it, by pid.
@@ -247,8 +222,5 @@ pub(crate) fn last_lines(path: &Path, count: usize) -> String {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(count);
-    lines[from..]
-        .iter()
-        .map(|line| format!("  {line}\n"))
-        .collect()
+    lines[from..].iter().map(|line| format!("  {line}\n")).collect()
 }

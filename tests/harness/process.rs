@@ -32,13 +32,8 @@ impl Process {
     pub fn start(log: &Path, program: &Path, args: &[&str]) -> Self {
         let file = File::options().create(true).append(true).open(log).unwrap();
         let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL"])
-            .arg(program)
-            .args(args);
-        command
-            .stdin(Stdio::null())
-            .stderr(file.try_clone().unwrap());
+        command.args(["--pdeathsig", "KILL"]).arg(program).args(args);
+        command.stdin(Stdio::null()).stderr(file.try_clone().unwrap());
         let child = command.stdout(file).spawn();
         Self {
             child: child.unwrap_or_else(|e| panic!("{}: {e}", program.display())),
@@ -72,11 +67,7 @@ impl Process {
             || {
                 let ended = child.try_wait().unwrap();
                 let found = said().contains(what);
-                assert!(
-                    found || ended.is_none(),
-                    "ended ({ended:?}) with:\n{}",
-                    said()
-                );
+                assert!(found || ended.is_none(), "ended ({ended:?}) with:\n{}", said());
                 found.then_some(())
             },
             said,
@@ -98,11 +89,7 @@ impl Process {
     /// Waits for its own end.
     pub fn wait(&mut self) -> ExitStatus {
         let tail = self.tail();
-        eventually_or(
-            "the end of a program",
-            || self.child.try_wait().unwrap(),
-            || tail,
-        )
+        eventually_or("the end of a program", || self.child.try_wait().unwrap(), || tail)
     }
 }
 
@@ -114,10 +101,7 @@ impl Drop for Process {
 
 /// Runs a program to its end.
 pub fn output<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[S]) -> Output {
-    let done = Command::new(&program)
-        .args(args)
-        .stdin(Stdio::null())
-        .output();
+    let done = Command::new(&program).args(args).stdin(Stdio::null()).output();
     let done = done.unwrap_or_else(|e| panic!("{}: {e}", program.as_ref().display()));
     Output {
         status: done.status.code().unwrap_or(-1),

@@ -80,10 +80,7 @@ impl Shared {
             return;
         };
         let clone = |stream: &TcpStream| stream.try_clone().unwrap();
-        self.open
-            .lock()
-            .unwrap()
-            .extend([clone(&client), clone(&server)]);
+        self.open.lock().unwrap().extend([clone(&client), clone(&server)]);
         let (mut from_client, mut to_server) = (clone(&client), clone(&server));
         let upward = std::thread::spawn(move || {
             let _ = std::io::copy(&mut from_client, &mut to_server);

@@ -53,9 +53,7 @@ impl Registry {
     }
 
     fn until_up(&self) {
-        eventually("the registry", || {
-            std::net::TcpStream::connect(&self.host).ok()
-        });
+        eventually("the registry", || std::net::TcpStream::connect(&self.host).ok());
     }
 
     /// Starts it again.
@@ -77,13 +75,7 @@ impl Registry {
     pub fn push_blob(&self, repository: &str, bytes: &[u8]) {
         let url = format!("http://{}/v2/{repository}/blobs/uploads/", self.host);
         let begun = self.send("POST", &url, "", &[]);
-        let location = begun
-            .headers()
-            .get("location")
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned();
+        let location = begun.headers().get("location").unwrap().to_str().unwrap().to_owned();
         let mark = if location.contains('?') { '&' } else { '?' };
         let url = format!("{location}{mark}digest=sha256:{}", Digest::of(bytes));
         self.send("PUT", &url, "application/octet-stream", bytes);
@@ -102,12 +94,7 @@ impl Registry {
     pub fn corrupt(&self, bytes: &[u8]) {
         let digest = Digest::of(bytes).to_string();
         let store = "docker/registry/v2/blobs/sha256";
-        let path = self
-            .folder
-            .join(store)
-            .join(&digest[..2])
-            .join(&digest)
-            .join("data");
+        let path = self.folder.join(store).join(&digest[..2]).join(&digest).join("data");
         let mut changed = std::fs::read(&path).unwrap();
         let middle = changed.len() / 2;
         changed[middle] ^= 1;
@@ -135,11 +122,7 @@ impl Registry {
 
 fn launch(log: &std::path::Path, config: &std::path::Path) -> Process {
     let config = config.display().to_string();
-    Process::start(
-        log,
-        "/usr/bin/docker-registry".as_ref(),
-        &["serve", &config],
-    )
+    Process::start(log, "/usr/bin/docker-registry".as_ref(), &["serve", &config])
 }
 
 /// An index over manifests, each with its platform as `ARCH` or `ARCH/VARIANT`.

@@ -29,17 +29,9 @@ pub(crate) struct Seen {
 
 impl Seen {
     pub(crate) fn new() -> Self {
-        let held = Held {
-            epoch: 1,
-            generation: 0,
-        };
+        let held = Held { epoch: 1, generation: 0 };
         Self {
-            desired: DesiredState {
-                held,
-                at_ms: 0,
-                reconnect_spread_ms: 0,
-                workloads: vec![],
-            },
+            desired: DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, workloads: vec![] },
             inbox: None,
             connection: 0,
             events: BTreeMap::new(),
@@ -49,11 +41,7 @@ impl Seen {
     /// An operator changes their mind.
     pub(crate) fn change(&mut self, random: &mut Random) -> ToDevice {
         let workload = |number: u64, random: &mut Random| {
-            let restart = if random.percent(80) {
-                Restart::Always
-            } else {
-                Restart::OnFailure
-            };
+            let restart = if random.percent(80) { Restart::Always } else { Restart::OnFailure };
             let spec = WorkloadSpec {
                 image: format!("image-{}", random.below(4)),
                 command: vec![],
@@ -63,10 +51,7 @@ impl Seen {
                 user: None,
                 resources: Default::default(),
                 restart,
-                stop: Stop {
-                    signal: None,
-                    grace_ms: 1000,
-                },
+                stop: Stop { signal: None, grace_ms: 1000 },
             };
             let id: WorkloadId = format!("w{number}").parse().unwrap();
             Workload {
@@ -121,9 +106,8 @@ impl Seen {
     }
 
     fn hello(&mut self, hello: &Hello) -> Vec<ToDevice> {
-        let inbox = self
-            .inbox
-            .get_or_insert_with(|| Inbox::new(Cursor::new(hello), BTreeMap::new()));
+        let inbox =
+            self.inbox.get_or_insert_with(|| Inbox::new(Cursor::new(hello), BTreeMap::new()));
         let Some(differs) = inbox.hello(hello) else {
             return vec![];
         };

@@ -98,8 +98,7 @@ impl Device {
             found: found.collect(),
         });
         // What was never completely made is gone with its shim.
-        self.containers
-            .retain(|_, container| container.state != State::Making);
+        self.containers.retain(|_, container| container.state != State::Making);
         self.life += 1;
         self.agent = Some(agent);
     }
@@ -130,9 +129,7 @@ impl Device {
                 let workloads = state.workloads.iter().map(|w| (w.id.clone(), w.revision));
                 self.allowed.extend(workloads);
                 assert!(
-                    self.desired
-                        .as_ref()
-                        .is_none_or(|old| old.held < state.held),
+                    self.desired.as_ref().is_none_or(|old| old.held < state.held),
                     "{}: an older state lands on a newer one",
                     self.id
                 );
@@ -144,24 +141,16 @@ impl Device {
 
     /// The workloads that run, once for each container.
     pub(crate) fn running(&self) -> Vec<(WorkloadId, Digest)> {
-        let running = self
-            .containers
-            .iter()
-            .filter(|(_, c)| matches!(c.state, State::Running { .. }));
-        running
-            .map(|(id, c)| (id.parts().unwrap().0, c.revision))
-            .collect()
+        let running =
+            self.containers.iter().filter(|(_, c)| matches!(c.state, State::Running { .. }));
+        running.map(|(id, c)| (id.parts().unwrap().0, c.revision)).collect()
     }
 
     /// Checks what must hold at every moment.
     pub(crate) fn check(&mut self) {
         let mut seen = BTreeSet::new();
         for (workload, revision) in self.running() {
-            assert!(
-                seen.insert(workload.clone()),
-                "{}: two containers of {workload} run",
-                self.id
-            );
+            assert!(seen.insert(workload.clone()), "{}: two containers of {workload} run", self.id);
             assert!(
                 self.allowed.contains(&(workload.clone(), revision)),
                 "{}: {workload} runs what nobody asked for",
@@ -170,12 +159,7 @@ impl Device {
         }
         if let Some(agent) = &self.agent {
             let held = agent.held();
-            assert!(
-                held >= self.highest,
-                "{}: {held:?} after {:?}",
-                self.id,
-                self.highest
-            );
+            assert!(held >= self.highest, "{}: {held:?} after {:?}", self.id, self.highest);
             assert!(
                 self.desired.as_ref().map(|d| d.held).unwrap_or_default() >= held,
                 "{}: in force, but not on disk",

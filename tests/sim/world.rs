@@ -21,26 +21,11 @@ enum Happening {
     /// An effect is done; for the life that ordered it.
     Done(usize, u64, Input),
     /// A write has reached the disk, or failed.
-    Written {
-        device: usize,
-        life: u64,
-        write: u64,
-        answer: Input,
-        failed: bool,
-    },
+    Written { device: usize, life: u64, write: u64, answer: Input, failed: bool },
     /// A shim has made its container.
-    Made {
-        device: usize,
-        container: ContainerId,
-        life: u64,
-    },
+    Made { device: usize, container: ContainerId, life: u64 },
     /// A container's main process ends.
-    Ends {
-        device: usize,
-        container: ContainerId,
-        pid: u32,
-        exit: Exit,
-    },
+    Ends { device: usize, container: ContainerId, pid: u32, exit: Exit },
     /// To the controller; from a connection that may be gone by now.
     Up(usize, Box<Message>),
     /// To a device, on this connection.
@@ -98,10 +83,7 @@ impl World {
                 break;
             }
             self.now_ms = at_ms.max(self.now_ms);
-            let due = self
-                .coming
-                .first_entry()
-                .filter(|entry| entry.key().0 <= self.now_ms);
+            let due = self.coming.first_entry().filter(|entry| entry.key().0 <= self.now_ms);
             match due.map(|entry| entry.remove()) {
                 Some(happening) => self.happen(happening),
                 None => self.tick(),
@@ -119,23 +101,17 @@ impl World {
             .devices
             .iter()
             .filter_map(|d| Some(d.agent.as_ref()?.poll_timeout()? + d.booted_ms));
-        timeouts
-            .chain(self.coming.first_key_value().map(|((at, _), _)| *at))
-            .min()
+        timeouts.chain(self.coming.first_key_value().map(|((at, _), _)| *at)).min()
     }
 
     fn at(&mut self, in_ms: u64, happening: Happening) {
         self.counter += 1;
-        self.coming
-            .insert((self.now_ms + in_ms, self.counter), happening);
+        self.coming.insert((self.now_ms + in_ms, self.counter), happening);
     }
 
     fn soon(&mut self, happening: Happening) {
-        let in_ms = if self.random.percent(90) {
-            self.random.below(50)
-        } else {
-            self.random.below(5000)
-        };
+        let in_ms =
+            if self.random.percent(90) { self.random.below(50) } else { self.random.below(5000) };
         self.at(in_ms, happening);
     }
 
@@ -146,10 +122,7 @@ impl World {
     fn tick(&mut self) {
         for index in 0..self.devices.len() {
             let device = &self.devices[index];
-            let timeout = device
-                .agent
-                .as_ref()
-                .and_then(limpet_agent_core::Agent::poll_timeout);
+            let timeout = device.agent.as_ref().and_then(limpet_agent_core::Agent::poll_timeout);
             if timeout.is_some_and(|at| at + device.booted_ms <= self.now_ms) {
                 self.tell(index, Input::Tick);
             }
@@ -177,13 +150,7 @@ impl World {
                     self.tell(device, input);
                 }
             }
-            Happening::Written {
-                device,
-                life,
-                write,
-                answer,
-                failed,
-            } => {
+            Happening::Written { device, life, write, answer, failed } => {
                 let Some(written) = self.devices[device].writes.remove(&write) else {
                     return;
                 };
@@ -192,17 +159,10 @@ impl World {
                 }
                 self.happen(Happening::Done(device, life, answer));
             }
-            Happening::Made {
-                device,
-                container,
-                life,
-            } => self.made(device, container, life),
-            Happening::Ends {
-                device,
-                container,
-                pid,
-                exit,
-            } => self.ends(device, &container, pid, exit),
+            Happening::Made { device, container, life } => self.made(device, container, life),
+            Happening::Ends { device, container, pid, exit } => {
+                self.ends(device, &container, pid, exit)
+            }
             Happening::Up(device, message) => {
                 let answers = self.seen[device].take(self.now_ms, *message);
                 for answer in answers {
@@ -230,10 +190,7 @@ impl World {
         let input = match message {
             ToDevice::Desired(state) => {
                 let signed = cbor::encode(&state);
-                Input::Desired {
-                    state: Box::new(state),
-                    signed,
-                }
+                Input::Desired { state: Box::new(state), signed }
             }
             ToDevice::Ack(connection, ack) => Input::Acked { connection, ack },
         };
@@ -286,27 +243,12 @@ impl World {
         self.soon(Happening::Done(
             device,
             life,
-            Input::Started {
-                container: container.clone(),
-                pid,
-            },
+            Input::Started { container: container.clone(), pid },
         ));
         if self.faulty() && self.random.percent(40) && now_ms < FAULTS_MS {
-            let exit = if self.random.percent(50) {
-                Exit::Code(0)
-            } else {
-                Exit::Code(7)
-            };
+            let exit = if self.random.percent(50) { Exit::Code(0) } else { Exit::Code(7) };
             let in_ms = self.random.below(120_000);
-            self.at(
-                in_ms,
-                Happening::Ends {
-                    device,
-                    container,
-                    pid,
-                    exit,
-                },
-            );
+            self.at(in_ms, Happening::Ends { device, container, pid, exit });
         }
     }
 
@@ -321,11 +263,7 @@ impl World {
         found.state = State::Ended(exit);
         let life = it.life;
         let container = container.clone();
-        self.soon(Happening::Done(
-            device,
-            life,
-            Input::Exited { container, exit },
-        ));
+        self.soon(Happening::Done(device, life, Input::Exited { container, exit }));
     }
 
     fn fault(&mut self) {
@@ -380,10 +318,8 @@ impl World {
 
     fn carry_out(&mut self) {
         for index in 0..self.devices.len() {
-            while let Some(effect) = self.devices[index]
-                .agent
-                .as_mut()
-                .and_then(|a| a.poll_effect())
+            while let Some(effect) =
+                self.devices[index].agent.as_mut().and_then(|a| a.poll_effect())
             {
                 if self.tells {
                     println!("{:>8} dev-{index}   {effect:?}", self.now_ms);
@@ -400,47 +336,23 @@ impl World {
                 let state = cbor::decode(&signed, usize::MAX).unwrap();
                 let failed = self.faulty() && self.random.percent(10);
                 let answer = if failed {
-                    Input::DesiredNotStored {
-                        held,
-                        signed,
-                        reason: "disk full".to_owned(),
-                    }
+                    Input::DesiredNotStored { held, signed, reason: "disk full".to_owned() }
                 } else {
                     Input::DesiredStored(held)
                 };
                 self.write(device, Write::Desired(Box::new(state)), answer, failed);
             }
-            Effect::StoreCheckpoint {
-                version,
-                checkpoint,
-            } => {
+            Effect::StoreCheckpoint { version, checkpoint } => {
                 let failed = self.faulty() && self.random.percent(10);
-                let answer = Input::CheckpointStored {
-                    version,
-                    done: !failed,
-                };
+                let answer = Input::CheckpointStored { version, done: !failed };
                 self.write(device, Write::Checkpoint(checkpoint), answer, failed);
             }
             Effect::Prepare { container, image } => self.prepare(device, container, image),
-            Effect::Start {
-                container,
-                revision,
-                ..
-            } => {
-                let made = Container {
-                    revision,
-                    state: State::Making,
-                    asked: false,
-                };
-                let before = self.devices[device]
-                    .containers
-                    .insert(container.clone(), made);
+            Effect::Start { container, revision, .. } => {
+                let made = Container { revision, state: State::Making, asked: false };
+                let before = self.devices[device].containers.insert(container.clone(), made);
                 assert!(before.is_none(), "{container} is made twice");
-                self.soon(Happening::Made {
-                    device,
-                    container,
-                    life,
-                });
+                self.soon(Happening::Made { device, container, life });
             }
             Effect::Signal { container, signal } => self.signal(device, container, signal),
             Effect::Remove { container } => {
@@ -462,17 +374,8 @@ impl World {
         self.must_go(device, &container);
         let kills = signal == Some(Signal::KILL);
         if kills || self.random.percent(70) {
-            let exit = if kills {
-                Exit::Signal(9)
-            } else {
-                Exit::Code(0)
-            };
-            self.soon(Happening::Ends {
-                device,
-                container,
-                pid,
-                exit,
-            });
+            let exit = if kills { Exit::Signal(9) } else { Exit::Code(0) };
+            self.soon(Happening::Ends { device, container, pid, exit });
         }
     }
 
@@ -497,18 +400,12 @@ impl World {
         let (revision, before) = (asked.revision, std::mem::replace(&mut asked.asked, true));
         let held = it.agent.as_ref().map(limpet_agent_core::Agent::held);
         // One that has just reached the disk is not yet in force.
-        let in_force = it
-            .desired
-            .as_ref()
-            .filter(|desired| Some(desired.held) == held);
+        let in_force = it.desired.as_ref().filter(|desired| Some(desired.held) == held);
         let wants = |w: &limpet_protocol::Workload| w.id == workload && w.revision == revision;
         let wanted = in_force.is_some_and(|desired| desired.workloads.iter().any(wants));
         let ids = it.containers.keys().filter_map(ContainerId::parts);
         let replaced = ids.into_iter().any(|(id, n)| id == workload && n > number);
-        assert!(
-            before || replaced || !wanted,
-            "{container} is healthy and wanted"
-        );
+        assert!(before || replaced || !wanted, "{container} is healthy and wanted");
     }
 
     fn write(&mut self, device: usize, write: Write, answer: Input, failed: bool) {
@@ -516,13 +413,7 @@ impl World {
         self.counter += 1;
         let number = self.counter;
         self.devices[device].writes.insert(number, write);
-        self.soon(Happening::Written {
-            device,
-            life,
-            write: number,
-            answer,
-            failed,
-        });
+        self.soon(Happening::Written { device, life, write: number, answer, failed });
     }
 
     fn prepare(&mut self, device: usize, container: ContainerId, image: String) {
@@ -531,28 +422,16 @@ impl World {
             self.soon(Happening::Done(
                 device,
                 life,
-                Input::Pulling {
-                    container: container.clone(),
-                },
+                Input::Pulling { container: container.clone() },
             ));
             if self.faulty() && self.random.percent(30) {
-                let failed = Input::ImageFailed {
-                    container,
-                    reason: "registry".to_owned(),
-                };
+                let failed = Input::ImageFailed { container, reason: "registry".to_owned() };
                 return self.at(6_000, Happening::Done(device, life, failed));
             }
             self.devices[device].images.insert(image);
-            return self.at(
-                6_000,
-                Happening::Done(device, life, Input::ImageReady { container }),
-            );
+            return self.at(6_000, Happening::Done(device, life, Input::ImageReady { container }));
         }
-        self.soon(Happening::Done(
-            device,
-            life,
-            Input::ImageReady { container },
-        ));
+        self.soon(Happening::Done(device, life, Input::ImageReady { container }));
     }
 
     /// With faults over, everybody runs what they should, and the controller knows.
@@ -560,10 +439,7 @@ impl World {
         for (device, seen) in self.devices.iter().zip(&self.seen) {
             let id = &device.id;
             let held = device.agent.as_ref().unwrap().held();
-            assert_eq!(
-                held,
-                device.desired.as_ref().map(|d| d.held).unwrap_or_default()
-            );
+            assert_eq!(held, device.desired.as_ref().map(|d| d.held).unwrap_or_default());
             if seen.desired.held.generation > 0 {
                 assert_eq!(held, seen.desired.held, "{id} is behind");
             }

@@ -198,11 +198,7 @@ impl Agent {
             refused: Refused::default(),
             effects: VecDeque::new(),
         };
-        agent.note(
-            start.now_ms,
-            EventKind::AgentStarted,
-            agent.version.to_string(),
-        );
+        agent.note(start.now_ms, EventKind::AgentStarted, agent.version.to_string());
         agent.assign();
         agent.take_over(start.found, start.now_ms);
         agent.settle(start.now_ms);
@@ -217,54 +213,34 @@ impl Agent {
             Input::LinkDown => self.link = Link::Down,
             Input::Desired { state, signed } => self.desired(state, signed),
             Input::DesiredStored(held) => self.desired_stored(held),
-            Input::DesiredNotStored {
-                held,
-                signed,
-                reason,
-            } => {
+            Input::DesiredNotStored { held, signed, reason } => {
                 self.desired_not_stored(now_ms, held, signed, &reason);
             }
             Input::CheckpointStored { version, done } => {
                 self.checkpoint_stored(now_ms, version, done);
             }
             Input::Acked { connection, ack } => self.acked(now_ms, connection, &ack),
-            Input::Commanded {
-                number,
-                nonce,
-                action,
-            } => {
+            Input::Commanded { number, nonce, action } => {
                 self.command(now_ms, number, Command { nonce, action });
             }
             Input::Refused { reason } => self.refuse(reason),
             Input::Pulling { container } => {
-                self.with(now_ms, &container, |slot, number, turn| {
-                    slot.pulling(number, turn)
-                });
+                self.with(now_ms, &container, |slot, number, turn| slot.pulling(number, turn));
             }
             Input::ImageReady { container } => {
-                self.with(now_ms, &container, |slot, number, turn| {
-                    slot.image_ready(number, turn)
-                });
+                self.with(now_ms, &container, |slot, number, turn| slot.image_ready(number, turn));
             }
             Input::ImageFailed { container, reason } => {
-                self.with(now_ms, &container, |slot, n, turn| {
-                    slot.image_failed(n, reason, turn)
-                });
+                self.with(now_ms, &container, |slot, n, turn| slot.image_failed(n, reason, turn));
             }
             Input::Started { container, pid } => {
-                self.with(now_ms, &container, |slot, number, turn| {
-                    slot.started(number, pid, turn)
-                });
+                self.with(now_ms, &container, |slot, number, turn| slot.started(number, pid, turn));
             }
             Input::StartFailed { container, reason } => {
-                self.with(now_ms, &container, |slot, n, turn| {
-                    slot.start_failed(n, reason, turn)
-                });
+                self.with(now_ms, &container, |slot, n, turn| slot.start_failed(n, reason, turn));
             }
             Input::Exited { container, exit } => {
-                self.with(now_ms, &container, |slot, number, turn| {
-                    slot.exited(number, exit, turn)
-                });
+                self.with(now_ms, &container, |slot, number, turn| slot.exited(number, exit, turn));
             }
         }
         self.settle(now_ms);
@@ -286,30 +262,17 @@ impl Agent {
         let refused = (self.refused.count > 0).then_some(self.refused.quiet_until_ms);
         let disk = self.disk.waits().then_some(self.disk.retry_at_ms);
         let arriving = self.arriving.waits().then_some(self.arriving.retry_at_ms);
-        slots
-            .into_iter()
-            .chain(link)
-            .chain(refused)
-            .chain(disk)
-            .chain(arriving)
-            .min()
+        slots.into_iter().chain(link).chain(refused).chain(disk).chain(arriving).min()
     }
 
     /// The desired state that is in force.
     pub fn held(&self) -> Held {
-        self.desired
-            .as_ref()
-            .map(|desired| desired.held)
-            .unwrap_or_default()
+        self.desired.as_ref().map(|desired| desired.held).unwrap_or_default()
     }
 
     fn greet(&mut self, now_ms: u64, connection: u64, nonce: Nonce) {
         let again_at_ms = now_ms.saturating_add(RESEND_MS);
-        self.link = Link::Greeting {
-            connection,
-            nonce,
-            again_at_ms,
-        };
+        self.link = Link::Greeting { connection, nonce, again_at_ms };
         self.outbox.send_again();
         let hello = Hello {
             boot: self.boot,
@@ -323,8 +286,7 @@ impl Agent {
             reported: self.outbox.digest(),
             outbox: self.outbox.id,
         };
-        self.effects
-            .push_back(Effect::Publish(Message::Hello(Box::new(hello))));
+        self.effects.push_back(Effect::Publish(Message::Hello(Box::new(hello))));
     }
 
     fn desired(&mut self, state: Box<DesiredState>, signed: Vec<u8>) {
@@ -372,8 +334,7 @@ impl Agent {
         if let Some((state, signed)) = self.arriving.next.take() {
             let held = state.held;
             self.arriving.storing = Some(state);
-            self.effects
-                .push_back(Effect::StoreDesired { held, signed });
+            self.effects.push_back(Effect::StoreDesired { held, signed });
         }
     }
 
@@ -398,18 +359,11 @@ impl Agent {
     /// Takes over the containers that were there before this agent.
     fn take_over(&mut self, mut found: Vec<Found>, now_ms: u64) {
         found.sort_by_key(|found| found.container.parts());
-        for Found {
-            container,
-            revision,
-            state,
-        } in found
-        {
+        for Found { container, revision, state } in found {
             let Some((id, number)) = container.parts() else {
                 continue;
             };
-            self.slots
-                .entry(id.clone())
-                .or_insert_with(|| Slot::new(id));
+            self.slots.entry(id.clone()).or_insert_with(|| Slot::new(id));
             self.with(now_ms, &container, |slot, _, turn| match state {
                 FoundState::Running { pid } => slot.adopt(number, revision, pid, turn),
                 FoundState::Ended(exit) => slot.found_ended(number, revision, exit, turn),
@@ -439,22 +393,11 @@ impl Agent {
     fn acked(&mut self, now_ms: u64, answered: u64, ack: &limpet_protocol::Ack) {
         let again_at_ms = now_ms.saturating_add(RESEND_MS);
         match &mut self.link {
-            Link::Greeting {
-                connection, nonce, ..
-            } if *connection == answered => {
+            Link::Greeting { connection, nonce, .. } if *connection == answered => {
                 let (connection, nonce) = (*connection, *nonce);
-                self.link = Link::Open {
-                    connection,
-                    nonce,
-                    again_at_ms,
-                    last_command: 0,
-                };
+                self.link = Link::Open { connection, nonce, again_at_ms, last_command: 0 };
             }
-            Link::Open {
-                connection,
-                again_at_ms: again,
-                ..
-            } if *connection == answered => {
+            Link::Open { connection, again_at_ms: again, .. } if *connection == answered => {
                 *again = again_at_ms;
             }
             Link::Down | Link::Greeting { .. } | Link::Open { .. } => return,
@@ -463,12 +406,7 @@ impl Agent {
     }
 
     fn command(&mut self, now_ms: u64, number: u64, command: Command) {
-        let Link::Open {
-            nonce,
-            last_command,
-            ..
-        } = &mut self.link
-        else {
+        let Link::Open { nonce, last_command, .. } = &mut self.link else {
             return;
         };
         let repeated = number <= *last_command;
@@ -478,29 +416,13 @@ impl Agent {
         }
         *last_command = number;
         let error = match command.action {
-            Action::Logs {
-                stream,
-                workload,
-                tail,
-                follow,
-                lease_ms,
-            } => {
-                let containers = self
-                    .slots
-                    .get(&workload)
-                    .map(Slot::logs)
-                    .unwrap_or_default();
+            Action::Logs { stream, workload, tail, follow, lease_ms } => {
+                let containers = self.slots.get(&workload).map(Slot::logs).unwrap_or_default();
                 let until_ms = now_ms.saturating_add(u64::from(lease_ms));
                 if containers.is_empty() {
                     Some(format!("{workload} has no container here yet"))
                 } else {
-                    let order = StreamOrder {
-                        stream,
-                        containers,
-                        tail,
-                        follow,
-                        until_ms,
-                    };
+                    let order = StreamOrder { stream, containers, tail, follow, until_ms };
                     self.effects.push_back(Effect::Stream(order));
                     None
                 }
@@ -510,19 +432,12 @@ impl Agent {
                 None
             }
         };
-        self.effects
-            .push_back(Effect::Publish(Message::Result { number, error }));
+        self.effects.push_back(Effect::Publish(Message::Result { number, error }));
     }
 
     fn note(&mut self, now_ms: u64, kind: EventKind, message: String) {
         self.disk.changed = true;
-        let note = Note {
-            kind,
-            workload: None,
-            container: None,
-            exit: None,
-            message,
-        };
+        let note = Note { kind, workload: None, container: None, exit: None, message };
         self.outbox.note(now_ms, note);
     }
 
@@ -547,9 +462,7 @@ impl Agent {
         match self.slots.get_mut(&id) {
             Some(slot) => act(slot, number, &mut turn),
             // It was dropped while this was under way; whatever came of it goes.
-            None => turn.order(Effect::Remove {
-                container: container.clone(),
-            }),
+            None => turn.order(Effect::Remove { container: container.clone() }),
         }
     }
 
@@ -602,40 +515,24 @@ impl Agent {
         self.disk.changed = false;
         self.disk.version = self.disk.version.saturating_add(1);
         self.disk.under_way = Some(self.outbox.next_event());
-        let slots = self
-            .slots
-            .iter()
-            .map(|(id, slot)| (id.clone(), slot.record()))
-            .collect();
+        let slots = self.slots.iter().map(|(id, slot)| (id.clone(), slot.record())).collect();
         let checkpoint = Box::new(Checkpoint {
             slots,
             next_container: self.next_container,
             ..self.outbox.checkpoint()
         });
-        self.effects.push_back(Effect::StoreCheckpoint {
-            version: self.disk.version,
-            checkpoint,
-        });
+        self.effects.push_back(Effect::StoreCheckpoint { version: self.disk.version, checkpoint });
     }
 
     fn tell(&mut self, now_ms: u64) {
         match self.link {
             Link::Down => {}
-            Link::Greeting {
-                connection,
-                nonce,
-                again_at_ms,
-            } => {
+            Link::Greeting { connection, nonce, again_at_ms } => {
                 if now_ms >= again_at_ms {
                     self.greet(now_ms, connection, nonce);
                 }
             }
-            Link::Open {
-                connection,
-                nonce,
-                again_at_ms,
-                last_command,
-            } => {
+            Link::Open { connection, nonce, again_at_ms, last_command } => {
                 let again = now_ms >= again_at_ms && self.outbox.waits();
                 if again {
                     self.outbox.send_again();
@@ -645,12 +542,7 @@ impl Agent {
                 self.effects.extend(messages.map(Effect::Publish));
                 if again || self.effects.len() > before {
                     let again_at_ms = now_ms.saturating_add(RESEND_MS);
-                    self.link = Link::Open {
-                        connection,
-                        nonce,
-                        again_at_ms,
-                        last_command,
-                    };
+                    self.link = Link::Open { connection, nonce, again_at_ms, last_command };
                 }
             }
         }

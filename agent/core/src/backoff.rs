@@ -13,9 +13,7 @@ pub(crate) fn wait_ms(failures: u32, jitter: &mut Jitter) -> u64 {
     let Some(doublings) = failures.checked_sub(1) else {
         return 0;
     };
-    let wait = FIRST_MS
-        .checked_shl(doublings.min(DOUBLINGS_MAX))
-        .unwrap_or(LONGEST_MS);
+    let wait = FIRST_MS.checked_shl(doublings.min(DOUBLINGS_MAX)).unwrap_or(LONGEST_MS);
     let wait = wait.min(LONGEST_MS);
     wait.saturating_add(jitter.below(wait / 4))
 }
@@ -45,10 +43,7 @@ mod tests {
         for failures in 1..100 {
             let wait = wait_ms(failures, &mut jitter);
             let base = (1_000u64 << (failures - 1).min(20)).min(LONGEST_MS);
-            assert!(
-                (base..=base + base / 4).contains(&wait),
-                "{failures}: {wait}"
-            );
+            assert!((base..=base + base / 4).contains(&wait), "{failures}: {wait}");
         }
     }
 }

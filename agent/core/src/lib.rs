@@ -6,11 +6,7 @@
 //! seed are arguments, so that a simulation replays exactly. Effects are idempotent, and the shell
 //! may carry them out in any order except where an input is waited for.
 #![forbid(unsafe_code)]
-#![warn(
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::iter_over_hash_type
-)]
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::iter_over_hash_type)]
 
 mod agent;
 mod backoff;

@@ -78,13 +78,7 @@ impl Outbox {
         if self.events.len() >= EVENTS_MAX {
             self.events.pop_front();
         }
-        let Note {
-            kind,
-            workload,
-            container,
-            exit,
-            message,
-        } = note;
+        let Note { kind, workload, container, exit, message } = note;
         let (number, boot) = (self.next_event, self.boot);
         let at_ms = now_ms;
         self.events.push_back(Event {
@@ -107,8 +101,7 @@ impl Outbox {
             return false;
         }
         let sequence = self.take_sequence();
-        self.statuses
-            .insert(workload.clone(), Changed { sequence, status });
+        self.statuses.insert(workload.clone(), Changed { sequence, status });
         true
     }
 
@@ -126,9 +119,7 @@ impl Outbox {
 
     pub(crate) fn digest(&self) -> Digest {
         reported::digest(
-            self.statuses
-                .iter()
-                .filter_map(|(id, known)| Some((id, known.status.as_ref()?))),
+            self.statuses.iter().filter_map(|(id, known)| Some((id, known.status.as_ref()?))),
         )
     }
 
@@ -143,11 +134,7 @@ impl Outbox {
         if ack.outbox != self.id {
             return false;
         }
-        while self
-            .events
-            .front()
-            .is_some_and(|event| event.number <= ack.events)
-        {
+        while self.events.front().is_some_and(|event| event.number <= ack.events) {
             self.events.pop_front();
         }
         // The controller has heard of changes that no checkpoint holds: what follows must be newer.
@@ -158,8 +145,7 @@ impl Outbox {
             self.acked_sequence = self.acked_sequence.max(told);
         }
         let acked = self.acked_sequence;
-        self.statuses
-            .retain(|_, known| known.status.is_some() || known.sequence > acked);
+        self.statuses.retain(|_, known| known.status.is_some() || known.sequence > acked);
         self.send_whole |= ack.send_whole;
         true
     }
@@ -218,16 +204,10 @@ impl Outbox {
             return None;
         }
         let since = if complete { 0 } else { self.sent_sequence };
-        let changed = self
-            .statuses
-            .iter()
-            .filter(|(_, known)| known.sequence > since);
-        let records = changed
-            .filter(|(_, known)| !complete || known.status.is_some())
-            .map(|(workload, known)| Record {
-                workload: workload.clone(),
-                status: known.status.clone(),
-            });
+        let changed = self.statuses.iter().filter(|(_, known)| known.sequence > since);
+        let records = changed.filter(|(_, known)| !complete || known.status.is_some()).map(
+            |(workload, known)| Record { workload: workload.clone(), status: known.status.clone() },
+        );
         let records = records.collect();
         self.sent_sequence = latest;
         Some(Reported {

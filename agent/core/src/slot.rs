@@ -119,10 +119,7 @@ impl Slot {
 
     /// Orders what is missing. True where nothing is left and the slot can be dropped.
     pub(crate) fn step(&mut self, turn: &mut Turn<'_>) -> bool {
-        let current = self
-            .wanted
-            .as_ref()
-            .map(|w| Some(w.revision) == self.revision);
+        let current = self.wanted.as_ref().map(|w| Some(w.revision) == self.revision);
         match (current, self.life) {
             (None, Life::Absent | Life::Waiting { .. } | Life::Finished { .. }) => {
                 self.clear(turn);
@@ -140,10 +137,7 @@ impl Slot {
                 let kill_at_ms = turn.now_ms.saturating_add(KILL_AGAIN_MS);
                 self.life = Life::Stopping { pid, kill_at_ms };
                 let container = self.id_of(self.container);
-                turn.order(Effect::Signal {
-                    container,
-                    signal: Some(Signal::KILL),
-                });
+                turn.order(Effect::Signal { container, signal: Some(Signal::KILL) });
             }
             (Some(true), Life::Waiting { until_ms }) if until_ms > turn.now_ms => {}
             (Some(true), Life::Finished { .. } | Life::Running { .. })
@@ -183,31 +177,15 @@ impl Slot {
     }
 
     pub(crate) fn pulling(&mut self, number: u32, turn: &mut Turn<'_>) {
-        if self.image
-            == (Image::Asked {
-                number,
-                pulling: false,
-            })
-        {
-            self.image = Image::Asked {
-                number,
-                pulling: true,
-            };
-            let image = self
-                .wanted
-                .as_ref()
-                .map(|w| w.spec.image.clone())
-                .unwrap_or_default();
+        if self.image == (Image::Asked { number, pulling: false }) {
+            self.image = Image::Asked { number, pulling: true };
+            let image = self.wanted.as_ref().map(|w| w.spec.image.clone()).unwrap_or_default();
             self.note(turn, EventKind::Pulling, None, image);
         }
     }
 
     pub(crate) fn image_ready(&mut self, number: u32, turn: &mut Turn<'_>) {
-        let Image::Asked {
-            number: asked,
-            pulling,
-        } = self.image
-        else {
+        let Image::Asked { number: asked, pulling } = self.image else {
             return;
         };
         if asked != number {
@@ -216,11 +194,7 @@ impl Slot {
         self.image = Image::Ready;
         self.message.clear();
         if pulling {
-            let image = self
-                .wanted
-                .as_ref()
-                .map(|w| w.spec.image.clone())
-                .unwrap_or_default();
+            let image = self.wanted.as_ref().map(|w| w.spec.image.clone()).unwrap_or_default();
             self.note(turn, EventKind::Pulled, None, image);
         }
     }
@@ -239,19 +213,14 @@ impl Slot {
 
     pub(crate) fn started(&mut self, number: u32, pid: u32, turn: &mut Turn<'_>) {
         if self.life == Life::Starting && number == self.container {
-            self.life = Life::Running {
-                pid,
-                since_ms: turn.now_ms,
-            };
+            self.life = Life::Running { pid, since_ms: turn.now_ms };
             self.message.clear();
             self.note(turn, EventKind::Started, None, format!("pid {pid}"));
         }
     }
 
     pub(crate) fn start_failed(&mut self, number: u32, reason: String, turn: &mut Turn<'_>) {
-        turn.order(Effect::Remove {
-            container: self.id_of(number),
-        });
+        turn.order(Effect::Remove { container: self.id_of(number) });
         if self.life != Life::Starting || number != self.container {
             return;
         }
@@ -274,18 +243,14 @@ impl Slot {
         };
         let Some(asked) = asked else {
             if self.kept != Some(number) {
-                turn.order(Effect::Remove {
-                    container: self.id_of(number),
-                });
+                turn.order(Effect::Remove { container: self.id_of(number) });
             }
             return;
         };
         self.note(turn, EventKind::Exited, Some(exit), exit.to_string());
         self.exit = Some(exit);
         if let Some(previous) = self.kept.replace(number) {
-            turn.order(Effect::Remove {
-                container: self.id_of(previous),
-            });
+            turn.order(Effect::Remove { container: self.id_of(previous) });
         }
         if asked {
             self.life = Life::Absent;
@@ -301,10 +266,7 @@ impl Slot {
     /// What follows an end that nobody asked for.
     fn again(&mut self, exit: Exit, turn: &mut Turn<'_>) {
         self.say(exit.to_string());
-        let restart = self
-            .wanted
-            .as_ref()
-            .map_or(Restart::Never, |w| w.spec.restart);
+        let restart = self.wanted.as_ref().map_or(Restart::Never, |w| w.spec.restart);
         let again = match restart {
             Restart::Always => true,
             Restart::OnFailure => !exit.is_success(),
@@ -315,17 +277,13 @@ impl Slot {
             self.wait(turn);
             self.failures = self.failures.saturating_add(1);
         } else {
-            self.life = Life::Finished {
-                success: exit.is_success(),
-            };
+            self.life = Life::Finished { success: exit.is_success() };
         }
     }
 
     fn wait(&mut self, turn: &mut Turn<'_>) {
         let wait = wait_ms(self.failures, turn.jitter);
-        self.life = Life::Waiting {
-            until_ms: turn.now_ms.saturating_add(wait),
-        };
+        self.life = Life::Waiting { until_ms: turn.now_ms.saturating_add(wait) };
         if wait > 0 {
             let message = format!("next try in {}.{} s", wait / 1000, wait % 1000 / 100);
             self.note(turn, EventKind::Backoff, None, message);
@@ -338,10 +296,7 @@ impl Slot {
         self.life = Life::Stopping { pid, kill_at_ms };
         self.note(turn, EventKind::Stopping, None, String::new());
         let container = self.id_of(self.container);
-        turn.order(Effect::Signal {
-            container,
-            signal: stop.signal,
-        });
+        turn.order(Effect::Signal { container, signal: stop.signal });
     }
 
     fn start(&mut self, turn: &mut Turn<'_>) {
@@ -356,11 +311,7 @@ impl Slot {
         let revision = wanted.revision;
         self.container = turn.take_number();
         self.life = Life::Starting;
-        turn.order(Effect::Start {
-            container: self.id_of(self.container),
-            revision,
-            spec,
-        });
+        turn.order(Effect::Start { container: self.id_of(self.container), revision, spec });
     }
 
     /// Whether the wanted image is here; asks for it where that is not known.
@@ -376,32 +327,20 @@ impl Slot {
         };
         let image = wanted.spec.image.clone();
         let number = turn.take_number();
-        self.image = Image::Asked {
-            number,
-            pulling: false,
-        };
-        turn.order(Effect::Prepare {
-            container: self.id_of(number),
-            image,
-        });
+        self.image = Image::Asked { number, pulling: false };
+        turn.order(Effect::Prepare { container: self.id_of(number), image });
         false
     }
 
     /// What is wanted and this agent cannot enforce.
     fn lacking(&self, features: &[Feature]) -> Option<Feature> {
         let wanted = self.wanted.as_ref()?;
-        wanted
-            .requires
-            .iter()
-            .find(|needed| !features.contains(needed))
-            .cloned()
+        wanted.requires.iter().find(|needed| !features.contains(needed)).cloned()
     }
 
     fn clear(&mut self, turn: &mut Turn<'_>) {
         if let Some(kept) = self.kept.take() {
-            turn.order(Effect::Remove {
-                container: self.id_of(kept),
-            });
+            turn.order(Effect::Remove { container: self.id_of(kept) });
         }
         self.note(turn, EventKind::Removed, None, String::new());
     }
@@ -422,23 +361,14 @@ impl Slot {
     fn note(&self, turn: &mut Turn<'_>, kind: EventKind, exit: Option<Exit>, message: String) {
         let workload = Some(self.id.clone());
         let container = (self.container > 0).then_some(self.container);
-        turn.note(Note {
-            kind,
-            workload,
-            container,
-            exit,
-            message,
-        });
+        turn.note(Note { kind, workload, container, exit, message });
     }
 
     /// The containers whose logs tell of this workload, in order.
     pub(crate) fn logs(&self) -> Vec<ContainerId> {
         let latest = (self.container > 0).then_some(self.container);
         let kept = self.kept.filter(|kept| Some(*kept) != latest);
-        kept.into_iter()
-            .chain(latest)
-            .map(|number| self.id_of(number))
-            .collect()
+        kept.into_iter().chain(latest).map(|number| self.id_of(number)).collect()
     }
 
     /// What is told to the controller.
@@ -459,11 +389,7 @@ impl Slot {
         };
         let wanted = self.wanted.as_ref().map(|wanted| wanted.revision);
         let nothing_made = matches!(self.life, Life::Absent);
-        let revision = if nothing_made {
-            wanted.or(self.revision)
-        } else {
-            self.revision
-        };
+        let revision = if nothing_made { wanted.or(self.revision) } else { self.revision };
         WorkloadStatus {
             deployment: self.id.deployment(),
             revision: revision.unwrap_or(Digest([0; 32])),
@@ -527,10 +453,7 @@ impl Slot {
     ) {
         if number < self.container {
             let container = self.id_of(number);
-            turn.order(Effect::Signal {
-                container,
-                signal: Some(Signal::KILL),
-            });
+            turn.order(Effect::Signal { container, signal: Some(Signal::KILL) });
             return;
         }
         if number > self.container || revision.is_some() {
@@ -538,10 +461,7 @@ impl Slot {
         }
         self.find(number);
         self.tell_start(format!("pid {pid}"), turn);
-        self.life = Life::Running {
-            pid,
-            since_ms: turn.now_ms,
-        };
+        self.life = Life::Running { pid, since_ms: turn.now_ms };
         self.note(turn, EventKind::Adopted, None, format!("pid {pid}"));
     }
 
@@ -584,9 +504,7 @@ impl Slot {
 
     /// A container was found that had never been completely made.
     pub(crate) fn found_broken(&mut self, number: u32, turn: &mut Turn<'_>) {
-        turn.order(Effect::Remove {
-            container: self.id_of(number),
-        });
+        turn.order(Effect::Remove { container: self.id_of(number) });
         if number >= self.container {
             self.container = number;
             self.life = Life::Absent;

@@ -50,10 +50,7 @@ pub(super) struct Shell {
 type Leased = (Rc<Cell<u64>>, Task<()>);
 
 impl Shell {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one value of each part that the device has"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "one value of each part that the device has")]
     pub(super) fn new(
         executor: Rc<LocalExecutor<'static>>,
         state: State,
@@ -96,11 +93,7 @@ impl Shell {
         let key = SigningKey::from_seed(known.key.seed());
         let Ok(key) = key else { return };
         let device = known.device.clone();
-        let pinned = Identity {
-            device,
-            key,
-            controller: Some(controller),
-        };
+        let pinned = Identity { device, key, controller: Some(controller) };
         if let Err(error) = self.state.store_identity(&pinned) {
             log::error!("{error}: the controller's key is not pinned on disk");
         }
@@ -113,38 +106,26 @@ impl Shell {
                 let state = Arc::clone(&self.state);
                 self.then(move || match state.store_desired(&signed) {
                     Ok(()) => Input::DesiredStored(held),
-                    Err(error) => Input::DesiredNotStored {
-                        held,
-                        signed,
-                        reason: error.to_string(),
-                    },
+                    Err(error) => {
+                        Input::DesiredNotStored { held, signed, reason: error.to_string() }
+                    }
                 });
             }
-            Effect::StoreCheckpoint {
-                version,
-                checkpoint,
-            } => {
+            Effect::StoreCheckpoint { version, checkpoint } => {
                 let state = Arc::clone(&self.state);
                 self.then(move || {
                     let stored = state.store_checkpoint(&checkpoint);
                     if let Err(error) = &stored {
                         log::error!("{error}");
                     }
-                    Input::CheckpointStored {
-                        version,
-                        done: stored.is_ok(),
-                    }
+                    Input::CheckpointStored { version, done: stored.is_ok() }
                 });
             }
             Effect::Prepare { container, image } => {
                 let shell = Rc::clone(self);
                 self.spawn(async move { shell.prepare(container, image).await });
             }
-            Effect::Start {
-                container,
-                revision,
-                spec,
-            } => {
+            Effect::Start { container, revision, spec } => {
                 let shell = Rc::clone(self);
                 self.spawn(async move { shell.start(container, revision, spec).await });
             }
@@ -188,25 +169,15 @@ impl Shell {
     }
 
     async fn have(&self, container: &ContainerId, image: &str) -> Result<Image, String> {
-        let name: ImageName = image
-            .parse()
-            .map_err(|e: crate::image::NameError| e.to_string())?;
+        let name: ImageName = image.parse().map_err(|e: crate::image::NameError| e.to_string())?;
         let (images, wanted) = (Arc::clone(&self.images), name.clone());
         if let Some(found) = smol::unblock(move || images.local(&wanted)).await {
             return Ok(found);
         }
-        tell(
-            &self.inputs,
-            Input::Pulling {
-                container: container.clone(),
-            },
-        )
-        .await;
+        tell(&self.inputs, Input::Pulling { container: container.clone() }).await;
         let _turn = self.pulls.acquire().await;
         let images = Arc::clone(&self.images);
-        smol::unblock(move || images.pull(&name, &|_| {}))
-            .await
-            .map_err(|e| e.to_string())
+        smol::unblock(move || images.pull(&name, &|_| {})).await.map_err(|e| e.to_string())
     }
 
     async fn start(
@@ -228,14 +199,7 @@ impl Shell {
         match started {
             Ok(running) => {
                 let pid = running.pid;
-                tell(
-                    &self.inputs,
-                    Input::Started {
-                        container: container.clone(),
-                        pid,
-                    },
-                )
-                .await;
+                tell(&self.inputs, Input::Started { container: container.clone(), pid }).await;
                 self.watch(container, running);
             }
             Err(error) => {
@@ -259,11 +223,9 @@ impl Shell {
         let (kind, number, epoch) = match &message {
             Message::Hello(hello) => (Kind::Hello, hello.connection, hello.held.epoch),
             Message::Reported(report) => (Kind::Reported, report.sequence, report.applied.epoch),
-            Message::Events(batch) => (
-                Kind::Event,
-                batch.events.last().map_or(0, |event| event.number),
-                0,
-            ),
+            Message::Events(batch) => {
+                (Kind::Event, batch.events.last().map_or(0, |event| event.number), 0)
+            }
             Message::Result { number, .. } => (Kind::Result, *number, 0),
         };
         let topic = Topic::Device(identity.device.clone(), kind);
@@ -272,9 +234,7 @@ impl Shell {
             Message::Reported(report) => self.send(&identity, &topic, &header, report),
             Message::Events(batch) => self.send(&identity, &topic, &header, batch),
             Message::Result { error, .. } => {
-                let result = CommandResult {
-                    error: error.clone(),
-                };
+                let result = CommandResult { error: error.clone() };
                 self.send(&identity, &topic, &header, &result)
             }
         };
@@ -288,15 +248,7 @@ impl Shell {
         let payload = envelope::seal(&identity.key, header, body);
         let topic = topic.under(&Prefix::default());
         // A full queue is a link that does not move: the core sends again what is not acknowledged.
-        if self
-            .to_link
-            .try_send(ToLink {
-                connection,
-                topic,
-                payload,
-            })
-            .is_err()
-        {
+        if self.to_link.try_send(ToLink { connection, topic, payload }).is_err() {
             log::warn!("the link is behind: a message is held back");
         }
     }
@@ -312,11 +264,7 @@ impl Shell {
             return;
         };
         let until_ms = Rc::new(Cell::new(order.until_ms));
-        let folders = order
-            .containers
-            .iter()
-            .map(|c| self.runtime.folder(c))
-            .collect();
+        let folders = order.containers.iter().map(|c| self.runtime.folder(c)).collect();
         let id = order.stream;
         let sender = stream::Sender {
             identity: self.identity(),
@@ -324,13 +272,7 @@ impl Shell {
             connection,
             stream: id,
         };
-        let work = stream::run(
-            sender,
-            folders,
-            order.tail,
-            order.follow,
-            Rc::clone(&until_ms),
-        );
+        let work = stream::run(sender, folders, order.tail, order.follow, Rc::clone(&until_ms));
         streams.insert(id, (until_ms, self.executor.spawn(work)));
     }
 }
@@ -338,13 +280,7 @@ impl Shell {
 /// The signed header of a message of this device.
 pub(crate) fn header(identity: &Identity, kind: Kind, epoch: u64, number: u64) -> Header {
     let prefix = Prefix::default().to_string();
-    Header {
-        prefix,
-        device: identity.device.clone(),
-        kind,
-        epoch,
-        number,
-    }
+    Header { prefix, device: identity.device.clone(), kind, epoch, number }
 }
 
 async fn follow(

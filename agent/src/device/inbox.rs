@@ -16,15 +16,9 @@ use crate::state::Identity;
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error("topic {topic}: {source}")]
-    Envelope {
-        topic: String,
-        source: EnvelopeError,
-    },
+    Envelope { topic: String, source: EnvelopeError },
     #[error("topic {topic}: {source}")]
-    Body {
-        topic: String,
-        source: limpet_protocol::cbor::CborError,
-    },
+    Body { topic: String, source: limpet_protocol::cbor::CborError },
     #[error(transparent)]
     Topic(#[from] limpet_protocol::TopicError),
     #[error("topic {0} is not for devices")]
@@ -47,9 +41,7 @@ impl Inbox {
             FromLink::Up(connection) => {
                 self.connection = Some(connection);
                 shell.connected(Some(connection));
-                let nonce = super::random()
-                    .map(Nonce)
-                    .map_err(|_| Refusal::NoRandomness);
+                let nonce = super::random().map(Nonce).map_err(|_| Refusal::NoRandomness);
                 nonce.map(|nonce| Input::LinkUp { connection, nonce })
             }
             FromLink::Down => {
@@ -60,9 +52,7 @@ impl Inbox {
         };
         let refused = |error: Refusal| {
             log::warn!("refused: {error}");
-            Input::Refused {
-                reason: error.to_string(),
-            }
+            Input::Refused { reason: error.to_string() }
         };
         Some(read.unwrap_or_else(refused))
     }
@@ -76,14 +66,9 @@ fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> 
         }
     };
     let identity = shell.identity();
-    let envelope = verify(&identity, kind, payload).map_err(|source| Refusal::Envelope {
-        topic: topic.clone(),
-        source,
-    })?;
-    let body = |source| Refusal::Body {
-        topic: topic.clone(),
-        source,
-    };
+    let envelope = verify(&identity, kind, payload)
+        .map_err(|source| Refusal::Envelope { topic: topic.clone(), source })?;
+    let body = |source| Refusal::Body { topic: topic.clone(), source };
     let number = envelope.header.number;
     let input = match kind {
         Kind::Desired => {
@@ -92,28 +77,17 @@ fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> 
             let inside = (state.held.epoch, state.held.generation);
             if inside != outside {
                 let show = |(epoch, generation)| format!("{epoch}.{generation}");
-                return Err(Refusal::Renumbered {
-                    inside: show(inside),
-                    outside: show(outside),
-                });
+                return Err(Refusal::Renumbered { inside: show(inside), outside: show(outside) });
             }
-            Input::Desired {
-                state: Box::new(state),
-                signed: payload.to_vec(),
-            }
+            Input::Desired { state: Box::new(state), signed: payload.to_vec() }
         }
         Kind::Command => {
             let Command { nonce, action } = envelope.read().map_err(body)?;
-            Input::Commanded {
-                number,
-                nonce,
-                action,
-            }
+            Input::Commanded { number, nonce, action }
         }
-        Kind::Ack => Input::Acked {
-            connection: number,
-            ack: envelope.read::<Ack>().map_err(body)?,
-        },
+        Kind::Ack => {
+            Input::Acked { connection: number, ack: envelope.read::<Ack>().map_err(body)? }
+        }
         Kind::Presence
         | Kind::Hello
         | Kind::Reported
@@ -135,23 +109,12 @@ pub(super) fn verify(
 ) -> Result<Envelope, EnvelopeError> {
     let prefix = Prefix::default();
     let signer = identity.controller.as_ref();
-    envelope::open(
-        payload,
-        Expected {
-            prefix: &prefix,
-            device: &identity.device,
-            kind,
-            signer,
-        },
-    )
+    envelope::open(payload, Expected { prefix: &prefix, device: &identity.device, kind, signer })
 }
 
 fn trust(shell: &Shell, identity: &Arc<Identity>, signer: PublicKey) {
     if identity.controller.is_none() {
-        log::info!(
-            "trusting the controller's key {} from here on",
-            signer.fingerprint()
-        );
+        log::info!("trusting the controller's key {} from here on", signer.fingerprint());
         shell.pin(signer);
     }
 }

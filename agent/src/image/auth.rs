@@ -10,11 +10,7 @@ use serde::Deserialize;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     Basic,
-    Bearer {
-        realm: String,
-        service: Option<String>,
-        scope: Option<String>,
-    },
+    Bearer { realm: String, service: Option<String>, scope: Option<String> },
 }
 
 impl Challenge {
@@ -43,12 +39,7 @@ fn parameters(text: &str) -> BTreeMap<String, String> {
         c == ',' && !quoted
     })
     .filter_map(|pair| pair.split_once('='))
-    .map(|(key, value)| {
-        (
-            key.trim().to_ascii_lowercase(),
-            value.trim().replace('"', ""),
-        )
-    })
+    .map(|(key, value)| (key.trim().to_ascii_lowercase(), value.trim().replace('"', "")))
     .collect()
 }
 
@@ -73,22 +64,12 @@ pub(super) fn basic(file: &Path, registry: &str) -> Result<Option<String>, Strin
         format!("credentials {shown} are not in the format of Docker's config.json: {e}")
     })?;
     let names: &[&str] = match registry {
-        "docker.io" => &[
-            "docker.io",
-            "index.docker.io",
-            "https://index.docker.io/v1/",
-        ],
+        "docker.io" => &["docker.io", "index.docker.io", "https://index.docker.io/v1/"],
         _ => &[registry],
     };
     let https = format!("https://{registry}");
-    let found = names
-        .iter()
-        .copied()
-        .chain([https.as_str()])
-        .find_map(|name| file.auths.get(name));
-    Ok(found
-        .and_then(|found| found.auth.as_ref())
-        .map(|auth| format!("Basic {auth}")))
+    let found = names.iter().copied().chain([https.as_str()]).find_map(|name| file.auths.get(name));
+    Ok(found.and_then(|found| found.auth.as_ref()).map(|auth| format!("Basic {auth}")))
 }
 
 #[cfg(test)]
@@ -120,10 +101,7 @@ mod tests {
             r#"{"auths":{"r:5000":{"auth":"QQ=="},"https://index.docker.io/v1/":{"auth":"Qg=="}}}"#;
         std::fs::write(file.path(), text).unwrap();
         assert_eq!(basic(file.path(), "r:5000").unwrap().unwrap(), "Basic QQ==");
-        assert_eq!(
-            basic(file.path(), "docker.io").unwrap().unwrap(),
-            "Basic Qg=="
-        );
+        assert_eq!(basic(file.path(), "docker.io").unwrap().unwrap(), "Basic Qg==");
         assert_eq!(basic(file.path(), "other").unwrap(), None);
     }
 }

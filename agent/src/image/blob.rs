@@ -74,14 +74,9 @@ impl Blobs {
             tries = if part.received > before { 0 } else { tries + 1 };
             if tries >= TRIES_MAX {
                 let (received, size) = (part.received, layer.size);
-                let reason = format!(
-                    "layer {} cut off at {received} of {size} bytes: {why}",
-                    layer.digest
-                );
-                return Err(ImageError::Registry {
-                    endpoint: source.endpoint.to_string(),
-                    reason,
-                });
+                let reason =
+                    format!("layer {} cut off at {received} of {size} bytes: {why}", layer.digest);
+                return Err(ImageError::Registry { endpoint: source.endpoint.to_string(), reason });
             }
             std::thread::sleep(RETRY_WAIT * tries);
         }
@@ -89,12 +84,7 @@ impl Blobs {
         if actual != layer.digest {
             std::fs::remove_file(&path).map_err(io("remove", &path))?;
             let (name, expected) = (source.name.clone(), layer.digest.clone());
-            return Err(ImageError::Digest {
-                name,
-                what: "layer",
-                expected,
-                actual,
-            });
+            return Err(ImageError::Digest { name, what: "layer", expected, actual });
         }
         Ok(path)
     }
@@ -112,26 +102,13 @@ struct Part {
 impl Part {
     /// Opens what an earlier try left; its bytes are hashed again, whatever happened to them.
     fn open(path: PathBuf, size: u64) -> Result<Self, ImageError> {
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path);
+        let opened =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = opened.map_err(io("write", &path))?;
-        let mut part = Self {
-            path,
-            file,
-            hash: Context::new(&SHA256),
-            received: 0,
-            size,
-        };
+        let mut part = Self { path, file, hash: Context::new(&SHA256), received: 0, size };
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
-            let read = part
-                .file
-                .read(&mut buffer)
-                .map_err(io("read", &part.path))?;
+            let read = part.file.read(&mut buffer).map_err(io("read", &part.path))?;
             if read == 0 {
                 break;
             }
@@ -145,10 +122,7 @@ impl Part {
     }
 
     fn restart(&mut self) -> Result<(), ImageError> {
-        let emptied = self
-            .file
-            .set_len(0)
-            .and_then(|()| self.file.seek(SeekFrom::Start(0)));
+        let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
         emptied.map_err(io("empty", &self.path))?;
         self.hash = Context::new(&SHA256);
         self.received = 0;
@@ -173,9 +147,7 @@ impl Part {
                 Ok(read) => read,
                 Err(e) => return Ok(Some(e.to_string())),
             };
-            self.file
-                .write_all(&buffer[..read])
-                .map_err(io("write", &self.path))?;
+            self.file.write_all(&buffer[..read]).map_err(io("write", &self.path))?;
             self.hash.update(&buffer[..read]);
             self.received += read as u64;
             progress(self.received);

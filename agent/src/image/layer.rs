@@ -30,22 +30,12 @@ impl Layers {
     /// Opens the folder of layers; takes away those that were never completed.
     pub(super) fn open(folder: PathBuf) -> Result<Self, ImageError> {
         std::fs::create_dir_all(&folder).map_err(io("make", &folder))?;
-        for entry in std::fs::read_dir(&folder)
-            .map_err(io("read", &folder))?
-            .flatten()
-        {
-            if entry
-                .path()
-                .extension()
-                .is_some_and(|extension| extension == "new")
-            {
+        for entry in std::fs::read_dir(&folder).map_err(io("read", &folder))?.flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == "new") {
                 std::fs::remove_dir_all(entry.path()).map_err(io("remove", &entry.path()))?;
             }
         }
-        Ok(Self {
-            folder,
-            busy: Mutex::default(),
-        })
+        Ok(Self { folder, busy: Mutex::default() })
     }
 
     /// The name of a layer's folder, if it is complete.
@@ -66,11 +56,7 @@ impl Layers {
             busy.entry(diff_id.to_owned()).or_default().clone()
         };
         let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.find(diff_id).is_some() {
-            Ok(())
-        } else {
-            make()
-        }
+        if self.find(diff_id).is_some() { Ok(()) } else { make() }
     }
 
     /// Unpacks a blob beside the layers and moves it among them when it is whole and on disk.
@@ -83,10 +69,7 @@ impl Layers {
     ) -> Result<(), ImageError> {
         let Some(folder) = name_of(diff_id) else {
             let reason = format!("{diff_id:?} is no SHA-256 digest");
-            return Err(ImageError::Document {
-                name: name.clone(),
-                reason,
-            });
+            return Err(ImageError::Document { name: name.clone(), reason });
         };
         let target = self.folder.join(folder);
         let fresh = target.with_extension("new");
@@ -94,13 +77,11 @@ impl Layers {
             std::fs::remove_dir_all(&fresh).map_err(io("remove", &fresh))?;
         }
         std::fs::create_dir(&fresh).map_err(io("make", &fresh))?;
-        let actual = self
-            .unpack_into(&fresh, layer, blob)
-            .map_err(|source| ImageError::Layer {
-                name: name.clone(),
-                layer: layer.digest.clone(),
-                source,
-            });
+        let actual = self.unpack_into(&fresh, layer, blob).map_err(|source| ImageError::Layer {
+            name: name.clone(),
+            layer: layer.digest.clone(),
+            source,
+        });
         let checked = actual.and_then(|actual| match actual == diff_id {
             true => sync(&fresh),
             false => Err(ImageError::Digest {
@@ -141,19 +122,11 @@ impl Layers {
             _ => return Err(UnpackError::MediaType(media.to_owned())),
         };
         let free = free_bytes(folder).map_err(|e| UnpackError::Compression(e.to_string()))?;
-        let mut reader = Hashing {
-            reader,
-            hash: Context::new(&SHA256),
-            read: 0,
-        };
+        let mut reader = Hashing { reader, hash: Context::new(&SHA256), read: 0 };
         unpack::unpack(&mut reader, folder, free.min(UNPACKED_BYTES_MAX))?;
         std::io::copy(&mut reader, &mut std::io::sink()).map_err(UnpackError::Read)?;
         let digest = reader.hash.finish();
-        let hex: String = digest
-            .as_ref()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(format!("sha256:{hex}"))
     }
 }

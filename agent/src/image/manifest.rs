@@ -91,15 +91,8 @@ impl Manifest {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let manifest: Self = serde_json::from_slice(bytes)
             .map_err(|e| format!("its manifest is not one of OCI or Docker: {e}"))?;
-        let all = manifest
-            .config
-            .iter()
-            .chain(&manifest.layers)
-            .chain(&manifest.manifests);
-        match all
-            .map(|descriptor| &descriptor.digest)
-            .find(|digest| !is_digest(digest))
-        {
+        let all = manifest.config.iter().chain(&manifest.layers).chain(&manifest.manifests);
+        match all.map(|descriptor| &descriptor.digest).find(|digest| !is_digest(digest)) {
             Some(digest) => Err(format!("{digest:?} is no SHA-256 digest")),
             None => Ok(manifest),
         }
@@ -120,11 +113,7 @@ impl Manifest {
                 .filter(|platform| platform.os != "unknown")
                 .map(Platform::show)
                 .collect();
-            format!(
-                "it is made for {}, this device is {}",
-                offered.join(", "),
-                here.show()
-            )
+            format!("it is made for {}, this device is {}", offered.join(", "), here.show())
         })
     }
 }
@@ -132,12 +121,7 @@ impl Manifest {
 impl ConfigFile {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let file: Self = serde_json::from_slice(bytes).map_err(|e| format!("its config: {e}"))?;
-        match file
-            .rootfs
-            .diff_ids
-            .iter()
-            .find(|diff_id| !is_digest(diff_id))
-        {
+        match file.rootfs.diff_ids.iter().find(|diff_id| !is_digest(diff_id)) {
             Some(diff_id) => Err(format!("its config: {diff_id:?} is no SHA-256 digest")),
             None => Ok(file),
         }
@@ -169,11 +153,7 @@ impl Platform {
     }
 
     fn show(&self) -> String {
-        let Self {
-            os,
-            architecture,
-            variant,
-        } = self;
+        let Self { os, architecture, variant } = self;
         if variant.is_empty() {
             format!("{os}/{architecture}")
         } else {
@@ -224,11 +204,7 @@ mod tests {
     fn the_nearest_variant_is_chosen() {
         for (here, offered, expected) in [
             ("amd64", &["arm64", "amd64"][..], Some(1)),
-            (
-                "arm/v7",
-                &["arm/v5", "arm/v6", "arm/v7", "arm64/v8"],
-                Some(2),
-            ),
+            ("arm/v7", &["arm/v5", "arm/v6", "arm/v7", "arm64/v8"], Some(2)),
             ("arm/v7", &["arm/v5", "arm/v6"], Some(1)),
             ("arm/v6", &["arm/v7"], None),
             ("arm64/v8", &["arm64"], Some(0)),
@@ -243,10 +219,7 @@ mod tests {
     fn a_config_may_say_null() {
         let text = br#"{"config":{"Env":null,"Cmd":["a"],"User":"u"},"rootfs":{"diff_ids":[]}}"#;
         let config = ConfigFile::parse(text).unwrap().config.unwrap();
-        assert_eq!(
-            (config.env.len(), config.cmd.len(), config.user),
-            (0, 1, Some("u".into()))
-        );
+        assert_eq!((config.env.len(), config.cmd.len(), config.user), (0, 1, Some("u".into())));
         assert!(ConfigFile::parse(br#"{"rootfs":{"diff_ids":["../x"]}}"#).is_err());
     }
 }

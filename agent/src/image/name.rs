@@ -37,10 +37,7 @@ impl ImageName {
 
     /// What to ask the registry for: the digest where there is one, otherwise the tag.
     pub fn reference(&self) -> &str {
-        self.digest
-            .as_deref()
-            .or(self.tag.as_deref())
-            .unwrap_or("latest")
+        self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
     }
 }
 
@@ -48,10 +45,7 @@ impl FromStr for ImageName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let fault = |reason| NameError {
-            name: text.chars().take(80).collect(),
-            reason,
-        };
+        let fault = |reason| NameError { name: text.chars().take(80).collect(), reason };
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) if is_digest(digest) => (rest, Some(digest.to_owned())),
             Some(_) => return Err(fault("a digest is sha256: and 64 hexadecimal digits")),
@@ -62,28 +56,18 @@ impl FromStr for ImageName {
             _ => (rest, None),
         };
         if tag.is_some_and(|tag| !is_tag(tag)) {
-            return Err(fault(
-                "a tag has 1 to 128 letters, digits, '_', '.' and '-'",
-            ));
+            return Err(fault("a tag has 1 to 128 letters, digits, '_', '.' and '-'"));
         }
         let (registry, path) = match rest.split_once('/') {
             Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
             _ => ("docker.io", rest),
         };
-        let registry = if registry == "index.docker.io" {
-            "docker.io"
-        } else {
-            registry
-        };
+        let registry = if registry == "index.docker.io" { "docker.io" } else { registry };
         if !is_host(registry) {
             return Err(fault("the registry is no host name with an optional port"));
         }
         let official = registry == "docker.io" && !path.contains('/');
-        let repository = if official {
-            format!("library/{path}")
-        } else {
-            path.to_owned()
-        };
+        let repository = if official { format!("library/{path}") } else { path.to_owned() };
         if path.is_empty() || !repository.split('/').all(is_component) {
             return Err(fault(
                 "use lower-case letters, digits, and single '.', '_', '-' between them",
@@ -92,15 +76,8 @@ impl FromStr for ImageName {
         if registry.len() + repository.len() > NAME_BYTES_MAX {
             return Err(fault("it is longer than 255 characters"));
         }
-        let tag = tag
-            .map(str::to_owned)
-            .or_else(|| digest.is_none().then(|| "latest".into()));
-        Ok(Self {
-            registry: registry.to_owned(),
-            repository,
-            tag,
-            digest,
-        })
+        let tag = tag.map(str::to_owned).or_else(|| digest.is_none().then(|| "latest".into()));
+        Ok(Self { registry: registry.to_owned(), repository, tag, digest })
     }
 }
 
@@ -110,19 +87,14 @@ impl fmt::Display for ImageName {
         if let Some(tag) = &self.tag {
             write!(f, ":{tag}")?;
         }
-        self.digest
-            .as_ref()
-            .map_or(Ok(()), |digest| write!(f, "@{digest}"))
+        self.digest.as_ref().map_or(Ok(()), |digest| write!(f, "@{digest}"))
     }
 }
 
 /// Whether a text is a SHA-256 digest as OCI writes it (image-spec, descriptor.md).
 pub(super) fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64
-            && hex
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
 }
 
@@ -135,9 +107,7 @@ fn is_tag(tag: &str) -> bool {
 
 fn is_host(host: &str) -> bool {
     let (name, port) = host.rsplit_once(':').unwrap_or((host, "0"));
-    let bracketed = name
-        .strip_prefix('[')
-        .and_then(|name| name.strip_suffix(']'));
+    let bracketed = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
     let name_fits = match bracketed {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => name.split('.').all(is_host_label),
@@ -157,11 +127,9 @@ fn is_component(part: &str) -> bool {
     let edges = [part.bytes().next(), part.bytes().last()];
     edges.into_iter().all(|edge| edge.is_some_and(alnum))
         && part.bytes().all(|b| alnum(b) || b"._-".contains(&b))
-        && part
-            .split(|c: char| c.is_ascii_alphanumeric())
-            .all(|separator| {
-                matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|b| b == b'-')
-            })
+        && part.split(|c: char| c.is_ascii_alphanumeric()).all(|separator| {
+            matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|b| b == b'-')
+        })
 }
 
 #[cfg(test)]
@@ -180,16 +148,10 @@ mod tests {
             ("localhost:5000/a/b:v1.2", "localhost:5000/a/b:v1.2"),
             ("ghcr.io/x/y_z/w__v/u--t:T_1", "ghcr.io/x/y_z/w__v/u--t:T_1"),
             ("[::1]:5000/a", "[::1]:5000/a:latest"),
-            (
-                &format!("a@{digest}"),
-                &format!("docker.io/library/a@{digest}"),
-            ),
+            (&format!("a@{digest}"), &format!("docker.io/library/a@{digest}")),
             (&format!("r.io/a:t@{digest}"), &format!("r.io/a:t@{digest}")),
         ] {
-            assert_eq!(
-                text.parse::<ImageName>().map(|n| n.to_string()).as_deref(),
-                Ok(full)
-            );
+            assert_eq!(text.parse::<ImageName>().map(|n| n.to_string()).as_deref(), Ok(full));
         }
         for text in [
             "",

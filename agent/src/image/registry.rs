@@ -17,11 +17,8 @@ use super::manifest::ACCEPT;
 use super::{DOCUMENT_BYTES_MAX, ImageError, ImageName, io};
 
 /// Where the certificates of authorities are, on the distributions we know.
-const ROOTS: [&str; 3] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
+const ROOTS: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A transfer that brings nothing for this long has stalled.
@@ -69,10 +66,7 @@ struct Token {
 
 impl Registry {
     pub(super) fn new(registries: Registries) -> Result<Self, ImageError> {
-        let mut roots = ROOTS
-            .iter()
-            .find_map(|path| std::fs::read(path).ok())
-            .unwrap_or_default();
+        let mut roots = ROOTS.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
         if let Some(path) = &registries.certificates {
             roots.extend(std::fs::read(path).map_err(io("read", path))?);
         }
@@ -91,11 +85,7 @@ impl Registry {
             .user_agent(concat!("limpet-agent/", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
-        Ok(Self {
-            registries,
-            agent,
-            authorizations: Mutex::default(),
-        })
+        Ok(Self { registries, agent, authorizations: Mutex::default() })
     }
 
     /// Whom to ask for an image, in order: mirrors, then its own registry.
@@ -105,15 +95,9 @@ impl Registry {
             "docker.io" => "registry-1.docker.io",
             other => other,
         };
-        let mut endpoints: Vec<Endpoint> = mirrors
-            .into_iter()
-            .flatten()
-            .map(|mirror| self.endpoint(mirror))
-            .collect();
-        endpoints.push(Endpoint {
-            host: name.registry().to_owned(),
-            ..self.endpoint(origin)
-        });
+        let mut endpoints: Vec<Endpoint> =
+            mirrors.into_iter().flatten().map(|mirror| self.endpoint(mirror)).collect();
+        endpoints.push(Endpoint { host: name.registry().to_owned(), ..self.endpoint(origin) });
         endpoints
     }
 
@@ -125,10 +109,7 @@ impl Registry {
         };
         let plain = is_loopback(host) || self.registries.insecure.iter().any(|h| h == host);
         let scheme = scheme.unwrap_or(if plain { "http" } else { "https" });
-        Endpoint {
-            base: format!("{scheme}://{host}"),
-            host: host.to_owned(),
-        }
+        Endpoint { base: format!("{scheme}://{host}"), host: host.to_owned() }
     }
 
     fn send(
@@ -148,9 +129,7 @@ impl Registry {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), String>> {
-        self.authorizations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.authorizations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -168,10 +147,8 @@ impl Source<'_> {
         let url = format!("{}/manifests/{reference}", self.base());
         let response = self.get(&url, None)?;
         if response.status() == StatusCode::NOT_FOUND {
-            let reason = format!(
-                "not found: {}:{reference}; check name and tag",
-                self.name.repository()
-            );
+            let reason =
+                format!("not found: {}:{reference}; check name and tag", self.name.repository());
             return Err(fault(self.endpoint, reason));
         }
         document(self.endpoint, &url, response)
@@ -202,33 +179,19 @@ impl Source<'_> {
     }
 
     fn get(&self, url: &str, range: Option<&str>) -> Result<Response<Body>, ImageError> {
-        let key = (
-            self.endpoint.base.clone(),
-            self.name.repository().to_owned(),
-        );
+        let key = (self.endpoint.base.clone(), self.name.repository().to_owned());
         let known = self.registry.lock().get(&key).cloned();
-        let response = self
-            .registry
-            .send(self.endpoint, url, range, known.as_deref())?;
+        let response = self.registry.send(self.endpoint, url, range, known.as_deref())?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         let asked = response.headers().get_all("www-authenticate").iter();
-        let challenge = asked
-            .filter_map(|h| Challenge::parse(h.to_str().ok()?))
-            .next();
+        let challenge = asked.filter_map(|h| Challenge::parse(h.to_str().ok()?)).next();
         let authorization = self.authorize(challenge)?;
-        let response = self
-            .registry
-            .send(self.endpoint, url, range, Some(&authorization))?;
-        if matches!(
-            response.status(),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-        ) {
-            let reason = format!(
-                "access to {} is denied: check the credentials",
-                self.name.repository()
-            );
+        let response = self.registry.send(self.endpoint, url, range, Some(&authorization))?;
+        if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            let reason =
+                format!("access to {} is denied: check the credentials", self.name.repository());
             return Err(fault(self.endpoint, reason));
         }
         self.registry.lock().insert(key, authorization);
@@ -244,17 +207,10 @@ impl Source<'_> {
         };
         let denied = || {
             let host = &self.endpoint.host;
-            fault(
-                self.endpoint,
-                format!("it wants credentials, and there are none for {host}"),
-            )
+            fault(self.endpoint, format!("it wants credentials, and there are none for {host}"))
         };
         match challenge {
-            Some(Challenge::Bearer {
-                realm,
-                service,
-                scope,
-            }) => {
+            Some(Challenge::Bearer { realm, service, scope }) => {
                 if self.endpoint.base.starts_with("https://") && !realm.starts_with("https://") {
                     let reason = format!("it wants a token of {realm}, which is not encrypted");
                     return Err(fault(self.endpoint, reason));
@@ -268,16 +224,13 @@ impl Source<'_> {
                 if let Some(basic) = basic {
                     request = request.header("authorization", basic);
                 }
-                let response = request
-                    .call()
-                    .map_err(|e| fault(self.endpoint, format!("{realm}: {e}")))?;
+                let response =
+                    request.call().map_err(|e| fault(self.endpoint, format!("{realm}: {e}")))?;
                 let text = document(self.endpoint, &realm, response)?;
                 let token: Option<Token> = serde_json::from_slice(&text).ok();
                 let token = token.and_then(|token| token.token.or(token.access_token));
                 let reason = || fault(self.endpoint, format!("{realm} answered without a token"));
-                token
-                    .map(|token| format!("Bearer {token}"))
-                    .ok_or_else(reason)
+                token.map(|token| format!("Bearer {token}")).ok_or_else(reason)
             }
             Some(Challenge::Basic) | None => basic.ok_or_else(denied),
         }
@@ -289,10 +242,7 @@ impl Source<'_> {
 }
 
 fn fault(endpoint: &Endpoint, reason: String) -> ImageError {
-    ImageError::Registry {
-        endpoint: endpoint.to_string(),
-        reason,
-    }
+    ImageError::Registry { endpoint: endpoint.to_string(), reason }
 }
 
 fn document(
@@ -304,17 +254,13 @@ fn document(
         return Err(fault(endpoint, format!("{} for {url}", response.status())));
     }
     let body = response.body_mut().with_config().limit(DOCUMENT_BYTES_MAX);
-    body.read_to_vec()
-        .map_err(|e| fault(endpoint, format!("{url}: {e}")))
+    body.read_to_vec().map_err(|e| fault(endpoint, format!("{url}: {e}")))
 }
 
 fn is_loopback(host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let name = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost"
-        || name
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|ip| ip.is_loopback())
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn certificates(pem: &[u8]) -> RootCerts {
@@ -343,19 +289,11 @@ mod tests {
         let registry = Registry::new(registries).unwrap();
         let bases = |name: &str| -> Vec<String> {
             let name = name.parse().unwrap();
-            registry
-                .endpoints(&name)
-                .iter()
-                .map(ToString::to_string)
-                .collect()
+            registry.endpoints(&name).iter().map(ToString::to_string).collect()
         };
         assert_eq!(
             bases("node:alpine"),
-            [
-                "http://127.0.0.1:5000",
-                "https://m.example",
-                "https://registry-1.docker.io"
-            ]
+            ["http://127.0.0.1:5000", "https://m.example", "https://registry-1.docker.io"]
         );
         assert_eq!(bases("10.0.0.1:5000/a"), ["http://10.0.0.1:5000"]);
         assert_eq!(bases("[::1]:5000/a"), ["http://[::1]:5000"]);

@@ -108,11 +108,7 @@ pub(super) fn unpack(
 ) -> Result<(), UnpackError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = fs::open(folder, flags, Mode::empty()).map_err(|e| UnpackError::Read(e.into()))?;
-    let mut tree = Tree {
-        root,
-        left: bytes_max,
-        folder_times: Vec::new(),
-    };
+    let mut tree = Tree { root, left: bytes_max, folder_times: Vec::new() };
     let mut archive = tar::Archive::new(reader);
     let mut extended = Extended::default();
     let mut count: u64 = 0;
@@ -158,19 +154,14 @@ fn trimmed(mut bytes: Vec<u8>) -> Vec<u8> {
 impl Extended {
     /// Reads records of the form `LENGTH KEY=VALUE\n`, where the value may hold any byte.
     fn pax(&mut self, mut bytes: &[u8]) -> Result<(), UnpackError> {
-        let fault = || UnpackError::Entry {
-            entry: "extended header".to_owned(),
-            reason: "is malformed",
-        };
+        let fault =
+            || UnpackError::Entry { entry: "extended header".to_owned(), reason: "is malformed" };
         while !bytes.is_empty() {
             let space = bytes.iter().position(|b| *b == b' ').ok_or_else(fault)?;
             let length: usize = text(&bytes[..space]).parse().map_err(|_| fault())?;
-            let record = bytes
-                .get(space + 1..length.saturating_sub(1))
-                .ok_or_else(fault)?;
+            let record = bytes.get(space + 1..length.saturating_sub(1)).ok_or_else(fault)?;
             let equals = record.iter().position(|b| *b == b'=').ok_or_else(fault)?;
-            self.set(&text(&record[..equals]), &record[equals + 1..])
-                .ok_or_else(fault)?;
+            self.set(&text(&record[..equals]), &record[equals + 1..]).ok_or_else(fault)?;
             bytes = bytes.get(length..).ok_or_else(fault)?;
         }
         Ok(())
@@ -203,16 +194,9 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn entry(header: &tar::Header, extended: Extended) -> Result<Entry, UnpackError> {
-    let path = extended
-        .path
-        .unwrap_or_else(|| header.path_bytes().into_owned());
+    let path = extended.path.unwrap_or_else(|| header.path_bytes().into_owned());
     let size = header.entry_size().map_err(UnpackError::Read)?;
-    let refuse = |reason| {
-        Err(UnpackError::Entry {
-            entry: text(&path),
-            reason,
-        })
-    };
+    let refuse = |reason| Err(UnpackError::Entry { entry: text(&path), reason });
     if extended.sparse || header.entry_type() == EntryType::GNUSparse {
         return refuse("is sparse, which layers must not be (OCI image-spec, layer.md)");
     }
@@ -223,10 +207,7 @@ fn entry(header: &tar::Header, extended: Extended) -> Result<Entry, UnpackError>
         return refuse("has a path that no file can have");
     }
     let id = |number: std::io::Result<u64>| {
-        number
-            .ok()
-            .and_then(|id| u32::try_from(id).ok())
-            .unwrap_or(0)
+        number.ok().and_then(|id| u32::try_from(id).ok()).unwrap_or(0)
     };
     Ok(Entry {
         link: extended
@@ -239,11 +220,7 @@ fn entry(header: &tar::Header, extended: Extended) -> Result<Entry, UnpackError>
         uid: extended.uid.unwrap_or_else(|| id(header.uid())),
         gid: extended.gid.unwrap_or_else(|| id(header.gid())),
         mtime: extended.mtime.unwrap_or_else(|| {
-            header
-                .mtime()
-                .ok()
-                .and_then(|time| i64::try_from(time).ok())
-                .unwrap_or(0)
+            header.mtime().ok().and_then(|time| i64::try_from(time).ok()).unwrap_or(0)
         }),
         xattrs: extended.xattrs,
         path,
@@ -264,10 +241,7 @@ impl Tree {
         reason = "tar's kinds are open: what is none of a layer's is refused"
     )]
     fn make(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<(), UnpackError> {
-        let fault = |reason| UnpackError::Entry {
-            entry: text(&entry.path),
-            reason,
-        };
+        let fault = |reason| UnpackError::Entry { entry: text(&entry.path), reason };
         let path = clean(&entry.path).ok_or_else(|| fault("leads out of the image"))?;
         let Some((name, parents)) = path.split_last() else {
             return self.describe(&self.root, OsStr::new("."), entry, AtFlags::empty());
@@ -279,11 +253,7 @@ impl Tree {
         }
         let fail = |action| {
             let entry = text(&entry.path);
-            move |e: Errno| UnpackError::Make {
-                action,
-                entry,
-                source: e.into(),
-            }
+            move |e: Errno| UnpackError::Make { action, entry, source: e.into() }
         };
         if entry.kind != EntryType::Directory {
             clear(&parent, name).map_err(fail("replace what is at"))?;
@@ -310,11 +280,7 @@ impl Tree {
             _ => return Err(fault("is of a kind that layers may not hold")),
         }
         let link = entry.kind == EntryType::Symlink;
-        let flags = if link {
-            AtFlags::SYMLINK_NOFOLLOW
-        } else {
-            AtFlags::empty()
-        };
+        let flags = if link { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
         self.describe(&parent, name, entry, flags)
     }
 
@@ -325,25 +291,14 @@ impl Tree {
             entry: text(&entry.path),
             source: e.into(),
         };
-        let whole = if parents.is_empty() {
-            b".".to_vec()
-        } else {
-            parents.join(&b'/')
-        };
+        let whole = if parents.is_empty() { b".".to_vec() } else { parents.join(&b'/') };
         match self.open_folder(&whole) {
             Err(Errno::NOENT) => {}
             opened => return opened.map_err(fail),
         }
         for depth in 1..=parents.len() {
-            let (name, above) = parents[..depth]
-                .split_last()
-                .ok_or(Errno::INVAL)
-                .map_err(fail)?;
-            let above = if above.is_empty() {
-                b".".to_vec()
-            } else {
-                above.join(&b'/')
-            };
+            let (name, above) = parents[..depth].split_last().ok_or(Errno::INVAL).map_err(fail)?;
+            let above = if above.is_empty() { b".".to_vec() } else { above.join(&b'/') };
             let above = self.open_folder(&above).map_err(fail)?;
             match fs::mkdirat(&above, OsStr::from_bytes(name), Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
@@ -356,13 +311,7 @@ impl Tree {
     fn open_folder(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        fs::openat2(
-            &self.root,
-            OsStr::from_bytes(path),
-            flags,
-            Mode::empty(),
-            resolve,
-        )
+        fs::openat2(&self.root, OsStr::from_bytes(path), flags, Mode::empty(), resolve)
     }
 
     fn file(
@@ -394,33 +343,16 @@ impl Tree {
         if written == entry.size {
             return Ok(());
         }
-        Err(UnpackError::Entry {
-            entry: text(&entry.path),
-            reason: "is cut off",
-        })
+        Err(UnpackError::Entry { entry: text(&entry.path), reason: "is cut off" })
     }
 
     fn hard_link(&self, parent: &OwnedFd, name: &OsStr, entry: &Entry) -> Result<(), UnpackError> {
-        let fault = |reason| UnpackError::Entry {
-            entry: text(&entry.path),
-            reason,
-        };
+        let fault = |reason| UnpackError::Entry { entry: text(&entry.path), reason };
         let target = clean(&entry.link).ok_or_else(|| fault("links out of the image"))?;
-        let (file, parents) = target
-            .split_last()
-            .ok_or_else(|| fault("links to nothing"))?;
+        let (file, parents) = target.split_last().ok_or_else(|| fault("links to nothing"))?;
         let folder = self.folder(parents, entry)?;
-        fs::linkat(
-            &folder,
-            OsStr::from_bytes(file),
-            parent,
-            name,
-            AtFlags::empty(),
-        )
-        .map_err(|e| UnpackError::Make {
-            action: "link",
-            entry: text(&entry.path),
-            source: e.into(),
+        fs::linkat(&folder, OsStr::from_bytes(file), parent, name, AtFlags::empty()).map_err(|e| {
+            UnpackError::Make { action: "link", entry: text(&entry.path), source: e.into() }
         })
     }
 
@@ -434,31 +366,15 @@ impl Tree {
     ) -> Result<(), UnpackError> {
         let fail = |action| {
             let entry = text(&entry.path);
-            move |e: Errno| UnpackError::Make {
-                action,
-                entry,
-                source: e.into(),
-            }
+            move |e: Errno| UnpackError::Make { action, entry, source: e.into() }
         };
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-        fs::chownat(
-            parent,
-            name,
-            Some(uid),
-            Some(gid),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .map_err(fail("own"))?;
+        fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(fail("own"))?;
         if flags.is_empty() {
-            fs::chmodat(
-                parent,
-                name,
-                Mode::from_raw_mode(entry.mode),
-                AtFlags::empty(),
-            )
-            .map_err(fail("set the mode of"))?;
-            self.attributes(parent, name, entry)
-                .map_err(fail("set an attribute of"))?;
+            fs::chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
+                .map_err(fail("set the mode of"))?;
+            self.attributes(parent, name, entry).map_err(fail("set an attribute of"))?;
         }
         fs::utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(fail("set the time of"))
@@ -504,9 +420,7 @@ impl Tree {
 
 /// The names along a path; None where one of them leads up. `/` and `.` count for nothing.
 fn clean(path: &[u8]) -> Option<Vec<&[u8]>> {
-    let parts = path
-        .split(|byte| *byte == b'/')
-        .filter(|part| !matches!(*part, b"" | b"."));
+    let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
     parts.map(|part| (part != b"..").then_some(part)).collect()
 }
 
@@ -518,10 +432,7 @@ fn whiteout(parent: &OwnedFd, hidden: &[u8], entry: &Entry) -> Result<(), Unpack
             fs::fsetxattr(folder, "trusted.overlay.opaque", b"y", XattrFlags::empty())
         })
     } else if hidden.is_empty() || hidden == b"." || hidden == b".." {
-        return Err(UnpackError::Entry {
-            entry: text(&entry.path),
-            reason: "hides nothing",
-        });
+        return Err(UnpackError::Entry { entry: text(&entry.path), reason: "hides nothing" });
     } else {
         let name = OsStr::from_bytes(hidden);
         clear(parent, name)
@@ -558,12 +469,6 @@ fn make_folder(parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
 }
 
 fn times(mtime: i64) -> Timestamps {
-    let time = Timespec {
-        tv_sec: mtime,
-        tv_nsec: 0,
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
+    let time = Timespec { tv_sec: mtime, tv_nsec: 0 };
+    Timestamps { last_access: time, last_modification: time }
 }

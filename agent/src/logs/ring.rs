@@ -122,10 +122,7 @@ pub struct News {
 impl Reader {
     /// A reader of the ring in a container's folder.
     pub fn open(folder: &Path) -> Self {
-        Self {
-            folder: folder.into(),
-            position: 0,
-        }
+        Self { folder: folder.into(), position: 0 }
     }
 
     /// The latest lines, at most `tail`; [`Reader::more`] goes on from there.
@@ -171,10 +168,7 @@ fn records(file: &mut File, skip: u64) -> (Vec<LogLine>, u64) {
     let mut bytes = Vec::new();
     let mut lines = Vec::new();
     let sought = file.seek(SeekFrom::Start(BEGIN_BYTES as u64 + skip));
-    if sought
-        .and_then(|_| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes))
-        .is_err()
-    {
+    if sought.and_then(|_| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)).is_err() {
         return (lines, 0);
     }
     let mut rest = bytes.as_slice();
@@ -189,20 +183,9 @@ fn record(bytes: &[u8]) -> Option<(LogLine, &[u8])> {
     let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>()?;
     let [stream, _, high, low, wall @ ..] = header;
     let (line, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes([*high, *low])))?;
-    let stream = if *stream == 0 {
-        LogStream::Stdout
-    } else {
-        LogStream::Stderr
-    };
+    let stream = if *stream == 0 { LogStream::Stdout } else { LogStream::Stderr };
     let at_ms = u64::from_be_bytes(*wall);
-    Some((
-        LogLine {
-            stream,
-            at_ms,
-            bytes: line.to_vec(),
-        },
-        rest,
-    ))
+    Some((LogLine { stream, at_ms, bytes: line.to_vec() }, rest))
 }
 
 #[cfg(test)]
@@ -210,10 +193,7 @@ mod tests {
     use super::*;
 
     fn texts(lines: &[LogLine]) -> Vec<String> {
-        lines
-            .iter()
-            .map(|line| String::from_utf8_lossy(&line.bytes).into_owned())
-            .collect()
+        lines.iter().map(|line| String::from_utf8_lossy(&line.bytes).into_owned()).collect()
     }
 
     #[test]
@@ -222,10 +202,7 @@ mod tests {
         let mut writer = Writer::open(folder.path());
         writer.write(LogStream::Stderr, b"hi\n", 5);
         let bytes = std::fs::read(folder.path().join("log.0")).unwrap();
-        assert_eq!(
-            bytes,
-            b"LMPLOG1\n\0\0\0\0\0\0\0\0\x01\0\0\x02\0\0\0\0\0\0\0\x05hi"
-        );
+        assert_eq!(bytes, b"LMPLOG1\n\0\0\0\0\0\0\0\0\x01\0\0\x02\0\0\0\0\0\0\0\x05hi");
     }
 
     #[test]

@@ -52,16 +52,7 @@ pub async fn run(
     }
     let lines = lines.split_off(lines.len().saturating_sub(tail));
     let mut number = 0;
-    sender
-        .send(
-            &mut number,
-            News {
-                lines,
-                gap_bytes: 0,
-            },
-            !follow,
-        )
-        .await;
+    sender.send(&mut number, News { lines, gap_bytes: 0 }, !follow).await;
     let Some(mut reader) = latest.filter(|_| follow) else {
         return;
     };
@@ -86,20 +77,12 @@ impl Sender {
         let last = chunks.len() - 1;
         for (index, lines) in chunks.into_iter().enumerate() {
             let gap_bytes = if index == 0 { news.gap_bytes } else { 0 };
-            let chunk = StreamChunk {
-                lines,
-                gap_bytes,
-                end: end && index == last,
-            };
+            let chunk = StreamChunk { lines, gap_bytes, end: end && index == last };
             let head = header(&self.identity, Kind::Stream, 0, *number);
             let payload = envelope::seal(&self.identity.key, &head, &chunk);
             let topic = Topic::Stream(self.identity.device.clone(), self.stream);
             let topic = topic.under(&Prefix::default());
-            let message = ToLink {
-                connection: self.connection,
-                topic,
-                payload,
-            };
+            let message = ToLink { connection: self.connection, topic, payload };
             if self.to_link.send(message).await.is_err() {
                 return;
             }

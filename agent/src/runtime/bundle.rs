@@ -42,13 +42,8 @@ const MASKED: [&str; 11] = [
     "/sys/firmware",
 ];
 
-const READ_ONLY: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
+const READ_ONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// CPU quotas are counted over this long, in microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -59,11 +54,7 @@ const OPEN_FILES_MAX: u64 = 65_536;
 
 /// The configuration, with `rootfs` beside it. `etc` are the files to be mounted over the image's.
 pub(super) fn config(order: &StartOrder, user: &User, etc: &[(String, String)]) -> Value {
-    let cwd = order
-        .spec
-        .workdir
-        .as_deref()
-        .or(order.image.working_dir.as_deref());
+    let cwd = order.spec.workdir.as_deref().or(order.image.working_dir.as_deref());
     let cwd = cwd.filter(|cwd| cwd.starts_with('/')).unwrap_or("/");
     let open_files = getrlimit(Resource::Nofile).maximum;
     let open_files = open_files.map_or(OPEN_FILES_MAX, |own| own.min(OPEN_FILES_MAX));
@@ -105,11 +96,7 @@ pub(super) fn config(order: &StartOrder, user: &User, etc: &[(String, String)]) 
 /// arguments replace the image's arguments.
 pub(super) fn args(order: &StartOrder) -> Vec<String> {
     let (spec, image) = (&order.spec, &order.image);
-    let entrypoint = if spec.command.is_empty() {
-        &image.entrypoint
-    } else {
-        &spec.command
-    };
+    let entrypoint = if spec.command.is_empty() { &image.entrypoint } else { &spec.command };
     let args = match (spec.args.is_empty(), spec.command.is_empty()) {
         (false, _) => &spec.args,
         (true, true) => &image.cmd,
@@ -120,29 +107,11 @@ pub(super) fn args(order: &StartOrder) -> Vec<String> {
 
 /// Defaults, then the image's, then the workload's.
 pub(super) fn env(order: &StartOrder, user: &User) -> Vec<String> {
-    let mut env: BTreeMap<&str, &str> = [
-        ("PATH", PATH),
-        ("HOSTNAME", &order.hostname),
-        ("HOME", &user.home),
-    ]
-    .into();
-    env.extend(
-        order
-            .image
-            .env
-            .iter()
-            .filter_map(|pair| pair.split_once('=')),
-    );
-    env.extend(
-        order
-            .spec
-            .env
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str())),
-    );
-    env.into_iter()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect()
+    let mut env: BTreeMap<&str, &str> =
+        [("PATH", PATH), ("HOSTNAME", &order.hostname), ("HOME", &user.home)].into();
+    env.extend(order.image.env.iter().filter_map(|pair| pair.split_once('=')));
+    env.extend(order.spec.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    env.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
 fn mounts(etc: &[(String, String)]) -> Vec<Value> {
@@ -150,18 +119,10 @@ fn mounts(etc: &[(String, String)]) -> Vec<Value> {
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc",
                 "options": ["nosuid", "noexec", "nodev"] }),
-        tmpfs(
-            "/dev",
-            "tmpfs",
-            &["nosuid", "strictatime", "mode=755", "size=64k"],
-        ),
+        tmpfs("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=64k"]),
         json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options":
                 ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] }),
-        tmpfs(
-            "/dev/shm",
-            "shm",
-            &["nosuid", "noexec", "nodev", "mode=1777", "size=64m"],
-        ),
+        tmpfs("/dev/shm", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=64m"]),
         json!({ "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
                 "options": ["nosuid", "noexec", "nodev"] }),
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
@@ -170,10 +131,8 @@ fn mounts(etc: &[(String, String)]) -> Vec<Value> {
     // Of cgroup v1 libcontainer 0.7 mounts every hierarchy writable, whatever the options say: a
     // container could lift its own limits.
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        mounts.push(
-            json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-                    "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }),
-        );
+        mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                    "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }));
     }
     mounts.extend(etc.iter().map(|(source, destination)| {
         json!({ "destination": destination, "type": "bind", "source": source,
@@ -205,11 +164,7 @@ mod tests {
 
     #[test]
     fn args_are_joined_as_docker_joins_them() {
-        let list = |text: &str| {
-            text.split_whitespace()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
+        let list = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         for (command, arguments, joined) in [
             ("", "", "/entry image"),
             ("", "own", "/entry own"),
@@ -231,15 +186,6 @@ mod tests {
         order.image.env = vec!["A=image".into(), "PATH=/p".into(), "B=image".into()];
         order.spec.env = [("A".to_owned(), "own=1".to_owned())].into();
         let env = env(&order, &User::root());
-        assert_eq!(
-            env,
-            [
-                "A=own=1",
-                "B=image",
-                "HOME=/root",
-                "HOSTNAME=web-0",
-                "PATH=/p"
-            ]
-        );
+        assert_eq!(env, ["A=own=1", "B=image", "HOME=/root", "HOSTNAME=web-0", "PATH=/p"]);
     }
 }

@@ -34,11 +34,7 @@ impl Hierarchies {
             ("pids", Feature::LIMIT_PIDS),
         ]
         .into_iter()
-        .filter(|(name, _)| {
-            self.0
-                .iter()
-                .any(|h| h.controllers.iter().any(|c| c == name))
-        })
+        .filter(|(name, _)| self.0.iter().any(|h| h.controllers.iter().any(|c| c == name)))
         .map(|(_, feature)| Feature::known(feature))
         .collect()
     }
@@ -60,9 +56,7 @@ impl Hierarchies {
     }
 
     fn paths<'a>(&'a self, group: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
-        self.0
-            .iter()
-            .map(move |h| h.mount.join(group.trim_start_matches('/')))
+        self.0.iter().map(move |h| h.mount.join(group.trim_start_matches('/')))
     }
 }
 

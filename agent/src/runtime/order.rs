@@ -124,14 +124,8 @@ mod tests {
         let main = Process { pid: 5, start: 6 };
         let hex = |bytes: Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         let lines = [
-            hex(cbor::encode(&StateRecord {
-                main,
-                shim: Process { pid: 3, start: 4 },
-            })),
-            hex(cbor::encode(&ExitRecord {
-                exit: Exit::Code(7),
-                at_ms: 9,
-            })),
+            hex(cbor::encode(&StateRecord { main, shim: Process { pid: 3, start: 4 } })),
+            hex(cbor::encode(&ExitRecord { exit: Exit::Code(7), at_ms: 9 })),
         ]
         .join("\n");
         expect_test::expect![[r#"
@@ -144,10 +138,7 @@ mod tests {
     fn a_record_of_another_version_is_none() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("exit");
-        let record = ExitRecord {
-            exit: Exit::Unknown,
-            at_ms: 9,
-        };
+        let record = ExitRecord { exit: Exit::Unknown, at_ms: 9 };
         write(&path, &record).unwrap();
         assert_eq!(read(&path), Some(record));
         let mut bytes = std::fs::read(&path).unwrap();

@@ -22,18 +22,11 @@ pub(super) fn check(rootfs: &Path, program: &str, env: &[String]) -> Result<(), 
     let path = path.unwrap_or_default();
     if program.starts_with('/') {
         let found = is_there(rootfs, program);
-        return found
-            .then_some(())
-            .ok_or_else(|| ProgramError::Path(program.to_owned()));
+        return found.then_some(()).ok_or_else(|| ProgramError::Path(program.to_owned()));
     }
     let relative = program.contains('/') || path.split(':').any(|folder| !folder.starts_with('/'));
-    let found = path
-        .split(':')
-        .any(|folder| is_there(rootfs, &format!("{folder}/{program}")));
-    let missing = || ProgramError::Name {
-        program: program.to_owned(),
-        path: path.to_owned(),
-    };
+    let found = path.split(':').any(|folder| is_there(rootfs, &format!("{folder}/{program}")));
+    let missing = || ProgramError::Name { program: program.to_owned(), path: path.to_owned() };
     (relative || found).then_some(()).ok_or_else(missing)
 }
 
@@ -67,14 +60,7 @@ mod tests {
             assert_eq!(says(program, path), Ok(()), "{program}");
         }
         let why = says("none", "/sbin:/bin").unwrap_err();
-        assert!(
-            why.contains("no program \"none\" in its PATH (/sbin:/bin)"),
-            "{why}"
-        );
-        assert!(
-            says("/bin/none", "/bin")
-                .unwrap_err()
-                .contains("no program /bin/none")
-        );
+        assert!(why.contains("no program \"none\" in its PATH (/sbin:/bin)"), "{why}");
+        assert!(says("/bin/none", "/bin").unwrap_err().contains("no program /bin/none"));
     }
 }

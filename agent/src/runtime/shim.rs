@@ -28,25 +28,14 @@ enum ShimError {
     #[error("{0} is missing or damaged")]
     Order(PathBuf),
     #[error("cannot {action}: {source}")]
-    System {
-        action: &'static str,
-        source: std::io::Error,
-    },
+    System { action: &'static str, source: std::io::Error },
     #[error("cannot write {path}: {source}")]
-    Write {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Write { path: PathBuf, source: std::io::Error },
     #[error(
         "cannot mount the image's {layers} layers as overlay on {rootfs}: {source} (is overlayfs in \
          this kernel, and {writable} on a file system that can carry it?)"
     )]
-    Overlay {
-        layers: usize,
-        rootfs: PathBuf,
-        writable: PathBuf,
-        source: std::io::Error,
-    },
+    Overlay { layers: usize, rootfs: PathBuf, writable: PathBuf, source: std::io::Error },
     #[error("the image has too many layers for one overlay mount")]
     Layers,
     #[error(transparent)]
@@ -58,19 +47,13 @@ enum ShimError {
     #[error("cannot make the container: {}", chain(.0))]
     Create(#[source] libcontainer::error::LibcontainerError),
     #[error("cannot start {program:?}: {}", chain(.source))]
-    Start {
-        program: String,
-        source: libcontainer::error::LibcontainerError,
-    },
+    Start { program: String, source: libcontainer::error::LibcontainerError },
     #[error("the container's main process cannot be found")]
     Lost,
 }
 
 fn system(action: &'static str) -> impl FnOnce(rustix::io::Errno) -> ShimError {
-    move |errno| ShimError::System {
-        action,
-        source: errno.into(),
-    }
+    move |errno| ShimError::System { action, source: errno.into() }
 }
 
 /// An error with its causes, each said once.
@@ -121,16 +104,11 @@ fn make(folder: &Path) -> Result<(u32, Output), ShimError> {
     write_bundle(&order, &bundle)?;
     let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
     let (stderr, stderr_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
-    let null = rustix::fs::open(
-        "/dev/null",
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    );
+    let null =
+        rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty());
     let root = folder.join("libcontainer");
-    std::fs::create_dir_all(&root).map_err(|source| ShimError::Write {
-        path: root.clone(),
-        source,
-    })?;
+    std::fs::create_dir_all(&root)
+        .map_err(|source| ShimError::Write { path: root.clone(), source })?;
     let mut container = ContainerBuilder::new(order.id.to_string(), SyscallType::default())
         .with_root_path(root)
         .map_err(ShimError::Create)?
@@ -142,9 +120,7 @@ fn make(folder: &Path) -> Result<(u32, Output), ShimError> {
         .with_detach(true)
         .build()
         .map_err(ShimError::Create)?;
-    let pid = container
-        .pid()
-        .and_then(|pid| u32::try_from(pid.as_raw()).ok());
+    let pid = container.pid().and_then(|pid| u32::try_from(pid.as_raw()).ok());
     let main = pid.and_then(process::look).ok_or(ShimError::Lost)?;
     container.start().map_err(|source| {
         let program = bundle::args(&order).into_iter().next().unwrap_or_default();
@@ -169,20 +145,15 @@ fn detach() -> Result<(), ShimError> {
             source: errno.into(),
         }
     })?;
-    mount_change(
-        "/",
-        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-    )
-    .map_err(system("keep mounts to this namespace"))
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .map_err(system("keep mounts to this namespace"))
 }
 
 fn mount_root(order: &StartOrder, rootfs: &Path) -> Result<(), ShimError> {
     let (upper, work) = (order.writable.join("upper"), order.writable.join("work"));
     for path in [&upper, &work, &rootfs.to_path_buf()] {
-        std::fs::create_dir_all(path).map_err(|source| ShimError::Write {
-            path: path.clone(),
-            source,
-        })?;
+        std::fs::create_dir_all(path)
+            .map_err(|source| ShimError::Write { path: path.clone(), source })?;
     }
     // Relative to their folder, so that many names fit.
     rustix::process::chdir(&order.layers_dir).map_err(system("enter the folder of layers"))?;
@@ -197,13 +168,7 @@ fn mount_root(order: &StartOrder, rootfs: &Path) -> Result<(), ShimError> {
         return Err(ShimError::Layers);
     }
     let options = std::ffi::CString::new(options).map_err(|_| ShimError::Layers)?;
-    let mounted = mount(
-        "overlay",
-        rootfs,
-        "overlay",
-        MountFlags::NODEV,
-        options.as_c_str(),
-    );
+    let mounted = mount("overlay", rootfs, "overlay", MountFlags::NODEV, options.as_c_str());
     mounted.map_err(|errno| ShimError::Overlay {
         layers: order.layers.len(),
         rootfs: rootfs.into(),
@@ -214,31 +179,19 @@ fn mount_root(order: &StartOrder, rootfs: &Path) -> Result<(), ShimError> {
 }
 
 fn write_bundle(order: &StartOrder, bundle: &Path) -> Result<(), ShimError> {
-    let hosts = format!(
-        "127.0.0.1\tlocalhost {0}\n::1\tlocalhost {0}\n",
-        order.hostname
-    );
+    let hosts = format!("127.0.0.1\tlocalhost {0}\n::1\tlocalhost {0}\n", order.hostname);
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let mut etc = Vec::new();
-    for (name, text) in [
-        ("hostname", format!("{}\n", order.hostname)),
-        ("hosts", hosts),
-        ("resolv.conf", resolv),
-    ] {
+    for (name, text) in
+        [("hostname", format!("{}\n", order.hostname)), ("hosts", hosts), ("resolv.conf", resolv)]
+    {
         let path = bundle.join(name);
-        std::fs::write(&path, text).map_err(|source| ShimError::Write {
-            path: path.clone(),
-            source,
-        })?;
+        std::fs::write(&path, text)
+            .map_err(|source| ShimError::Write { path: path.clone(), source })?;
         etc.push((path.display().to_string(), format!("/etc/{name}")));
     }
     let rootfs = bundle.join("rootfs");
-    let who = order
-        .spec
-        .user
-        .as_ref()
-        .or(order.image.user.as_ref())
-        .map_or("", String::as_str);
+    let who = order.spec.user.as_ref().or(order.image.user.as_ref()).map_or("", String::as_str);
     let user = user::look_up(&rootfs, who)?;
     let args = bundle::args(order);
     let first = args.first().ok_or(ShimError::NoProgram)?;
@@ -259,16 +212,9 @@ fn become_waiter(folder: &Path, pid: u32, output: Output) -> ShimError {
     let source = Command::new("/proc/self/exe")
         .arg("shim-wait")
         .arg(folder)
-        .args([
-            pid.to_string(),
-            number(&output.stdout),
-            number(&output.stderr),
-        ])
+        .args([pid.to_string(), number(&output.stdout), number(&output.stderr)])
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())
         .exec();
-    ShimError::System {
-        action: "become the waiting shim",
-        source,
-    }
+    ShimError::System { action: "become the waiting shim", source }
 }

@@ -31,22 +31,13 @@ pub(super) struct UserError {
 #[cfg(test)]
 impl User {
     pub(super) fn root() -> Self {
-        Self {
-            uid: 0,
-            gid: 0,
-            groups: Vec::new(),
-            home: "/root".to_owned(),
-        }
+        Self { uid: 0, gid: 0, groups: Vec::new(), home: "/root".to_owned() }
     }
 }
 
 /// Looks a user up below `rootfs`, never following a link out of it.
 pub(super) fn look_up(rootfs: &Path, user: &str) -> Result<User, UserError> {
-    find(
-        user,
-        &read(rootfs, "etc/passwd"),
-        &read(rootfs, "etc/group"),
-    )
+    find(user, &read(rootfs, "etc/passwd"), &read(rootfs, "etc/group"))
 }
 
 fn read(rootfs: &Path, name: &str) -> String {
@@ -76,17 +67,9 @@ fn find(user: &str, passwd: &str, group: &str) -> Result<User, UserError> {
     });
     let known = line.as_ref().and_then(|fields| {
         let number = |at: usize| fields.get(at)?.parse::<u32>().ok();
-        Some((
-            number(2)?,
-            number(3)?,
-            fields.get(5).copied().unwrap_or("/"),
-        ))
+        Some((number(2)?, number(3)?, fields.get(5).copied().unwrap_or("/")))
     });
-    let unknown = |kind, name: &str, file| UserError {
-        kind,
-        name: name.to_owned(),
-        file,
-    };
+    let unknown = |kind, name: &str, file| UserError { kind, name: name.to_owned(), file };
     let (uid, gid, home) = match (known, number) {
         (Some(known), _) => known,
         (None, Some(uid)) => (uid, 0, if uid == 0 { "/root" } else { "/" }),
@@ -94,28 +77,14 @@ fn find(user: &str, passwd: &str, group: &str) -> Result<User, UserError> {
     };
     let (gid, groups) = match group_name {
         Some(name) => {
-            let listed = group
-                .lines()
-                .map(fields)
-                .find(|fields| fields.first() == Some(&name));
+            let listed = group.lines().map(fields).find(|fields| fields.first() == Some(&name));
             let listed = listed.and_then(|fields| fields.get(2)?.parse().ok());
             let gid = listed.or_else(|| name.parse().ok());
-            (
-                gid.ok_or_else(|| unknown("group", name, "/etc/group"))?,
-                Vec::new(),
-            )
+            (gid.ok_or_else(|| unknown("group", name, "/etc/group"))?, Vec::new())
         }
-        None => (
-            gid,
-            supplementary(line.as_ref().and_then(|l| l.first().copied()), group),
-        ),
+        None => (gid, supplementary(line.as_ref().and_then(|l| l.first().copied()), group)),
     };
-    Ok(User {
-        uid,
-        gid,
-        groups,
-        home: if home.is_empty() { "/" } else { home }.to_owned(),
-    })
+    Ok(User { uid, gid, groups, home: if home.is_empty() { "/" } else { home }.to_owned() })
 }
 
 fn fields(line: &str) -> Vec<&str> {
@@ -127,11 +96,7 @@ fn supplementary(name: Option<&str>, group: &str) -> Vec<u32> {
     group
         .lines()
         .map(fields)
-        .filter(|fields| {
-            fields
-                .get(3)
-                .is_some_and(|list| list.split(',').any(|m| m == name))
-        })
+        .filter(|fields| fields.get(3).is_some_and(|list| list.split(',').any(|m| m == name)))
         .filter_map(|fields| fields.get(2)?.parse().ok())
         .collect()
 }
@@ -145,12 +110,7 @@ mod tests {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nnode:x:1000:1001::/home/node:/bin/sh\nbad:x\n";
         let group = "root:x:0:\nnode:x:1001:\nvideo:x:44:node,x\nbad\n";
         let shown = |user: &str| match find(user, passwd, group) {
-            Ok(User {
-                uid,
-                gid,
-                groups,
-                home,
-            }) => format!("{uid} {gid} {groups:?} {home}"),
+            Ok(User { uid, gid, groups, home }) => format!("{uid} {gid} {groups:?} {home}"),
             Err(e) => e.to_string(),
         };
         for (user, says) in [

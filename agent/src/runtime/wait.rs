@@ -28,11 +28,7 @@ struct Source {
 
 /// Waits for the container of `folder`; the arguments are what the shim passed on.
 pub fn run(folder: &Path, pid: i32, stdout: i32, stderr: i32) -> std::process::ExitCode {
-    match wait(
-        folder,
-        pid,
-        [(LogStream::Stdout, stdout), (LogStream::Stderr, stderr)],
-    ) {
+    match wait(folder, pid, [(LogStream::Stdout, stdout), (LogStream::Stderr, stderr)]) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         // The next look at the folder finds no exit and says that the end was not seen.
         Err(_) => std::process::ExitCode::FAILURE,
@@ -45,10 +41,7 @@ fn wait(folder: &Path, pid: i32, pipes: [(LogStream, i32); 2]) -> std::io::Resul
         // SAFETY: the shim that became this process opened these descriptors, cleared their
         // close-on-exec flag and handed them over; nothing else in this process knows them.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Source {
-            stream,
-            file: Some(File::from(fd)),
-        }
+        Source { stream, file: Some(File::from(fd)) }
     });
     for source in &sources {
         if let Some(file) = &source.file {
@@ -64,13 +57,7 @@ fn wait(folder: &Path, pid: i32, pipes: [(LogStream, i32); 2]) -> std::io::Resul
         drain(source, &mut log);
     }
     log.finish();
-    order::write(
-        &folder.join("exit"),
-        &ExitRecord {
-            exit,
-            at_ms: clock::boot_ms(),
-        },
-    )
+    order::write(&folder.join("exit"), &ExitRecord { exit, at_ms: clock::boot_ms() })
 }
 
 /// Sleeps until something happens and moves what was written; true once the main process has ended.

@@ -113,10 +113,7 @@ fn open(path: &Path, kind: Kind, bytes: &[u8]) -> Result<Vec<u8>, DocumentError>
     }
     match described[5] {
         VERSION => Ok(content.to_vec()),
-        version => Err(DocumentError::Newer {
-            path: path.into(),
-            version,
-        }),
+        version => Err(DocumentError::Newer { path: path.into(), version }),
     }
 }
 
@@ -124,18 +121,12 @@ fn open(path: &Path, kind: Kind, bytes: &[u8]) -> Result<Vec<u8>, DocumentError>
 pub(super) fn read(folder: &Path, kind: Kind) -> Result<Option<Vec<u8>>, DocumentError> {
     let path = kind.path(folder);
     let mut bytes = Vec::new();
-    let read = File::open(&path).and_then(|file| {
-        file.take((BYTES_MAX + HEADER_BYTES) as u64)
-            .read_to_end(&mut bytes)
-    });
+    let read = File::open(&path)
+        .and_then(|file| file.take((BYTES_MAX + HEADER_BYTES) as u64).read_to_end(&mut bytes));
     match read {
         Ok(_) => open(&path, kind, &bytes).map(Some),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(DocumentError::Io {
-            action: "read",
-            path,
-            source,
-        }),
+        Err(source) => Err(DocumentError::Io { action: "read", path, source }),
     }
 }
 
@@ -144,22 +135,14 @@ pub(super) fn write(folder: &Path, kind: Kind, content: &[u8]) -> Result<(), Doc
     let path = kind.path(folder);
     let fresh = path.with_extension("new");
     let written = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&fresh)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(&seal(kind, content))?;
         file.sync_data()?;
         std::fs::rename(&fresh, &path)?;
         File::open(folder)?.sync_all()
     };
-    written().map_err(|source| DocumentError::Io {
-        action: "write",
-        path: path.clone(),
-        source,
-    })
+    written().map_err(|source| DocumentError::Io { action: "write", path: path.clone(), source })
 }
 
 #[cfg(test)]
@@ -168,10 +151,7 @@ mod tests {
 
     #[test]
     fn golden_bytes() {
-        let hex: String = seal(Kind::Desired, b"x")
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
+        let hex: String = seal(Kind::Desired, b"x").iter().map(|b| format!("{b:02x}")).collect();
         expect_test::expect!["4c4d50540201000000000000000000011389ef84f1c50d8b78"].assert_eq(&hex);
     }
 
@@ -182,10 +162,7 @@ mod tests {
         assert_eq!(open(path, Kind::Desired, &whole).unwrap(), b"content");
         assert!(open(path, Kind::Identity, &whole).is_err());
         for length in 0..whole.len() {
-            assert!(
-                open(path, Kind::Desired, &whole[..length]).is_err(),
-                "{length}"
-            );
+            assert!(open(path, Kind::Desired, &whole[..length]).is_err(), "{length}");
         }
         for bit in 0..whole.len() * 8 {
             let mut flipped = whole.clone();
@@ -204,9 +181,6 @@ mod tests {
         newer[16..24].copy_from_slice(&check);
         std::fs::write(folder.path().join("desired"), &newer).unwrap();
         let error = read(folder.path(), Kind::Desired).unwrap_err().to_string();
-        assert!(
-            error.contains("newer version of limpet-agent (format 2"),
-            "{error}"
-        );
+        assert!(error.contains("newer version of limpet-agent (format 2"), "{error}");
     }
 }

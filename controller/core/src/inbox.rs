@@ -74,24 +74,14 @@ pub enum Told {
 impl Cursor {
     /// The beginning of the outbox that a hello names.
     pub fn new(hello: &Hello) -> Self {
-        Self {
-            outbox: hello.outbox,
-            events: 0,
-            sequence: 0,
-            applied: hello.held,
-        }
+        Self { outbox: hello.outbox, events: 0, sequence: 0, applied: hello.held }
     }
 }
 
 impl Inbox {
     /// Nothing but a cursor, and what was stored beside it.
     pub fn new(cursor: Cursor, statuses: BTreeMap<WorkloadId, Known>) -> Self {
-        Self {
-            cursor,
-            statuses,
-            latest: None,
-            differs: false,
-        }
+        Self { cursor, statuses, latest: None, differs: false }
     }
 
     /// The statuses, by workload.
@@ -120,18 +110,12 @@ impl Inbox {
         if report.outbox != self.cursor.outbox || report.sequence < self.cursor.sequence {
             return None;
         }
-        let cursor = Cursor {
-            sequence: report.sequence,
-            applied: report.applied,
-            ..self.cursor.clone()
-        };
+        let cursor =
+            Cursor { sequence: report.sequence, applied: report.applied, ..self.cursor.clone() };
         let mut workloads = BTreeSet::new();
         if report.complete {
-            let listed: BTreeSet<&WorkloadId> = report
-                .records
-                .iter()
-                .map(|record| &record.workload)
-                .collect();
+            let listed: BTreeSet<&WorkloadId> =
+                report.records.iter().map(|record| &record.workload).collect();
             let gone = self.statuses.keys().filter(|id| !listed.contains(id));
             workloads.extend(gone.cloned());
             self.statuses.retain(|id, _| listed.contains(id));
@@ -143,10 +127,7 @@ impl Inbox {
             }
             match status {
                 Some(status) => {
-                    let known = Known {
-                        at_ms: now_ms,
-                        status,
-                    };
+                    let known = Known { at_ms: now_ms, status };
                     self.statuses.insert(workload.clone(), known);
                 }
                 None => drop(self.statuses.remove(&workload)),
@@ -195,12 +176,7 @@ impl Inbox {
             true => 0,
             false => self.cursor.sequence,
         };
-        Ack {
-            outbox: self.cursor.outbox,
-            events: self.cursor.events,
-            sequence,
-            send_whole,
-        }
+        Ack { outbox: self.cursor.outbox, events: self.cursor.events, sequence, send_whole }
     }
 
     fn digest(&self) -> Digest {
@@ -215,12 +191,8 @@ mod tests {
     use super::*;
 
     fn inbox() -> Inbox {
-        let cursor = Cursor {
-            outbox: OutboxId([1; 8]),
-            events: 0,
-            sequence: 0,
-            applied: Held::default(),
-        };
+        let cursor =
+            Cursor { outbox: OutboxId([1; 8]), events: 0, sequence: 0, applied: Held::default() };
         Inbox::new(cursor, BTreeMap::new())
     }
 
@@ -255,11 +227,7 @@ mod tests {
     #[test]
     fn events_are_taken_once_and_in_order() {
         let mut inbox = inbox();
-        assert_eq!(
-            numbers(&inbox.events(batch(1, &[3, 4]))),
-            [""; 0],
-            "too soon"
-        );
+        assert_eq!(numbers(&inbox.events(batch(1, &[3, 4]))), [""; 0], "too soon");
         assert_eq!(inbox.ack(false).events, 0);
         assert_eq!(numbers(&inbox.events(batch(1, &[1, 2]))), ["1", "2"]);
         assert_eq!(numbers(&inbox.events(batch(1, &[1, 2, 3, 4]))), ["3", "4"]);

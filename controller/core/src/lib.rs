@@ -1,11 +1,7 @@
 //! What a controller decides: how a manifest is read, where workloads go, when a change has
 //! settled, who is present. Values in, values out: no IO, no clock, no threads.
 #![forbid(unsafe_code)]
-#![warn(
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::iter_over_hash_type
-)]
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::iter_over_hash_type)]
 
 pub mod deployment;
 pub mod inbox;

@@ -123,10 +123,7 @@ fn deployment(given: Option<&DeploymentName>, reader: &mut Reader<'_>) -> Option
     let has_name = reader.node("name").is_some();
     let name = match (given, written) {
         (Some(given), Some(written)) if *given != written => {
-            reader.fault(
-                "name",
-                format!("is {written}, but this is published as {given}"),
-            );
+            reader.fault("name", format!("is {written}, but this is published as {given}"));
             None
         }
         (Some(given), _) => Some(given.clone()),
@@ -144,17 +141,10 @@ fn deployment(given: Option<&DeploymentName>, reader: &mut Reader<'_>) -> Option
         let fits = |text: &str| !text.is_empty() && text.len() <= LABEL_BYTES_MAX;
         match fits(key) && fits(value) {
             true => Ok(()),
-            false => Err(format!(
-                "a label's key and value have 1 to {LABEL_BYTES_MAX} bytes"
-            )),
+            false => Err(format!("a label's key and value have 1 to {LABEL_BYTES_MAX} bytes")),
         }
     });
-    Some(Deployment {
-        name: name?,
-        spec: spec?,
-        count: count?,
-        select,
-    })
+    Some(Deployment { name: name?, spec: spec?, count: count?, select })
 }
 
 fn count(reader: &mut Reader<'_>) -> Option<Count> {
@@ -162,10 +152,7 @@ fn count(reader: &mut Reader<'_>) -> Option<Count> {
     let replicas = reader.number("replicas", 0, REPLICAS_MAX);
     match (everywhere, reader.node("replicas").is_some()) {
         (true, true) => {
-            reader.fault(
-                "replicas",
-                "says how many, but `everywhere` is set: keep one".to_owned(),
-            );
+            reader.fault("replicas", "says how many, but `everywhere` is set: keep one".to_owned());
             None
         }
         (true, false) => Some(Count::Everywhere),
@@ -191,11 +178,7 @@ fn spec(reader: &mut Reader<'_>) -> Option<WorkloadSpec> {
     let args = reader.list("args", ITEMS_MAX);
     let env = reader.map("env", ITEMS_MAX, |key, _| {
         let wrong = key.is_empty() || key.contains('=');
-        if wrong {
-            Err("a variable's name is not empty and has no '='".to_owned())
-        } else {
-            Ok(())
-        }
+        if wrong { Err("a variable's name is not empty and has no '='".to_owned()) } else { Ok(()) }
     });
     let workdir = reader.text("workdir").filter(|path| {
         let absolute = path.starts_with('/');
@@ -235,14 +218,12 @@ fn resources(reader: &mut Reader<'_>) -> Resources {
             memory_bytes: reader.quantity("memory", |text| {
                 let bytes = memory_bytes(text)?;
                 let fits = (MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes);
-                fits.then_some(bytes)
-                    .ok_or_else(|| "must be 4Mi to 16Ti".to_owned())
+                fits.then_some(bytes).ok_or_else(|| "must be 4Mi to 16Ti".to_owned())
             }),
             cpu_millis: reader.quantity("cpus", |text| {
                 let millis = quantity::cpu_millis(text)?;
                 let fits = (CPU_MILLIS_MIN..=CPU_MILLIS_MAX).contains(&millis);
-                fits.then_some(millis)
-                    .ok_or_else(|| "must be 0.01 to 1000".to_owned())
+                fits.then_some(millis).ok_or_else(|| "must be 0.01 to 1000".to_owned())
             }),
             pids: reader.number("pids", 1, PIDS_MAX),
         })
@@ -257,8 +238,7 @@ fn stop(reader: &mut Reader<'_>) -> Stop {
                 .quantity("grace", |text| {
                     let ms = duration_ms(text)?;
                     let fits = ms <= GRACE_MS_MAX;
-                    fits.then_some(ms)
-                        .ok_or_else(|| "must be at most 1h".to_owned())
+                    fits.then_some(ms).ok_or_else(|| "must be at most 1h".to_owned())
                 })
                 .unwrap_or(STOP_GRACE_MS_DEFAULT),
         })

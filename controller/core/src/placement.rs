@@ -57,15 +57,8 @@ pub fn place(deployment: &Deployment, fleet: &[Candidate], current: &BTreeSet<Sl
     match deployment.count {
         Count::Everywhere => {
             let id = WorkloadId::everywhere(&deployment.name);
-            let slots = fit
-                .iter()
-                .map(|device| (device.id.clone(), id.clone()))
-                .collect();
-            Placement {
-                slots,
-                unplaced: 0,
-                refusals,
-            }
+            let slots = fit.iter().map(|device| (device.id.clone(), id.clone())).collect();
+            Placement { slots, unplaced: 0, refusals }
         }
         Count::Replicas(count) => spread(deployment, count, &fit, current, refusals),
     }
@@ -115,16 +108,10 @@ fn spread(
     }
     if placement.unplaced > 0 {
         refusals.extend(here.iter().map(|(placed, device)| {
-            (
-                device.id.clone(),
-                format!("memory is full with {placed} of this deployment"),
-            )
+            (device.id.clone(), format!("memory is full with {placed} of this deployment"))
         }));
     }
-    Placement {
-        refusals,
-        ..placement
-    }
+    Placement { refusals, ..placement }
 }
 
 /// Why a device cannot run a deployment's workloads at all.
@@ -137,11 +124,7 @@ fn unfit(deployment: &Deployment, candidate: &Candidate) -> Option<String> {
             None => return Some(format!("needs {key}={value}, has no label {key}")),
         }
     }
-    let missing = deployment
-        .spec
-        .requires()
-        .into_iter()
-        .find(|f| !candidate.features.contains(f));
+    let missing = deployment.spec.requires().into_iter().find(|f| !candidate.features.contains(f));
     if let Some(feature) = missing {
         return Some(format!("its agent or kernel cannot do {feature}"));
     }

@@ -61,11 +61,7 @@ pub fn settle(
             names.join(", ")
         ));
     }
-    if settled {
-        Settling::Settled
-    } else {
-        Settling::Progressing
-    }
+    if settled { Settling::Settled } else { Settling::Progressing }
 }
 
 fn wants_any(deployment: &Deployment) -> bool {
@@ -73,20 +69,13 @@ fn wants_any(deployment: &Deployment) -> bool {
 }
 
 fn nowhere(placement: &Placement) -> String {
-    let reasons: Vec<String> = placement
-        .refusals
-        .iter()
-        .take(5)
-        .map(|(device, why)| format!("{device}: {why}"))
-        .collect();
+    let reasons: Vec<String> =
+        placement.refusals.iter().take(5).map(|(device, why)| format!("{device}: {why}")).collect();
     let count = placement.refusals.len();
     match (count, count.saturating_sub(reasons.len())) {
         (0, _) => "no device has joined".to_owned(),
         (_, 0) => format!("no device matches ({})", reasons.join("; ")),
-        (_, more) => format!(
-            "no device matches ({}; and {more} more)",
-            reasons.join("; ")
-        ),
+        (_, more) => format!("no device matches ({}; and {more} more)", reasons.join("; ")),
     }
 }
 
@@ -104,10 +93,9 @@ fn judge(revision: Digest, workload: &Seen<'_>) -> Settling {
         Phase::Failed => stuck(&status.message),
         Phase::Backoff => match status.exit {
             None => stuck(&status.message),
-            Some(exit) if status.restarts >= RESTARTS_STUCK => stuck(&format!(
-                "{exit} again and again ({} restarts)",
-                status.restarts
-            )),
+            Some(exit) if status.restarts >= RESTARTS_STUCK => {
+                stuck(&format!("{exit} again and again ({} restarts)", status.restarts))
+            }
             Some(Exit::Code(_) | Exit::Signal(_) | Exit::Unknown) => Settling::Progressing,
         },
         Phase::Pending | Phase::Pulling | Phase::Starting | Phase::Running | Phase::Stopping => {

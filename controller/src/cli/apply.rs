@@ -30,9 +30,7 @@ impl Apply {
             accepted(&result, file)?;
             results.push(result);
         }
-        results
-            .iter()
-            .try_for_each(|result| progress::settle(client, result, &self.waiting))
+        results.iter().try_for_each(|result| progress::settle(client, result, &self.waiting))
     }
 }
 
@@ -41,9 +39,7 @@ fn read(file: &str) -> anyhow::Result<Vec<u8>> {
         return std::fs::read(file).with_context(|| format!("cannot read {file}"));
     }
     let mut bytes = Vec::new();
-    std::io::stdin()
-        .read_to_end(&mut bytes)
-        .context("cannot read standard input")?;
+    std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
     Ok(bytes)
 }
 
@@ -57,15 +53,9 @@ pub(super) fn accepted(result: &DeployResult, source: &str) -> anyhow::Result<()
         .faults
         .iter()
         .map(|fault| {
-            let line = fault
-                .line
-                .map(|line| format!(":{line}"))
-                .unwrap_or_default();
-            let path = if fault.path.is_empty() {
-                String::new()
-            } else {
-                format!("{}: ", fault.path)
-            };
+            let line = fault.line.map(|line| format!(":{line}")).unwrap_or_default();
+            let path =
+                if fault.path.is_empty() { String::new() } else { format!("{}: ", fault.path) };
             format!("{source}{line}: {path}{}", fault.message)
         })
         .collect();

@@ -26,10 +26,7 @@ impl Client {
             .timeout_connect(Some(Duration::from_secs(10)))
             .build()
             .new_agent();
-        Self {
-            server: server.trim_end_matches('/').to_owned(),
-            agent,
-        }
+        Self { server: server.trim_end_matches('/').to_owned(), agent }
     }
 
     pub(super) fn server(&self) -> &str {
@@ -68,19 +65,14 @@ impl Client {
     }
 
     pub(super) fn post<T: Serialize>(&self, path: &str, body: &T) -> anyhow::Result<DeployResult> {
-        let response = self
-            .agent
-            .post(format!("{}{path}", self.server))
-            .send_json(body);
+        let response = self.agent.post(format!("{}{path}", self.server)).send_json(body);
         self.deploy_result(self.reached(response)?)
     }
 
     /// Applies a manifest; a refused one is an answer, not an error.
     pub(super) fn apply(&self, manifest: &[u8]) -> anyhow::Result<DeployResult> {
-        let response = self
-            .agent
-            .post(format!("{}/api/v1/deployments", self.server))
-            .send(manifest);
+        let response =
+            self.agent.post(format!("{}/api/v1/deployments", self.server)).send(manifest);
         self.deploy_result(self.reached(response)?)
     }
 
@@ -120,8 +112,7 @@ impl Client {
             return Err(self.error(response));
         }
         let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX);
-        body.read_json()
-            .with_context(|| format!("{} is no Limpet controller", self.server))
+        body.read_json().with_context(|| format!("{} is no Limpet controller", self.server))
     }
 
     fn error(&self, mut response: Response<Body>) -> anyhow::Error {

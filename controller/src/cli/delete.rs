@@ -55,15 +55,9 @@ fn gone(client: &Client, name: &str, timeout: Duration) -> anyhow::Result<()> {
         }
         progress.say(&format!("ending {}", online.len()), None);
         if Instant::now() >= deadline {
-            let names: Vec<String> = online
-                .iter()
-                .map(|w| format!("{}/{} ({})", w.device, w.id, w.phase))
-                .collect();
-            bail!(
-                "not gone after {} s: {}",
-                timeout.as_secs(),
-                names.join(", ")
-            );
+            let names: Vec<String> =
+                online.iter().map(|w| format!("{}/{} ({})", w.device, w.id, w.phase)).collect();
+            bail!("not gone after {} s: {}", timeout.as_secs(), names.join(", "));
         }
         std::thread::sleep(POLL_EVERY);
     }

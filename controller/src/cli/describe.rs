@@ -44,20 +44,12 @@ impl Describe {
                 let manifest = client.text(&path)?;
                 let here: Vec<WorkloadView> =
                     client.get(&format!("/api/v1/workloads?deployment={name}"))?;
-                (
-                    deployment(&view) + "Manifest:\n" + &indent(&manifest),
-                    here,
-                    "deployment",
-                )
+                (deployment(&view) + "Manifest:\n" + &indent(&manifest), here, "deployment")
             }
         };
         let events: Vec<EventView> =
             client.get(&format!("/api/v1/events?{filter}={name}&limit=10"))?;
-        print(&format!(
-            "{head}{}{}",
-            workload_lines(&workloads),
-            event_lines(&events)
-        ))
+        print(&format!("{head}{}{}", workload_lines(&workloads), event_lines(&events)))
     }
 }
 
@@ -77,44 +69,24 @@ fn pairs<'a>(pairs: impl IntoIterator<Item = (&'a String, &'a String)>) -> Strin
 fn device(view: &DeviceView) -> String {
     fields(&[
         ("Device", view.id.clone()),
-        (
-            "Presence",
-            format!("{}, heard {} ago", view.presence, age(view.presence_age_s)),
-        ),
+        ("Presence", format!("{}, heard {} ago", view.presence, age(view.presence_age_s))),
         ("Labels", pairs(&view.labels)),
         (
             "Machine",
-            format!(
-                "{}, {} processors, {}",
-                view.arch,
-                view.cpus,
-                bytes(view.memory_bytes)
-            ),
+            format!("{}, {} processors, {}", view.arch, view.cpus, bytes(view.memory_bytes)),
         ),
         ("Kernel", view.kernel.clone()),
         ("Agent", view.agent_version.clone()),
         ("Features", view.features.join(", ")),
-        (
-            "Generation",
-            format!("{} applied of {}", view.applied_generation, view.generation),
-        ),
+        ("Generation", format!("{} applied of {}", view.applied_generation, view.generation)),
     ])
 }
 
 fn deployment(view: &DeploymentView) -> String {
-    let refusals = view
-        .refusals
-        .iter()
-        .map(|(id, why)| format!("\n  {id}: {why}"));
+    let refusals = view.refusals.iter().map(|(id, why)| format!("\n  {id}: {why}"));
     fields(&[
         ("Deployment", view.name.clone()),
-        (
-            "Status",
-            format!(
-                "{}, {} of {} running",
-                view.status, view.running, view.desired
-            ),
-        ),
+        ("Status", format!("{}, {} of {} running", view.status, view.running, view.desired)),
         ("Reason", view.reason.clone().unwrap_or_default()),
         ("Revision", view.revision.clone()),
         ("Changed", format!("{} ago", age(view.age_s))),
@@ -144,14 +116,7 @@ fn workload_lines(views: &[WorkloadView]) -> String {
     match rows.is_empty() {
         true => "Workloads:    none\n".to_owned(),
         false => {
-            let heads = [
-                "NAME",
-                "DEVICE",
-                "PHASE",
-                "RESTARTS",
-                "LAST EXIT",
-                "MESSAGE",
-            ];
+            let heads = ["NAME", "DEVICE", "PHASE", "RESTARTS", "LAST EXIT", "MESSAGE"];
             format!("Workloads:\n{}", indent(&table(&heads, &rows)))
         }
     }
@@ -162,19 +127,13 @@ fn event_lines(views: &[EventView]) -> String {
         .iter()
         .map(|e| {
             let at = e.at.clone().unwrap_or_else(|| "unknown".to_owned());
-            vec![
-                at,
-                e.kind.clone(),
-                e.workload.clone().unwrap_or_default(),
-                e.message.clone(),
-            ]
+            vec![at, e.kind.clone(), e.workload.clone().unwrap_or_default(), e.message.clone()]
         })
         .collect();
     match rows.is_empty() {
         true => String::new(),
-        false => format!(
-            "Events:\n{}",
-            indent(&table(&["TIME", "KIND", "WORKLOAD", "MESSAGE"], &rows))
-        ),
+        false => {
+            format!("Events:\n{}", indent(&table(&["TIME", "KIND", "WORKLOAD", "MESSAGE"], &rows)))
+        }
     }
 }

@@ -110,18 +110,12 @@ impl Get {
         (heads, narrow): (&[&str], usize),
         row: fn(&T) -> Vec<String>,
     ) -> anyhow::Result<String> {
-        let cut = if self.output == Output::Wide {
-            heads.len()
-        } else {
-            narrow
-        };
+        let cut = if self.output == Output::Wide { heads.len() } else { narrow };
         match self.output {
             Output::Table | Output::Wide if rows.is_empty() => Ok("nothing found\n".to_owned()),
             Output::Table | Output::Wide => {
-                let cells: Vec<Vec<String>> = rows
-                    .iter()
-                    .map(|r| row(r).into_iter().take(cut).collect())
-                    .collect();
+                let cells: Vec<Vec<String>> =
+                    rows.iter().map(|r| row(r).into_iter().take(cut).collect()).collect();
                 Ok(table(&heads[..cut], &cells))
             }
             Output::Json => Ok(serde_json::to_string_pretty(&rows)? + "\n"),
@@ -141,11 +135,7 @@ fn yaml<T: Serialize>(rows: &[T]) -> anyhow::Result<String> {
             out += &format!("{mark}{key}: {value}\n");
         }
     }
-    Ok(if out.is_empty() {
-        "[]\n".to_owned()
-    } else {
-        out
-    })
+    Ok(if out.is_empty() { "[]\n".to_owned() } else { out })
 }
 
 fn listed<T: DeserializeOwned>(
@@ -153,16 +143,12 @@ fn listed<T: DeserializeOwned>(
     what: &str,
     name: Option<&str>,
 ) -> anyhow::Result<Vec<T>> {
-    let filter = name
-        .map(|name| format!("?deployment={name}"))
-        .unwrap_or_default();
+    let filter = name.map(|name| format!("?deployment={name}")).unwrap_or_default();
     client.get(&format!("/api/v1/{what}{filter}"))
 }
 
 fn carries(labels: &BTreeMap<String, String>, select: &[(String, String)]) -> bool {
-    select
-        .iter()
-        .all(|(key, value)| labels.get(key) == Some(value))
+    select.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 fn named<T>(rows: Vec<T>, name: Option<&str>, id: fn(&T) -> &String) -> anyhow::Result<Vec<T>> {
@@ -170,11 +156,7 @@ fn named<T>(rows: Vec<T>, name: Option<&str>, id: fn(&T) -> &String) -> anyhow::
     let known: Vec<String> = rows.iter().map(|row| id(row).clone()).collect();
     let found: Vec<T> = rows.into_iter().filter(|row| id(row) == name).collect();
     if found.is_empty() {
-        let known = if known.is_empty() {
-            "none".to_owned()
-        } else {
-            known.join(", ")
-        };
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         bail!("there is no {name}; there is {known}");
     }
     Ok(found)
@@ -206,11 +188,7 @@ fn device(row: &DeviceView) -> Vec<String> {
         age(row.presence_age_s),
         row.arch.clone(),
         row.workloads.to_string(),
-        if labels.is_empty() {
-            "-".to_owned()
-        } else {
-            labels.join(",")
-        },
+        if labels.is_empty() { "-".to_owned() } else { labels.join(",") },
         row.agent_version.clone(),
         row.kernel.clone(),
         bytes(row.memory_bytes),
@@ -218,12 +196,8 @@ fn device(row: &DeviceView) -> Vec<String> {
     ]
 }
 
-const DEPLOYMENT: Heads = (
-    &[
-        "NAME", "RUNNING", "STATUS", "IMAGE", "AGE", "REVISION", "SELECT", "REASON",
-    ],
-    5,
-);
+const DEPLOYMENT: Heads =
+    (&["NAME", "RUNNING", "STATUS", "IMAGE", "AGE", "REVISION", "SELECT", "REASON"], 5);
 
 fn deployment(row: &DeploymentView) -> Vec<String> {
     let select: Vec<String> = row.select.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -234,36 +208,16 @@ fn deployment(row: &DeploymentView) -> Vec<String> {
         row.image.clone(),
         age(row.age_s),
         row.revision.clone(),
-        if select.is_empty() {
-            "-".to_owned()
-        } else {
-            select.join(",")
-        },
+        if select.is_empty() { "-".to_owned() } else { select.join(",") },
         row.reason.clone().unwrap_or_default(),
     ]
 }
 
-const WORKLOAD: Heads = (
-    &[
-        "NAME",
-        "DEVICE",
-        "PHASE",
-        "RESTARTS",
-        "AGE",
-        "MESSAGE",
-        "PID",
-        "CONTAINER",
-        "REVISION",
-    ],
-    6,
-);
+const WORKLOAD: Heads =
+    (&["NAME", "DEVICE", "PHASE", "RESTARTS", "AGE", "MESSAGE", "PID", "CONTAINER", "REVISION"], 6);
 
 fn workload(row: &WorkloadView) -> Vec<String> {
-    let phase = if row.online {
-        row.phase.clone()
-    } else {
-        format!("{} (offline)", row.phase)
-    };
+    let phase = if row.online { row.phase.clone() } else { format!("{} (offline)", row.phase) };
     vec![
         row.id.clone(),
         row.device.clone(),

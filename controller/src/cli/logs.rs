@@ -37,9 +37,7 @@ impl Logs {
                 .collect();
             let mut done = Ok(());
             for look in looks {
-                let ended = look
-                    .join()
-                    .map_err(|_| anyhow::anyhow!("reading a log failed"));
+                let ended = look.join().map_err(|_| anyhow::anyhow!("reading a log failed"));
                 done = done.and(ended.and_then(|result| result));
             }
             done
@@ -58,10 +56,7 @@ impl Logs {
             .filter(|w| w.deployment == name || w.id == name)
             .collect();
         if found.is_empty() {
-            bail!(
-                "there is no workload of {}; `limpet get workloads` lists them",
-                self.name
-            );
+            bail!("there is no workload of {}; `limpet get workloads` lists them", self.name);
         }
         Ok(found)
     }
@@ -70,11 +65,7 @@ impl Logs {
         let WorkloadView { device, id, .. } = workload;
         let (tail, follow) = (self.tail, self.follow);
         let path = format!("/api/v1/workloads/{device}/{id}/logs?tail={tail}&follow={follow}");
-        let prefix = if several {
-            format!("{device}/{id}: ")
-        } else {
-            String::new()
-        };
+        let prefix = if several { format!("{device}/{id}: ") } else { String::new() };
         for line in BufReader::new(client.stream(&path)?).lines() {
             let line: LogLineView = serde_json::from_str(&line?)?;
             match line.stream.as_str() {

@@ -49,22 +49,14 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Self {
-            name: name.to_owned(),
-            bar,
-            last: String::new(),
-        }
+        Self { name: name.to_owned(), bar, last: String::new() }
     }
 
     pub(super) fn say(&mut self, what: &str, done: Option<(u32, u32)>) {
         let bar = match done {
             Some((done, all)) if all > 0 && self.bar.is_some() => {
                 let filled = usize::try_from(u64::from(done) * 20 / u64::from(all)).unwrap_or(20);
-                format!(
-                    "[{}{}] ",
-                    "#".repeat(filled.min(20)),
-                    ".".repeat(20 - filled.min(20))
-                )
+                format!("[{}{}] ", "#".repeat(filled.min(20)), ".".repeat(20 - filled.min(20)))
             }
             _ => String::new(),
         };
@@ -106,10 +98,7 @@ pub(super) fn settle(
         let Some(deployment) = client.deployment(name)? else {
             bail!("{name} was deleted meanwhile");
         };
-        progress.say(
-            &summary(&deployment),
-            Some((deployment.running, deployment.desired)),
-        );
+        progress.say(&summary(&deployment), Some((deployment.running, deployment.desired)));
         match deployment.status.as_str() {
             "settled" => {
                 progress.end();
@@ -127,10 +116,7 @@ pub(super) fn settle(
         if Instant::now() >= deadline {
             progress.end();
             let waited = waiting.timeout.as_secs();
-            bail!(
-                "{name} has not settled after {waited} s: {}",
-                why(client, &deployment)
-            );
+            bail!("{name} has not settled after {waited} s: {}", why(client, &deployment));
         }
         std::thread::sleep(POLL_EVERY);
     }
@@ -142,15 +128,10 @@ fn summary(deployment: &DeploymentView) -> String {
 
 /// The reason, and what the failing workload wrote last.
 fn why(client: &Client, deployment: &DeploymentView) -> String {
-    let reason = deployment
-        .reason
-        .clone()
-        .unwrap_or_else(|| summary(deployment));
+    let reason = deployment.reason.clone().unwrap_or_else(|| summary(deployment));
     let path = format!("/api/v1/workloads?deployment={}", deployment.name);
     let workloads: Vec<WorkloadView> = client.get(&path).unwrap_or_default();
-    let failing = workloads
-        .iter()
-        .find(|w| w.online && w.exit.is_some() && w.phase != "running");
+    let failing = workloads.iter().find(|w| w.online && w.exit.is_some() && w.phase != "running");
     let lines = failing.map(|w| last_lines(client, w)).unwrap_or_default();
     match lines.is_empty() {
         true => reason,
@@ -159,10 +140,8 @@ fn why(client: &Client, deployment: &DeploymentView) -> String {
 }
 
 fn last_lines(client: &Client, workload: &WorkloadView) -> Vec<String> {
-    let path = format!(
-        "/api/v1/workloads/{}/{}/logs?tail={LOG_LINES}",
-        workload.device, workload.id
-    );
+    let path =
+        format!("/api/v1/workloads/{}/{}/logs?tail={LOG_LINES}", workload.device, workload.id);
     let mut text = String::new();
     if let Ok(body) = client.stream(&path) {
         // What was read until it broke off is better than nothing.

@@ -75,17 +75,13 @@ impl Run {
 
     fn manifest(&self) -> Value {
         let texts = |pairs: &[(String, String)]| -> Option<Value> {
-            let fields: Map<String, Value> = pairs
-                .iter()
-                .map(|(key, value)| (key.clone(), json!(value)))
-                .collect();
+            let fields: Map<String, Value> =
+                pairs.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
             (!fields.is_empty()).then_some(Value::Object(fields))
         };
         let fields = |given: Vec<(&str, Option<Value>)>| -> Option<Value> {
-            let given: Map<String, Value> = given
-                .into_iter()
-                .filter_map(|(k, v)| Some((k.to_owned(), v?)))
-                .collect();
+            let given: Map<String, Value> =
+                given.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?))).collect();
             (!given.is_empty()).then_some(Value::Object(given))
         };
         let text = |text: &Option<String>| text.as_ref().map(|text| json!(text));
@@ -94,10 +90,7 @@ impl Run {
             ("cpus", text(&self.cpus)),
             ("pids", self.pids.map(|pids| json!(pids))),
         ];
-        let stop = vec![
-            ("signal", text(&self.stop_signal)),
-            ("grace", text(&self.stop_grace)),
-        ];
+        let stop = vec![("signal", text(&self.stop_signal)), ("grace", text(&self.stop_grace))];
         let all = vec![
             ("name", Some(json!(self.name))),
             ("image", Some(json!(self.image))),

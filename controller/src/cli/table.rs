@@ -3,26 +3,15 @@
 /// Lays rows out below their heads.
 pub(super) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
-        let cells = rows
-            .iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count());
-        cells
-            .chain([heads.get(column).map_or(0, |head| head.len())])
-            .max()
-            .unwrap_or(0)
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([heads.get(column).map_or(0, |head| head.len())]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..heads.len()).map(width).collect();
     let line = |cells: Vec<&str>| {
-        let padded = cells
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}  "));
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  "));
         format!("{}\n", padded.collect::<String>().trim_end())
     };
-    let rows = rows
-        .iter()
-        .map(|row| line(row.iter().map(String::as_str).collect()));
+    let rows = rows.iter().map(|row| line(row.iter().map(String::as_str).collect()));
     std::iter::once(line(heads.to_vec())).chain(rows).collect()
 }
 
@@ -51,23 +40,14 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = [
-            vec!["a".to_owned(), "1".to_owned()],
-            vec!["longer".to_owned(), String::new()],
-        ];
+        let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["longer".to_owned(), String::new()]];
         expect_test::expect![[r#"
             NAME    N
             a       1
             longer
         "#]]
         .assert_eq(&table(&["NAME", "N"], &rows));
-        assert_eq!(
-            [age(5), age(300), age(9000), age(400_000)],
-            ["5s", "5m", "2h", "4d"]
-        );
-        assert_eq!(
-            [bytes(4096), bytes(64 << 20), bytes(32 << 30)],
-            ["4Ki", "64Mi", "32Gi"]
-        );
+        assert_eq!([age(5), age(300), age(9000), age(400_000)], ["5s", "5m", "2h", "4d"]);
+        assert_eq!([bytes(4096), bytes(64 << 20), bytes(32 << 30)], ["4Ki", "64Mi", "32Gi"]);
     }
 }

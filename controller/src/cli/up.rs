@@ -28,18 +28,8 @@ pub(super) struct Up {
 
 impl Up {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let Self {
-            data_dir,
-            listen,
-            mqtt_listen,
-            insecure,
-        } = self;
+        let Self { data_dir, listen, mqtt_listen, insecure } = self;
         server::begin_logging()?;
-        server::up(&Options {
-            data_dir,
-            listen,
-            mqtt_listen,
-            insecure,
-        })
+        server::up(&Options { data_dir, listen, mqtt_listen, insecure })
     }
 }

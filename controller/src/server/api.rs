@@ -58,10 +58,7 @@ pub(super) fn router(fleet: Handle) -> axum::Router {
         .route("/healthz", get(async || "ok\n"))
         .route("/api/v1/openapi.json", get(async move || Json(document)))
         .fallback(async || {
-            Failure(
-                StatusCode::NOT_FOUND,
-                "there is nothing here; see /api/v1/openapi.json".into(),
-            )
+            Failure(StatusCode::NOT_FOUND, "there is nothing here; see /api/v1/openapi.json".into())
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(only_here))
@@ -71,10 +68,7 @@ pub(super) fn router(fleet: Handle) -> axum::Router {
 /// Without certificates only this machine is served: a page of another site must not reach us
 /// through a name that it points at loopback.
 async fn only_here(request: Request, next: Next) -> Response {
-    let host = request
-        .headers()
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let name = host.map(|host| match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
@@ -104,10 +98,7 @@ impl From<CallError> for Failure {
 type Answer<T> = Result<T, Failure>;
 
 fn absent(what: &str, name: &str) -> Failure {
-    Failure(
-        StatusCode::NOT_FOUND,
-        format!("there is no {what} {name:?}"),
-    )
+    Failure(StatusCode::NOT_FOUND, format!("there is no {what} {name:?}"))
 }
 
 fn parse<T: std::str::FromStr<Err = limpet_protocol::IdError>>(text: &str) -> Answer<T> {
@@ -118,9 +109,7 @@ fn parse<T: std::str::FromStr<Err = limpet_protocol::IdError>>(text: &str) -> An
 /// The controller's version.
 #[utoipa::path(get, path = "/api/v1/version", responses((status = 200, body = VersionView)))]
 async fn version() -> Json<VersionView> {
-    Json(VersionView {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    })
+    Json(VersionView { version: env!("CARGO_PKG_VERSION").to_owned() })
 }
 
 /// All devices.
@@ -196,27 +185,18 @@ async fn apply(
     body: Bytes,
 ) -> Answer<Response> {
     let name: Option<DeploymentName> = query.name.as_deref().map(parse).transpose()?;
-    let format = match headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok())
-    {
+    let format = match headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) {
         Some("application/yaml" | "application/x-yaml" | "text/yaml") => Format::Yaml,
         Some("application/json") => Format::Json,
         Some("application/cbor") => Format::Cbor,
         Some(_) | None => Format::Detect,
     };
-    let result = fleet
-        .call(move |fleet| fleet.apply(name.as_ref(), &body, format))
-        .await?;
+    let result = fleet.call(move |fleet| fleet.apply(name.as_ref(), &body, format)).await?;
     Ok(deploy_result(result))
 }
 
 fn deploy_result(result: DeployResult) -> Response {
-    let status = if result.accepted {
-        StatusCode::OK
-    } else {
-        StatusCode::UNPROCESSABLE_ENTITY
-    };
+    let status = if result.accepted { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
     (status, Json(result)).into_response()
 }
 
@@ -231,12 +211,8 @@ async fn scale(
     Json(request): Json<ScaleRequest>,
 ) -> Answer<Response> {
     let wanted: DeploymentName = parse(&name)?;
-    let result = fleet
-        .call(move |fleet| fleet.scale(&wanted, request.replicas))
-        .await?;
-    result
-        .map(deploy_result)
-        .ok_or_else(|| absent("deployment", &name))
+    let result = fleet.call(move |fleet| fleet.scale(&wanted, request.replicas)).await?;
+    result.map(deploy_result).ok_or_else(|| absent("deployment", &name))
 }
 
 /// Deletes a deployment; its workloads go as their devices are told.
@@ -245,9 +221,7 @@ async fn scale(
 async fn delete(State(fleet): State<Handle>, Path(name): Path<String>) -> Answer<Response> {
     let wanted: DeploymentName = parse(&name)?;
     let result = fleet.call(move |fleet| fleet.delete(&wanted)).await?;
-    result
-        .map(deploy_result)
-        .ok_or_else(|| absent("deployment", &name))
+    result.map(deploy_result).ok_or_else(|| absent("deployment", &name))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -264,11 +238,7 @@ async fn workloads(
     Query(query): Query<WorkloadsQuery>,
 ) -> Answer<Json<Vec<WorkloadView>>> {
     let name = query.deployment;
-    Ok(Json(
-        fleet
-            .call(move |fleet| fleet.workload_views(name.as_deref()))
-            .await?,
-    ))
+    Ok(Json(fleet.call(move |fleet| fleet.workload_views(name.as_deref())).await?))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -296,9 +266,7 @@ async fn events(
         device: query.device,
         deployment: query.deployment,
     };
-    Ok(Json(
-        fleet.call(move |fleet| fleet.event_views(&filter)).await?,
-    ))
+    Ok(Json(fleet.call(move |fleet| fleet.event_views(&filter)).await?))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -349,12 +317,6 @@ async fn workload_logs(
 }
 
 fn ndjson(lines: &[LogLineView]) -> Bytes {
-    let text: Vec<String> = lines
-        .iter()
-        .filter_map(|l| serde_json::to_string(l).ok())
-        .collect();
-    text.iter()
-        .map(|line| format!("{line}\n"))
-        .collect::<String>()
-        .into()
+    let text: Vec<String> = lines.iter().filter_map(|l| serde_json::to_string(l).ok()).collect();
+    text.iter().map(|line| format!("{line}\n")).collect::<String>().into()
 }

@@ -46,13 +46,8 @@ impl FromStr for Client {
             return Ok(Self::Operator);
         };
         let (device, fingerprint) = rest.split_once('/').ok_or("no key in the client id")?;
-        let id = device
-            .parse()
-            .map_err(|e: limpet_protocol::IdError| e.to_string())?;
-        Ok(Self::Device {
-            id,
-            fingerprint: fingerprint.to_owned(),
-        })
+        let id = device.parse().map_err(|e: limpet_protocol::IdError| e.to_string())?;
+        Ok(Self::Device { id, fingerprint: fingerprint.to_owned() })
     }
 }
 
@@ -66,9 +61,7 @@ pub(super) async fn start(
         .plugins_config_map_add("rmqtt-retainer", "storage.type = \"ram\"")
         .build()
         .await;
-    rmqtt_retainer::register(&context, true, false)
-        .await
-        .map_err(|e| anyhow!("retainer: {e}"))?;
+    rmqtt_retainer::register(&context, true, false).await.map_err(|e| anyhow!("retainer: {e}"))?;
     let hooks = context.extends.hook_mgr().register();
     for kind in [
         Type::ClientAuthenticate,
@@ -78,10 +71,7 @@ pub(super) async fn start(
         Type::MessagePublish,
         Type::MessagePublishCheckAcl,
     ] {
-        let hook = Hook {
-            fleet: fleet.clone(),
-            prefix: Prefix::default(),
-        };
+        let hook = Hook { fleet: fleet.clone(), prefix: Prefix::default() };
         hooks.add_priority(kind, 1000, Box::new(hook)).await;
     }
     hooks.start().await;
@@ -112,20 +102,8 @@ pub(super) async fn start(
 }
 
 async fn publish(context: ServerContext, mut outgoing: UnboundedReceiver<Outgoing>) {
-    let id = Id::new(
-        context.node.id(),
-        0,
-        None,
-        None,
-        "limpet-controller".into(),
-        None,
-    );
-    while let Some(Outgoing {
-        topic,
-        payload,
-        retain,
-    }) = outgoing.recv().await
-    {
+    let id = Id::new(context.node.id(), 0, None, None, "limpet-controller".into(), None);
+    while let Some(Outgoing { topic, payload, retain }) = outgoing.recv().await {
         let publish = CodecPublish {
             dup: false,
             retain,
@@ -219,10 +197,7 @@ impl Hook {
         match client_id.parse() {
             Ok(Client::Operator) => true,
             Ok(Client::Device { id, fingerprint }) => {
-                self.fleet
-                    .call(move |fleet| fleet.may_connect(&id, &fingerprint))
-                    .await
-                    == Ok(true)
+                self.fleet.call(move |fleet| fleet.may_connect(&id, &fingerprint)).await == Ok(true)
             }
             Err(_) => false,
         }

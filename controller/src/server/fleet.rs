@@ -103,17 +103,8 @@ struct Deployed {
 
 impl Deployed {
     fn placement(&self) -> Placement {
-        let Self {
-            slots,
-            unplaced,
-            refusals,
-            ..
-        } = self.clone();
-        Placement {
-            slots,
-            unplaced,
-            refusals,
-        }
+        let Self { slots, unplaced, refusals, .. } = self.clone();
+        Placement { slots, unplaced, refusals }
     }
 }
 
@@ -218,10 +209,7 @@ impl Fleet {
             let ReportedRow { at_ms, status, .. } = row;
             if let Ok(workload) = row.workload.parse() {
                 let known = Known { at_ms, status };
-                statuses
-                    .entry(row.device)
-                    .or_default()
-                    .insert(workload, known);
+                statuses.entry(row.device).or_default().insert(workload, known);
             }
         }
         let mut devices = BTreeMap::new();
@@ -310,11 +298,7 @@ impl Fleet {
     }
 
     fn publish(&mut self, topic: String, payload: Vec<u8>, retain: bool) {
-        self.to_publish.push(Outgoing {
-            topic,
-            payload,
-            retain,
-        });
+        self.to_publish.push(Outgoing { topic, payload, retain });
     }
 
     fn event(&mut self, event: EventRow) {
@@ -348,9 +332,6 @@ impl Fleet {
         };
         self.note(kind, device, format!("{why}{more}"));
         let quiet_until_ms = self.now_ms + REFUSED_EVERY_MS;
-        self.refused = Refused {
-            count: 0,
-            quiet_until_ms,
-        };
+        self.refused = Refused { count: 0, quiet_until_ms };
     }
 }

@@ -63,11 +63,7 @@ impl Stream {
                 0 => format!("{} parts of the log are lost", number - self.next),
                 bytes => format!("{bytes} bytes were overwritten before they could be sent"),
             };
-            lines.push(LogLineView {
-                stream: "gap".to_owned(),
-                at: None,
-                line,
-            });
+            lines.push(LogLineView { stream: "gap".to_owned(), at: None, line });
         }
         lines.extend(chunk.lines.into_iter().map(line_view));
         // Who looks is slower than what is written: the next chunk that fits shows the gap.
@@ -125,12 +121,8 @@ pub(super) async fn open(fleet: &Handle, look: Look) -> Result<Open, String> {
     let stream = StreamId(id);
     let (sender, parts) = channel(QUEUE);
     let asked = look.clone();
-    let ordered = fleet
-        .call(move |fleet| fleet.open_log(stream, &asked, sender))
-        .await;
-    ordered
-        .map_err(|e| e.to_string())?
-        .map_err(|e| e.to_string())?;
+    let ordered = fleet.call(move |fleet| fleet.open_log(stream, &asked, sender)).await;
+    ordered.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
     let (renewing, device) = (fleet.clone(), look.device.clone());
     let renewal = tokio::spawn(async move {
         loop {
@@ -141,30 +133,13 @@ pub(super) async fn open(fleet: &Handle, look: Look) -> Result<Open, String> {
             });
         }
     });
-    Ok(Open {
-        parts,
-        stream,
-        device,
-        fleet: fleet.clone(),
-        renewal,
-    })
+    Ok(Open { parts, stream, device, fleet: fleet.clone(), renewal })
 }
 
 fn action(stream: StreamId, look: &Look) -> Action {
     let lease_ms = u32::try_from(LEASE.as_millis()).unwrap_or(u32::MAX);
-    let Look {
-        workload,
-        tail,
-        follow,
-        ..
-    } = look.clone();
-    Action::Logs {
-        stream,
-        workload,
-        tail,
-        follow,
-        lease_ms,
-    }
+    let Look { workload, tail, follow, .. } = look.clone();
+    Action::Logs { stream, workload, tail, follow, lease_ms }
 }
 
 impl Fleet {
@@ -180,15 +155,7 @@ impl Fleet {
         }
         let command = self.command(&device, action(stream, look));
         let command = command.ok_or_else(|| LogError::Offline(device.clone()))?;
-        self.streams.insert(
-            stream,
-            Stream {
-                device,
-                command,
-                next: 0,
-                parts,
-            },
-        );
+        self.streams.insert(stream, Stream { device, command, next: 0, parts });
         Ok(())
     }
 }

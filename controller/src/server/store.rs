@@ -39,11 +39,7 @@ const TABLES: &str = "
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
     #[error("cannot {action} {path}: {source}")]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("another controller uses the data folder {0}: stop it, or say --data-dir")]
     InUse(PathBuf),
     #[error(
@@ -54,10 +50,7 @@ pub(super) enum StoreError {
     #[error(
         "the store {path} cannot be used: {source}; restore it from a backup, or move it away to begin anew"
     )]
-    Open {
-        path: PathBuf,
-        source: rusqlite::Error,
-    },
+    Open { path: PathBuf, source: rusqlite::Error },
     #[error("the store failed: {0}")]
     Sql(#[from] rusqlite::Error),
     #[error("the store holds a record that cannot be read: {0}")]
@@ -106,18 +99,8 @@ type Result<T> = std::result::Result<T, StoreError>;
 
 impl Store {
     pub(super) fn open(folder: &Path) -> Result<Self> {
-        let io = |action| {
-            move |source| StoreError::Io {
-                action,
-                path: folder.into(),
-                source,
-            }
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(io("make"))?;
+        let io = |action| move |source| StoreError::Io { action, path: folder.into(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io("make"))?;
         let lock = File::create(folder.join("lock")).map_err(io("lock"))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -126,29 +109,18 @@ impl Store {
         }
         let path = folder.join("limpet.db");
         let connection = connect(&path)?;
-        Ok(Self {
-            folder: folder.into(),
-            connection,
-            _lock: lock,
-        })
+        Ok(Self { folder: folder.into(), connection, _lock: lock })
     }
 
     /// The key that signs what the fleet is told; made on first use.
     pub(super) fn signing_key(&self) -> Result<SigningKey> {
         let path = self.folder.join("signing.key");
-        let damaged = |source| StoreError::Key {
-            path: path.clone(),
-            source,
-        };
+        let damaged = |source| StoreError::Key { path: path.clone(), source };
         match std::fs::read(&path) {
             Ok(seed) => return SigningKey::from_seed(&seed).map_err(damaged),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(source) => {
-                return Err(StoreError::Io {
-                    action: "read",
-                    path,
-                    source,
-                });
+                return Err(StoreError::Io { action: "read", path, source });
             }
         }
         let key = SigningKey::generate().map_err(damaged)?;
@@ -189,9 +161,7 @@ impl Store {
     /// All records of a table whose rows are a key and a record.
     pub(super) fn records<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<(String, T)>> {
         let (name, key) = table.names();
-        let mut select = self
-            .connection
-            .prepare(&format!("SELECT {key}, record FROM {name}"))?;
+        let mut select = self.connection.prepare(&format!("SELECT {key}, record FROM {name}"))?;
         let rows = select.query_map([], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?)))?;
         rows.map(|row| {
             let (key, record) = row?;
@@ -203,23 +173,19 @@ impl Store {
     pub(super) fn put<T: Serialize>(&self, table: Table, key: &str, record: &T) -> Result<()> {
         let (name, column) = table.names();
         let sql = format!("INSERT OR REPLACE INTO {name} ({column}, record) VALUES (?1, ?2)");
-        self.connection
-            .prepare_cached(&sql)?
-            .execute(params![key, cbor::encode(record)])?;
+        self.connection.prepare_cached(&sql)?.execute(params![key, cbor::encode(record)])?;
         Ok(())
     }
 
     pub(super) fn delete(&self, table: Table, key: &str) -> Result<()> {
         let (name, column) = table.names();
-        self.connection
-            .execute(&format!("DELETE FROM {name} WHERE {column} = ?1"), [key])?;
+        self.connection.execute(&format!("DELETE FROM {name} WHERE {column} = ?1"), [key])?;
         Ok(())
     }
 
     pub(super) fn desired(&self, device: &str) -> Result<Option<Vec<u8>>> {
-        let mut select = self
-            .connection
-            .prepare_cached("SELECT signed FROM desired WHERE device = ?1")?;
+        let mut select =
+            self.connection.prepare_cached("SELECT signed FROM desired WHERE device = ?1")?;
         Ok(select.query_row([device], |row| row.get(0)).optional()?)
     }
 
@@ -231,9 +197,8 @@ impl Store {
     }
 
     pub(super) fn reported(&self) -> Result<Vec<ReportedRow>> {
-        let mut select = self
-            .connection
-            .prepare("SELECT device, workload, at_ms, status FROM reported")?;
+        let mut select =
+            self.connection.prepare("SELECT device, workload, at_ms, status FROM reported")?;
         let rows = select.query_map([], |row| {
             let status: Vec<u8> = row.get(3)?;
             Ok((row.get(0)?, row.get(1)?, row.get(2)?, status))
@@ -241,12 +206,7 @@ impl Store {
         rows.map(|row| {
             let (device, workload, at_ms, status) = row?;
             let status = cbor::decode(&status, usize::MAX)?;
-            Ok(ReportedRow {
-                device,
-                workload,
-                at_ms,
-                status,
-            })
+            Ok(ReportedRow { device, workload, at_ms, status })
         })
         .collect()
     }
@@ -254,12 +214,7 @@ impl Store {
     pub(super) fn put_reported(&self, row: &ReportedRow) -> Result<()> {
         self.connection
             .prepare_cached("INSERT OR REPLACE INTO reported VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![
-                row.device,
-                row.workload,
-                row.at_ms,
-                cbor::encode(&row.status)
-            ])?;
+            .execute(params![row.device, row.workload, row.at_ms, cbor::encode(&row.status)])?;
         Ok(())
     }
 
@@ -273,8 +228,7 @@ impl Store {
     /// Forgets all that a device has reported, and what it was told.
     pub(super) fn forget_device(&self, device: &str) -> Result<()> {
         for table in ["reported", "desired"] {
-            self.connection
-                .execute(&format!("DELETE FROM {table} WHERE device = ?1"), [device])?;
+            self.connection.execute(&format!("DELETE FROM {table} WHERE device = ?1"), [device])?;
         }
         self.delete(Table::Devices, device)
     }
@@ -295,8 +249,7 @@ impl Store {
             ])?;
         let seq = self.connection.last_insert_rowid();
         if seq % 1000 == 0 {
-            self.connection
-                .execute("DELETE FROM events WHERE seq <= ?1", [seq - EVENTS_KEPT])?;
+            self.connection.execute("DELETE FROM events WHERE seq <= ?1", [seq - EVENTS_KEPT])?;
         }
         Ok(())
     }
@@ -310,12 +263,7 @@ impl Store {
                 ORDER BY seq DESC LIMIT ?4
              ) ORDER BY seq",
         )?;
-        let EventFilter {
-            after,
-            limit,
-            device,
-            deployment,
-        } = filter;
+        let EventFilter { after, limit, device, deployment } = filter;
         let rows = select.query_map(params![after, device, deployment, limit], |row| {
             Ok(EventRow {
                 seq: row.get(0)?,
@@ -337,10 +285,7 @@ impl Store {
     }
 
     pub(super) fn put_result(&self, name: &str, json: &str) -> Result<()> {
-        self.connection.execute(
-            "INSERT OR REPLACE INTO results VALUES (?1, ?2)",
-            [name, json],
-        )?;
+        self.connection.execute("INSERT OR REPLACE INTO results VALUES (?1, ?2)", [name, json])?;
         Ok(())
     }
 }
@@ -362,28 +307,20 @@ impl Table {
 }
 
 fn connect(path: &Path) -> Result<Connection> {
-    let open = |source| StoreError::Open {
-        path: path.into(),
-        source,
-    };
+    let open = |source| StoreError::Open { path: path.into(), source };
     let connection = Connection::open(path).map_err(open)?;
     // FULL: what is acknowledged to a device survives a power cut.
     connection
         .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
         .map_err(open)?;
-    let version: i64 = connection
-        .query_row("PRAGMA user_version", [], |row| row.get(0))
-        .map_err(open)?;
+    let version: i64 =
+        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(open)?;
     match version {
-        0 => connection.execute_batch(&format!(
-            "BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"
-        ))?,
+        0 => connection
+            .execute_batch(&format!("BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?,
         VERSION => {}
         version => {
-            return Err(StoreError::Newer {
-                path: path.into(),
-                version,
-            });
+            return Err(StoreError::Newer { path: path.into(), version });
         }
     }
     Ok(connection)

@@ -1,9 +1,6 @@
 //! A document as a tree whose parts know their lines; from YAML, JSON or CBOR.
 
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "events and values of other crates"
-)]
+#![expect(clippy::wildcard_enum_match_arm, reason = "events and values of other crates")]
 
 use std::collections::BTreeMap;
 
@@ -37,21 +34,14 @@ pub(super) enum Value {
 }
 
 fn fault(line: Option<usize>, message: String) -> Fault {
-    Fault {
-        path: String::new(),
-        line,
-        message,
-    }
+    Fault { path: String::new(), line, message }
 }
 
 /// Reads a document.
 pub(super) fn load(bytes: &[u8], format: Format) -> Result<Node, Fault> {
     if bytes.len() > BYTES_MAX {
         let bytes = bytes.len();
-        return Err(fault(
-            None,
-            format!("{bytes} bytes: a manifest has at most {BYTES_MAX}"),
-        ));
+        return Err(fault(None, format!("{bytes} bytes: a manifest has at most {BYTES_MAX}")));
     }
     let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
     match (format, first) {
@@ -59,10 +49,7 @@ pub(super) fn load(bytes: &[u8], format: Format) -> Result<Node, Fault> {
         (Format::Cbor, _) | (Format::Detect, Some(0xa0..=0xbf | 0xd9)) => cbor(bytes),
         (Format::Yaml | Format::Detect, _) => match std::str::from_utf8(bytes) {
             Ok(text) => yaml(text),
-            Err(_) => Err(fault(
-                None,
-                "it is no text in UTF-8, and no CBOR map".to_owned(),
-            )),
+            Err(_) => Err(fault(None, "it is no text in UTF-8, and no CBOR map".to_owned())),
         },
     }
 }
@@ -77,18 +64,12 @@ fn from_json(value: serde_json::Value) -> Node {
     use serde_json::Value as Json;
     let value = match value {
         Json::Null => Value::Null,
-        Json::Bool(_) | Json::Number(_) => Value::Scalar {
-            text: value.to_string(),
-            plain: true,
-        },
+        Json::Bool(_) | Json::Number(_) => Value::Scalar { text: value.to_string(), plain: true },
         Json::String(text) => Value::Scalar { text, plain: false },
         Json::Array(items) => Value::List(items.into_iter().map(from_json).collect()),
-        Json::Object(fields) => Value::Map(
-            fields
-                .into_iter()
-                .map(|(key, value)| (key, from_json(value)))
-                .collect(),
-        ),
+        Json::Object(fields) => {
+            Value::Map(fields.into_iter().map(|(key, value)| (key, from_json(value))).collect())
+        }
     };
     Node { line: None, value }
 }
@@ -113,10 +94,7 @@ fn from_cbor(value: serde_cbor::Value) -> Result<Node, Fault> {
         Cbor::Map(fields) => {
             let field = |(key, value)| match key {
                 Cbor::Text(key) => Ok((key, from_cbor(value)?)),
-                _ => Err(fault(
-                    None,
-                    "a CBOR map has a key that is no text".to_owned(),
-                )),
+                _ => Err(fault(None, "a CBOR map has a key that is no text".to_owned())),
             };
             Value::Map(fields.into_iter().map(field).collect::<Result<_, _>>()?)
         }
@@ -126,11 +104,8 @@ fn from_cbor(value: serde_cbor::Value) -> Result<Node, Fault> {
 }
 
 fn yaml(text: &str) -> Result<Node, Fault> {
-    let mut loader = Loader {
-        parser: Parser::new_from_str(text),
-        anchors: BTreeMap::new(),
-        nodes: 0,
-    };
+    let mut loader =
+        Loader { parser: Parser::new_from_str(text), anchors: BTreeMap::new(), nodes: 0 };
     let mut root = None;
     loop {
         let (event, line) = loader.next()?;
@@ -157,10 +132,9 @@ impl<'a> Loader<'a> {
     fn next(&mut self) -> Result<(Event<'a>, usize), Fault> {
         match self.parser.next() {
             Some(Ok((event, span))) => Ok((event, span.start.line())),
-            Some(Err(e)) => Err(fault(
-                Some(e.marker().line()),
-                format!("it is not YAML: {}", e.info()),
-            )),
+            Some(Err(e)) => {
+                Err(fault(Some(e.marker().line()), format!("it is not YAML: {}", e.info())))
+            }
             None => Ok((Event::StreamEnd, 0)),
         }
     }
@@ -168,10 +142,7 @@ impl<'a> Loader<'a> {
     fn node(&mut self, event: Event<'a>, line: usize, depth: usize) -> Result<Node, Fault> {
         self.count(1, line)?;
         if depth > DEPTH_MAX {
-            return Err(fault(
-                Some(line),
-                format!("it is nested deeper than {DEPTH_MAX}"),
-            ));
+            return Err(fault(Some(line), format!("it is nested deeper than {DEPTH_MAX}")));
         }
         let (anchor, value) = match event {
             Event::Scalar(text, style, anchor, _) => (anchor, scalar(&text, style)),
@@ -185,10 +156,7 @@ impl<'a> Loader<'a> {
             }
             _ => (0, Value::Other("something that is no value")),
         };
-        let node = Node {
-            line: Some(line),
-            value,
-        };
+        let node = Node { line: Some(line), value };
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());
         }
@@ -227,10 +195,7 @@ impl<'a> Loader<'a> {
     fn count(&mut self, nodes: usize, line: usize) -> Result<(), Fault> {
         self.nodes = self.nodes.saturating_add(nodes);
         match self.nodes > NODES_MAX {
-            true => Err(fault(
-                Some(line),
-                format!("it has more than {NODES_MAX} values"),
-            )),
+            true => Err(fault(Some(line), format!("it has more than {NODES_MAX} values"))),
             false => Ok(()),
         }
     }
@@ -240,20 +205,14 @@ fn scalar(text: &str, style: ScalarStyle) -> Value {
     let plain = style == ScalarStyle::Plain;
     match text {
         "" | "~" | "null" if plain => Value::Null,
-        text => Value::Scalar {
-            text: text.to_owned(),
-            plain,
-        },
+        text => Value::Scalar { text: text.to_owned(), plain },
     }
 }
 
 fn size(node: &Node) -> usize {
     let inner: usize = match &node.value {
         Value::List(items) => items.iter().map(size).fold(0, usize::saturating_add),
-        Value::Map(fields) => fields
-            .iter()
-            .map(|(_, n)| size(n))
-            .fold(0, usize::saturating_add),
+        Value::Map(fields) => fields.iter().map(|(_, n)| size(n)).fold(0, usize::saturating_add),
         Value::Null | Value::Scalar { .. } | Value::Other(_) => 0,
     };
     inner.saturating_add(1)

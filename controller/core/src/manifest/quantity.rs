@@ -18,11 +18,7 @@ pub fn memory_bytes(text: &str) -> Result<u64, String> {
         "Gi" => 1 << 30,
         _ => return Err(wrong()),
     };
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(factor))
-        .ok_or_else(wrong)
+    number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).ok_or_else(wrong)
 }
 
 /// Reads `0.5` or `500m`: thousandths of a processor.
@@ -36,9 +32,7 @@ pub(super) fn cpu_millis(text: &str) -> Result<u32, String> {
     let thousandths: String = fraction.chars().chain("000".chars()).take(3).collect();
     let whole: u32 = whole.parse().map_err(|_| wrong())?;
     let part: u32 = thousandths.parse().map_err(|_| wrong())?;
-    let millis = whole
-        .checked_mul(1000)
-        .and_then(|millis| millis.checked_add(part));
+    let millis = whole.checked_mul(1000).and_then(|millis| millis.checked_add(part));
     millis.filter(|_| digits).ok_or_else(wrong)
 }
 
@@ -56,17 +50,11 @@ pub fn duration_ms(text: &str) -> Result<u32, String> {
         "h" => 3_600_000,
         _ => return Err(wrong()),
     };
-    number
-        .parse::<u32>()
-        .ok()
-        .and_then(|n| n.checked_mul(factor))
-        .ok_or_else(wrong)
+    number.parse::<u32>().ok().and_then(|n| n.checked_mul(factor)).ok_or_else(wrong)
 }
 
 fn split(text: &str) -> (&str, &str) {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     text.split_at(end)
 }
 

@@ -21,23 +21,14 @@ impl<'a> Reader<'a> {
     }
 
     fn of(path: String, node: &'a Node) -> Self {
-        let mut reader = Self {
-            path,
-            line: node.line,
-            fields: &[],
-            asked: BTreeSet::new(),
-            faults: Vec::new(),
-        };
+        let mut reader =
+            Self { path, line: node.line, fields: &[], asked: BTreeSet::new(), faults: Vec::new() };
         if let Value::Map(fields) = &node.value {
             reader.fields = fields;
         } else {
             let message = format!("must be fields with values, is {}", describe(&node.value));
             let (path, line) = (reader.path.clone(), node.line);
-            reader.faults.push(Fault {
-                path,
-                line,
-                message,
-            });
+            reader.faults.push(Fault { path, line, message });
         }
         reader
     }
@@ -45,35 +36,20 @@ impl<'a> Reader<'a> {
     /// The field, if it is there and not null.
     pub(super) fn node(&mut self, key: &'static str) -> Option<&'a Node> {
         self.asked.insert(key);
-        let node = self
-            .fields
-            .iter()
-            .find(|(name, _)| name == key)
-            .map(|(_, node)| node)?;
+        let node = self.fields.iter().find(|(name, _)| name == key).map(|(_, node)| node)?;
         (!matches!(node.value, Value::Null)).then_some(node)
     }
 
     pub(super) fn fault(&mut self, key: &str, message: String) {
-        let line = self
-            .fields
-            .iter()
-            .find(|(name, _)| name == key)
-            .map(|(_, node)| node.line);
+        let line = self.fields.iter().find(|(name, _)| name == key).map(|(_, node)| node.line);
         let line = line.unwrap_or(self.line);
         self.fault_at(key, line, message);
     }
 
     fn fault_at(&mut self, key: &str, line: Option<usize>, message: String) {
-        let path = if self.path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.path)
-        };
-        self.faults.push(Fault {
-            path,
-            line,
-            message,
-        });
+        let path =
+            if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
+        self.faults.push(Fault { path, line, message });
     }
 
     /// Complains about fields that nobody asked for.
@@ -126,10 +102,7 @@ impl<'a> Reader<'a> {
 
     /// A text: a number or a boolean is none.
     pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
-        if let Some(Node {
-            value: Value::Scalar { text, plain: true },
-            ..
-        }) = self.node(key)
+        if let Some(Node { value: Value::Scalar { text, plain: true }, .. }) = self.node(key)
             && (text.parse::<f64>().is_ok() || matches!(text.as_str(), "true" | "false"))
         {
             self.fault(key, format!("must be text, is {text}"));
@@ -176,10 +149,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn one_of<T: Copy>(&mut self, key: &'static str, known: &[(&str, T)]) -> Option<T> {
         self.quantity(key, |text| {
-            let found = known
-                .iter()
-                .find(|(name, _)| *name == text)
-                .map(|(_, value)| *value);
+            let found = known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
             found.ok_or_else(|| {
                 let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
                 format!("must be {}, is {text:.40?}", names.join(" or "))
@@ -197,10 +167,7 @@ impl<'a> Reader<'a> {
             return Vec::new();
         };
         if items.len() > items_max {
-            self.fault(
-                key,
-                format!("has {} items, at most {items_max}", items.len()),
-            );
+            self.fault(key, format!("has {} items, at most {items_max}", items.len()));
         }
         let mut texts = Vec::new();
         for (index, item) in items.iter().enumerate() {
@@ -223,27 +190,18 @@ impl<'a> Reader<'a> {
             return Texts::new();
         };
         let Value::Map(fields) = &node.value else {
-            self.fault(
-                key,
-                format!("must be names with values, is {}", describe(&node.value)),
-            );
+            self.fault(key, format!("must be names with values, is {}", describe(&node.value)));
             return Texts::new();
         };
         if fields.len() > items_max {
-            self.fault(
-                key,
-                format!("has {} items, at most {items_max}", fields.len()),
-            );
+            self.fault(key, format!("has {} items, at most {items_max}", fields.len()));
         }
         let mut texts = Texts::new();
         for (name, node) in fields {
             let empty = matches!(node.value, Value::Null);
             let text = if empty { Ok("") } else { scalar(&node.value) };
             let checked = text.and_then(|text| {
-                scalar(&Value::Scalar {
-                    text: name.clone(),
-                    plain: false,
-                })?;
+                scalar(&Value::Scalar { text: name.clone(), plain: false })?;
                 check(name, text).map(|()| text)
             });
             match checked {
@@ -258,10 +216,9 @@ impl<'a> Reader<'a> {
 fn scalar(value: &Value) -> Result<&str, String> {
     match value {
         Value::Scalar { text, .. } if text.contains('\0') => Err("has a NUL byte".to_owned()),
-        Value::Scalar { text, .. } if text.len() > TEXT_BYTES_MAX => Err(format!(
-            "has {} bytes, at most {TEXT_BYTES_MAX}",
-            text.len()
-        )),
+        Value::Scalar { text, .. } if text.len() > TEXT_BYTES_MAX => {
+            Err(format!("has {} bytes, at most {TEXT_BYTES_MAX}", text.len()))
+        }
         Value::Scalar { text, .. } => Ok(text),
         Value::Null | Value::List(_) | Value::Map(_) | Value::Other(_) => {
             Err(format!("must be one value, is {}", describe(value)))

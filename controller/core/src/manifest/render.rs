@@ -10,12 +10,7 @@ use crate::deployment::{Count, Deployment};
 
 /// The manifest, in YAML, that [`super::parse`] reads as this deployment.
 pub fn render(deployment: &Deployment) -> String {
-    let Deployment {
-        name,
-        spec,
-        count,
-        select,
-    } = deployment;
+    let Deployment { name, spec, count, select } = deployment;
     let mut out = String::new();
     let mut line = |text: String| {
         out.push_str(&text);
@@ -50,12 +45,8 @@ fn limits(spec: &WorkloadSpec) -> String {
     let mut out = String::new();
     let limits = spec.resources;
     let given = [
-        limits
-            .memory_bytes
-            .map(|bytes| format!("\n  memory: {bytes}")),
-        limits
-            .cpu_millis
-            .map(|millis| format!("\n  cpus: {millis}m")),
+        limits.memory_bytes.map(|bytes| format!("\n  memory: {bytes}")),
+        limits.cpu_millis.map(|millis| format!("\n  cpus: {millis}m")),
         limits.pids.map(|pids| format!("\n  pids: {pids}")),
     ];
     let given: String = given.into_iter().flatten().collect();
@@ -82,10 +73,7 @@ fn limits(spec: &WorkloadSpec) -> String {
 }
 
 fn fields(texts: &Texts) -> String {
-    texts
-        .iter()
-        .map(|(key, value)| format!("\n  {}: {}", quote(key), quote(value)))
-        .collect()
+    texts.iter().map(|(key, value)| format!("\n  {}: {}", quote(key), quote(value))).collect()
 }
 
 /// Words stay as they are; everything else is quoted as JSON, which YAML understands.

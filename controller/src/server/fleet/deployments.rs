@@ -90,13 +90,7 @@ impl Fleet {
                 };
                 self.note_deployment("deployment-refused", &name, format!("{first}{more}"));
                 let faults = faults.into_iter().map(fault_view).collect();
-                DeployResult {
-                    accepted: false,
-                    name,
-                    action: None,
-                    revision: None,
-                    faults,
-                }
+                DeployResult { accepted: false, name, action: None, revision: None, faults }
             }
         }
     }
@@ -118,10 +112,7 @@ impl Fleet {
             let max = limpet_controller_core::deployment::REPLICAS_MAX;
             return Some(refused(name.as_str(), &format!("at most {max} replicas")));
         }
-        Some(self.deploy(Deployment {
-            count: Count::Replicas(replicas),
-            ..deployment
-        }))
+        Some(self.deploy(Deployment { count: Count::Replicas(replicas), ..deployment }))
     }
 
     /// Deletes a deployment; None where there is no such one.
@@ -162,25 +153,12 @@ impl Fleet {
         if action == "unchanged" {
             return result;
         }
-        let same_revision = before
-            .as_ref()
-            .is_some_and(|before| before.revision == revision);
-        let old = before
-            .as_ref()
-            .map(|before| before.slots.clone())
-            .unwrap_or_default();
+        let same_revision = before.as_ref().is_some_and(|before| before.revision == revision);
+        let old = before.as_ref().map(|before| before.slots.clone()).unwrap_or_default();
         let placement = place(&deployment, &self.candidates(&name), &old);
         let touched: BTreeSet<DeviceId> = match same_revision {
-            true => placement
-                .slots
-                .symmetric_difference(&old)
-                .map(|(id, _)| id.clone())
-                .collect(),
-            false => placement
-                .slots
-                .union(&old)
-                .map(|(id, _)| id.clone())
-                .collect(),
+            true => placement.slots.symmetric_difference(&old).map(|(id, _)| id.clone()).collect(),
+            false => placement.slots.union(&old).map(|(id, _)| id.clone()).collect(),
         };
         let deployed = Deployed {
             deployment,
@@ -258,11 +236,7 @@ impl Fleet {
     /// The devices as placement sees them, without what `name` itself takes.
     fn candidates(&self, name: &DeploymentName) -> Vec<Candidate> {
         let mut taken: BTreeMap<&DeviceId, (u64, usize)> = BTreeMap::new();
-        for deployed in self
-            .deployments
-            .values()
-            .filter(|d| d.deployment.name != *name)
-        {
+        for deployed in self.deployments.values().filter(|d| d.deployment.name != *name) {
             let each = deployed.deployment.spec.resources.memory_bytes.unwrap_or(0);
             for (id, _) in &deployed.slots {
                 let (bytes, count) = taken.entry(id).or_default();
@@ -296,11 +270,7 @@ impl Fleet {
 }
 
 fn refused(name: &str, why: &str) -> DeployResult {
-    let fault = FaultView {
-        path: String::new(),
-        line: None,
-        message: why.to_owned(),
-    };
+    let fault = FaultView { path: String::new(), line: None, message: why.to_owned() };
     DeployResult {
         accepted: false,
         name: name.to_owned(),
@@ -311,9 +281,5 @@ fn refused(name: &str, why: &str) -> DeployResult {
 }
 
 fn fault_view(fault: Fault) -> FaultView {
-    FaultView {
-        path: fault.path,
-        line: fault.line,
-        message: fault.message,
-    }
+    FaultView { path: fault.path, line: fault.line, message: fault.message }
 }

@@ -16,10 +16,7 @@ use crate::server::store::{EventRow, ReportedRow, Table};
 impl Fleet {
     /// Whether a client with this key may connect as this device.
     pub(in crate::server) fn may_connect(&mut self, id: &DeviceId, fingerprint: &str) -> bool {
-        let known = self
-            .devices
-            .get(id)
-            .map(|device| device.record.key.fingerprint());
+        let known = self.devices.get(id).map(|device| device.record.key.fingerprint());
         match known {
             Some(known) if known != fingerprint => {
                 let why = format!(
@@ -97,12 +94,7 @@ impl Fleet {
             return Err("a device begins with hello".to_owned());
         }
         let prefix = self.prefix.clone();
-        let expected = Expected {
-            prefix: &prefix,
-            device: &id,
-            kind,
-            signer: known.as_ref(),
-        };
+        let expected = Expected { prefix: &prefix, device: &id, kind, signer: known.as_ref() };
         let message = envelope::open(payload, expected).map_err(|e| e.to_string())?;
         let number = message.header.number;
         if let Some(device) = self.devices.get_mut(&id) {
@@ -142,17 +134,10 @@ impl Fleet {
                 labels: hello.labels.clone(),
                 facts: hello.facts.clone(),
                 features: hello.features.clone(),
-                held: Held {
-                    epoch: 1,
-                    generation: 0,
-                },
+                held: Held { epoch: 1, generation: 0 },
             },
         };
-        let link = Link {
-            boot: hello.boot,
-            connection: hello.connection,
-            nonce: hello.nonce,
-        };
+        let link = Link { boot: hello.boot, connection: hello.connection, nonce: hello.nonce };
         let now_ms = self.now_ms;
         let device = self.devices.entry(id.clone()).or_insert_with(|| Device {
             record: record.clone(),
@@ -174,11 +159,7 @@ impl Fleet {
         });
         if before.is_none() {
             let fingerprint = key.fingerprint();
-            self.note(
-                "device-joined",
-                Some(id),
-                format!("trusting its key {fingerprint}"),
-            );
+            self.note("device-joined", Some(id), format!("trusting its key {fingerprint}"));
         }
         if !was_online {
             self.note("device-online", Some(id), String::new());
@@ -287,13 +268,8 @@ impl Fleet {
             return;
         };
         let epoch = device.record.held.epoch;
-        let header = Header {
-            prefix: self.prefix.to_string(),
-            device: id.clone(),
-            kind,
-            epoch,
-            number,
-        };
+        let header =
+            Header { prefix: self.prefix.to_string(), device: id.clone(), kind, epoch, number };
         let payload = envelope::seal(&self.key, &header, body);
         let topic = Topic::Device(id.clone(), kind).under(&self.prefix);
         self.publish(topic, payload, false);
@@ -311,11 +287,7 @@ impl Fleet {
 
     fn command_result(&mut self, number: u64, result: CommandResult) {
         let Some(error) = result.error else { return };
-        if let Some(stream) = self
-            .streams
-            .values_mut()
-            .find(|stream| stream.command == number)
-        {
+        if let Some(stream) = self.streams.values_mut().find(|stream| stream.command == number) {
             stream.fail(error);
         }
     }
@@ -350,25 +322,18 @@ impl Fleet {
             .deployments
             .values()
             .flat_map(|deployed| {
-                deployed
-                    .slots
-                    .iter()
-                    .filter(|(device, _)| device == id)
-                    .map(|(_, workload)| Workload {
+                deployed.slots.iter().filter(|(device, _)| device == id).map(|(_, workload)| {
+                    Workload {
                         id: workload.clone(),
                         deployment: deployed.deployment.name.clone(),
                         revision: deployed.revision,
                         requires: deployed.deployment.spec.requires(),
                         spec: deployed.deployment.spec.clone(),
-                    })
+                    }
+                })
             })
             .collect();
-        DesiredState {
-            held,
-            at_ms: self.now_ms,
-            reconnect_spread_ms: 0,
-            workloads,
-        }
+        DesiredState { held, at_ms: self.now_ms, reconnect_spread_ms: 0, workloads }
     }
 
     /// Gives a device its next desired state: stored, then published.
@@ -423,9 +388,7 @@ fn event_row(id: &DeviceId, now_ms: u64, told: Told) -> EventRow {
             at_ms: ago_ms.map(|ago_ms| now_ms.saturating_sub(ago_ms)),
             device,
             workload: event.workload.as_ref().map(ToString::to_string),
-            deployment: event
-                .workload
-                .map(|workload| workload.deployment().to_string()),
+            deployment: event.workload.map(|workload| workload.deployment().to_string()),
             kind: event.kind.to_string(),
             message: event.exit.map_or(event.message, |exit| exit.to_string()),
             ..EventRow::default()

@@ -15,30 +15,20 @@ impl Fleet {
     }
 
     pub(in crate::server) fn device_views(&self) -> Vec<DeviceView> {
-        self.devices
-            .iter()
-            .map(|(id, device)| self.device_view(id, device))
-            .collect()
+        self.devices.iter().map(|(id, device)| self.device_view(id, device)).collect()
     }
 
     fn device_view(&self, id: &DeviceId, device: &Device) -> DeviceView {
         let record = &device.record;
         let online = device.link.is_some();
-        let slots = self
-            .deployments
-            .values()
-            .flat_map(|deployed| &deployed.slots);
+        let slots = self.deployments.values().flat_map(|deployed| &deployed.slots);
         let variant = match record.facts.variant.as_str() {
             "" => String::new(),
             variant => format!("/{variant}"),
         };
         DeviceView {
             id: id.to_string(),
-            labels: record
-                .labels
-                .iter()
-                .map(|(k, v)| (k.to_string(), v.to_string()))
-                .collect(),
+            labels: record.labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             arch: format!("{}{variant}", record.facts.arch),
             presence: if online { "online" } else { "offline" }.to_owned(),
             presence_age_s: self.age_s(device.heard_ms),
@@ -55,23 +45,13 @@ impl Fleet {
     }
 
     pub(in crate::server) fn deployment_views(&self) -> Vec<DeploymentView> {
-        self.deployments
-            .values()
-            .map(|deployed| self.deployment_view(deployed))
-            .collect()
+        self.deployments.values().map(|deployed| self.deployment_view(deployed)).collect()
     }
 
     fn deployment_view(&self, deployed: &Deployed) -> DeploymentView {
-        let Deployed {
-            deployment,
-            revision,
-            ..
-        } = deployed;
-        let seen: Vec<Seen<'_>> = deployed
-            .slots
-            .iter()
-            .map(|(id, workload)| self.seen(id, workload))
-            .collect();
+        let Deployed { deployment, revision, .. } = deployed;
+        let seen: Vec<Seen<'_>> =
+            deployed.slots.iter().map(|(id, workload)| self.seen(id, workload)).collect();
         let running = seen
             .iter()
             .filter_map(|seen| seen.status)
@@ -120,29 +100,17 @@ impl Fleet {
 
     pub(in crate::server) fn manifest(&self, name: &DeploymentName) -> Option<String> {
         let deployed = self.deployments.get(name)?;
-        Some(limpet_controller_core::manifest::render(
-            &deployed.deployment,
-        ))
+        Some(limpet_controller_core::manifest::render(&deployed.deployment))
     }
 
     /// What is placed, and what is still reported of what was.
     pub(in crate::server) fn workload_views(&self, name: Option<&str>) -> Vec<WorkloadView> {
-        let placed = self
-            .deployments
-            .values()
-            .flat_map(|deployed| &deployed.slots)
-            .cloned();
+        let placed = self.deployments.values().flat_map(|deployed| &deployed.slots).cloned();
         let reported = self.devices.iter().flat_map(|(id, device)| {
-            device
-                .inbox
-                .statuses()
-                .keys()
-                .map(|w| (id.clone(), w.clone()))
+            device.inbox.statuses().keys().map(|w| (id.clone(), w.clone()))
         });
-        let all: std::collections::BTreeSet<(WorkloadId, DeviceId)> = placed
-            .chain(reported)
-            .map(|(device, workload)| (workload, device))
-            .collect();
+        let all: std::collections::BTreeSet<(WorkloadId, DeviceId)> =
+            placed.chain(reported).map(|(device, workload)| (workload, device)).collect();
         all.iter()
             .filter(|(workload, _)| name.is_none_or(|n| workload.deployment().as_str() == n))
             .map(|(workload, id)| self.workload_view(workload, id))
