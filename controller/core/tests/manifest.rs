@@ -1,0 +1,133 @@
+//! Manifests: what is written is what is read, and nothing that is written can do harm.
+#![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
+
+use expect_test::expect;
+use limpet_controller_core::manifest::{Format, parse, render};
+use limpet_controller_core::{Count, Deployment};
+use limpet_protocol::{Resources, Restart, Signal, Stop, WorkloadSpec};
+use proptest::prelude::*;
+
+/// Every fault, a line each.
+fn faults(text: &str) -> String {
+    match parse(None, text.as_bytes(), Format::Detect) {
+        Ok(deployment) => format!("{deployment:?}"),
+        Err(faults) => faults.iter().map(|fault| format!("{fault}\n")).collect(),
+    }
+}
+
+#[test]
+fn every_fault_is_told_with_its_place() {
+    expect![[r#"
+        line 1: name: deployment name "Web": use lower-case letters, digits and '-', beginning and ending with a letter or digit
+        line 3: replicas: must be 0 to 1000, is 5000
+        line 4: imgae: there is no such field; did you mean `image`?
+        line 6: resources.memory: must be 4Mi to 16Ti
+        line 7: resources.disk: there is no such field; resources has cpus, memory, pids
+        line 8: env: must be names with values, is a list
+        line 9: restart: must be always or on-failure or never, is "sometimes"
+        line 10: workdir: must be an absolute path
+    "#]]
+    .assert_eq(&faults(
+        "name: Web\nimage: a\nreplicas: 5000\nimgae: b\nresources:\n  memory: 1\n  disk: 5\n\
+         env: [A]\nrestart: sometimes\nworkdir: tmp\n",
+    ));
+}
+
+#[test]
+fn what_yaml_can_do_beyond_fields_is_refused() {
+    for text in [
+        "image: a\nname: b\nname: c\n",
+        "--- \nname: a\nimage: b\n---\nname: c\nimage: d\n",
+        "name: a\nimage: b\nenv: {<<: {A: b}}\n? [1, 2]\n: 3\n",
+    ] {
+        assert!(parse(None, text.as_bytes(), Format::Yaml).is_err(), "{text}");
+    }
+    let laugh = |n: u32| format!("x{n}: &x{n} [{}]\n", format!("*x{},", n - 1).repeat(9));
+    let laughs: String = (1..12).map(laugh).collect();
+    let laughs = format!("name: a\nimage: b\nx0: &x0 [ha]\n{laughs}");
+    let faults = parse(None, laughs.as_bytes(), Format::Yaml).unwrap_err();
+    assert!(faults[0].message.contains("more than 10000 values"), "{faults:?}");
+    let deep = format!("name: a\nimage: b\nenv: {}", "[".repeat(10_000));
+    assert!(parse(None, deep.as_bytes(), Format::Yaml).is_err());
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "[a-z0-9:/._-]{1,12}",
+        "[ -~]{1,12}",
+        "\\PC{1,8}",
+        Just("true".into()),
+        Just("1e3".into())
+    ]
+}
+
+fn deployments() -> impl Strategy<Value = Deployment> {
+    let texts = || prop::collection::vec(text(), 0..3);
+    let pairs = || prop::collection::btree_map("[A-Za-z_][A-Za-z0-9_]{0,6}", text(), 0..3);
+    let labels = prop::collection::btree_map("[a-z]{1,6}", "[a-z0-9]{1,6}", 0..3);
+    let count = prop_oneof![(0u32..=1000).prop_map(Count::Replicas), Just(Count::Everywhere)];
+    let restart =
+        prop_oneof![Just(Restart::Always), Just(Restart::OnFailure), Just(Restart::Never)];
+    let limits = (
+        prop::option::of(4u64 << 20..1 << 40),
+        prop::option::of(10u32..1_000_000),
+        prop::option::of(1u32..4_000_000),
+    );
+    let stop = (prop::option::of(1u8..=64), 0u32..=3_600_000);
+    let rest = (count, labels, restart, limits, stop);
+    let user = prop::option::of("[a-z0-9]{1,8}(:[a-z0-9]{1,8})?");
+    (
+        "[a-z]([a-z0-9-]{0,20}[a-z0-9])?",
+        "[a-z]{1,9}(:[a-z0-9]{1,5})?",
+        texts(),
+        texts(),
+        pairs(),
+        user,
+        rest,
+    )
+        .prop_map(|(name, image, command, args, env, user, rest)| {
+            let (count, select, restart, (memory_bytes, cpu_millis, pids), (signal, grace_ms)) =
+                rest;
+            let signal = signal.map(|number| Signal::try_from(number).unwrap());
+            let spec = WorkloadSpec {
+                image,
+                command,
+                args,
+                env,
+                workdir: Some("/srv".to_owned()),
+                user,
+                resources: Resources { memory_bytes, cpu_millis, pids },
+                restart,
+                stop: Stop { signal, grace_ms },
+            };
+            Deployment { name: name.parse().unwrap(), spec, count, select }
+        })
+}
+
+proptest! {
+    #[test]
+    fn what_is_rendered_reads_back(deployment in deployments()) {
+        let manifest = render(&deployment);
+        let read = parse(None, manifest.as_bytes(), Format::Detect);
+        prop_assert_eq!(read, Ok(deployment), "{}", manifest);
+    }
+
+    #[test]
+    fn noise_is_refused_and_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        for format in [Format::Detect, Format::Yaml, Format::Json, Format::Cbor] {
+            prop_assert!(parse(None, &bytes, format).is_err());
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_never_panics(
+        deployment in deployments(),
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
+        let mut manifest = render(&deployment).into_bytes();
+        let at = at.index(manifest.len());
+        manifest[at] = byte;
+        let _ = parse(None, &manifest, Format::Detect);
+    }
+}

@@ -1,0 +1,118 @@
+//! Where workloads go, and that they stay there.
+#![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use limpet_controller_core::placement::{Candidate, Slot, place};
+use limpet_controller_core::{Count, Deployment};
+use limpet_protocol::{Feature, Resources, WorkloadSpec};
+use proptest::prelude::*;
+
+fn device(number: u8, online: bool) -> Candidate {
+    Candidate {
+        id: format!("dev-{number}").parse().unwrap(),
+        labels: [("site".try_into().unwrap(), "berlin".try_into().unwrap())].into(),
+        features: vec![Feature::known(Feature::LIMIT_MEMORY)],
+        online,
+        memory_free_bytes: 1 << 30,
+        workloads: 0,
+    }
+}
+
+fn deployment(count: Count) -> Deployment {
+    let spec = WorkloadSpec {
+        image: "i".to_owned(),
+        command: vec![],
+        args: vec![],
+        env: BTreeMap::new(),
+        workdir: None,
+        user: None,
+        resources: Resources::default(),
+        restart: Default::default(),
+        stop: Default::default(),
+    };
+    Deployment { name: "web".parse().unwrap(), spec, count, select: BTreeMap::new() }
+}
+
+/// Slots as `DEVICE/WORKLOAD`, in order.
+fn shown(slots: &BTreeSet<Slot>) -> Vec<String> {
+    slots.iter().map(|(device, workload)| format!("{device}/{workload}")).collect()
+}
+
+#[test]
+fn replicas_spread_over_devices_that_are_online() {
+    let fleet = [device(0, false), device(1, true), device(2, true)];
+    let placed = place(&deployment(Count::Replicas(3)), &fleet, &BTreeSet::new());
+    assert_eq!(shown(&placed.slots), ["dev-1/web.0", "dev-1/web.2", "dev-2/web.1"]);
+}
+
+#[test]
+fn each_unfit_device_says_why() {
+    let (mut small, mut old, mut elsewhere) = (device(0, true), device(1, true), device(2, true));
+    small.memory_free_bytes = 1 << 20;
+    old.features.clear();
+    elsewhere.labels = [("site".try_into().unwrap(), "oslo".try_into().unwrap())].into();
+    let mut deployment = deployment(Count::Replicas(1));
+    deployment.spec.resources.memory_bytes = Some(64 << 20);
+    deployment.select = [("site".to_owned(), "berlin".to_owned())].into();
+    let placed = place(&deployment, &[small, old, elsewhere], &BTreeSet::new());
+    assert_eq!(placed.unplaced, 1);
+    let reasons: Vec<&str> = placed.refusals.iter().map(|(_, why)| why.as_str()).collect();
+    assert_eq!(
+        reasons,
+        [
+            "needs 67108864 bytes of memory, has 1048576 free",
+            "its agent or kernel cannot do limit.memory",
+            "needs site=berlin, has site=oslo",
+        ]
+    );
+}
+
+#[test]
+fn memory_that_is_promised_twice_is_not_there() {
+    let mut deployment = deployment(Count::Replicas(3));
+    deployment.spec.resources.memory_bytes = Some(600 << 20);
+    let placed = place(&deployment, &[device(0, true), device(1, true)], &BTreeSet::new());
+    assert_eq!((placed.slots.len(), placed.unplaced), (2, 1));
+    assert!(
+        placed.refusals.iter().all(|(_, why)| why == "memory is full with 1 of this deployment")
+    );
+}
+
+proptest! {
+    #[test]
+    fn nothing_moves_that_need_not(
+        online in prop::collection::vec(any::<bool>(), 1..8),
+        later in prop::collection::vec(any::<bool>(), 1..8),
+        first in 0u32..20,
+        second in 0u32..20,
+    ) {
+        let fleet = |online: &[bool]| -> Vec<Candidate> {
+            (0u8..).zip(online).map(|(number, online)| device(number, *online)).collect()
+        };
+        let (before_fleet, after_fleet) = (fleet(&online), fleet(&later));
+        let before = place(&deployment(Count::Replicas(first)), &before_fleet, &BTreeSet::new());
+        prop_assert_eq!(before.slots.len(), first as usize);
+        let after = place(&deployment(Count::Replicas(second)), &after_fleet, &before.slots);
+        prop_assert_eq!(after.slots.len(), second as usize);
+        // Online or not, a replica that is still wanted stays on a device that is still there.
+        for slot in &before.slots {
+            let wanted = (0..second).any(|n| slot.1.as_str() == format!("web.{n}"));
+            let there = after_fleet.iter().any(|device| device.id == slot.0);
+            prop_assert_eq!(after.slots.contains(slot), wanted && there);
+        }
+        // The same again changes nothing.
+        let again = place(&deployment(Count::Replicas(second)), &after_fleet, &after.slots);
+        prop_assert_eq!(again.slots, after.slots);
+    }
+
+    #[test]
+    fn everywhere_is_each_fit_device_once(online in prop::collection::vec(any::<bool>(), 0..8)) {
+        let fleet: Vec<Candidate> =
+            (0u8..).zip(&online).map(|(number, online)| device(number, *online)).collect();
+        let placed = place(&deployment(Count::Everywhere), &fleet, &BTreeSet::new());
+        let devices: BTreeSet<_> = placed.slots.iter().map(|(device, _)| device.clone()).collect();
+        prop_assert_eq!(devices.len(), fleet.len());
+        prop_assert_eq!(placed.slots.len(), fleet.len());
+    }
+}
