@@ -1,28 +1,31 @@
 #!/bin/sh
 # The end-to-end tests, and then a look at whether they have left anything behind.
 set -eu
+
+# Ends and removes what carries a test's name, and says what it was: processes by their ids.
+sweep() {
+    for cmdline in $(grep -ls '/limpet-test-' /proc/[0-9]*/cmdline || true); do
+        pid=${cmdline#/proc/}
+        pid=${pid%/cmdline}
+        echo "process $pid"
+        kill -9 "$pid" 2>/dev/null || true
+    done
+    for group in /sys/fs/cgroup/*/limpet-test-* /sys/fs/cgroup/limpet-test-*; do
+        [ -d "$group" ] || continue
+        echo "$group"
+        find "$group" -name cgroup.procs -exec cat {} + | xargs -r kill -9 2>/dev/null || true
+        find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    done
+    rm -rf /tmp/limpet-test-* /dev/shm/limpet-test-*
+}
+
 start=$(date +%s)
+sweep >/dev/null # of a run that was killed
 status=0
 cargo test --locked --workspace --test e2e -- --test-threads=4 || status=$?
-
-# Only what carries a test's own name is looked at, and ended by its id.
-left=""
-for cmdline in $(grep -ls '/limpet-test-' /proc/[0-9]*/cmdline || true); do
-    pid=${cmdline#/proc/}
-    pid=${pid%/cmdline}
-    [ "$pid" != self ] && [ "$pid" != $$ ] || continue
-    left="$left $pid"
-    kill -9 "$pid" 2>/dev/null || true
-done
-for group in /sys/fs/cgroup/*/limpet-test-* /sys/fs/cgroup/limpet-test-*; do
-    [ -d "$group" ] || continue
-    left="$left $group"
-    find "$group" -name cgroup.procs -exec cat {} + | xargs -r kill -9 2>/dev/null || true
-    find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
-done
-rm -rf /tmp/limpet-test-* /dev/shm/limpet-test-*
+left=$(sweep)
 if [ -n "$left" ]; then
-    echo "the tests left behind:$left" >&2
+    echo "the tests left behind:" "$left" >&2
     status=1
 fi
 echo "== end to end: $(($(date +%s) - start)) s"

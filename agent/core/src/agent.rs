@@ -3,21 +3,20 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use limpet_protocol::{
-    Action, BootId, Command, ContainerId, DesiredState, EventKind, Facts, Feature, Held, Hello,
-    Labels, Nonce, WorkloadId,
+    BootId, Command, ContainerId, DesiredState, EventKind, Facts, Feature, Held, Labels, WorkloadId,
 };
 
 use crate::backoff::Jitter;
 use crate::checkpoint::Checkpoint;
-use crate::io::{Effect, Found, FoundState, Input, Message, StreamOrder};
+use crate::io::{Effect, Found, FoundState, Input};
 use crate::outbox::{Note, Outbox};
 use crate::slot::Slot;
 
-/// What was sent and not acknowledged for this long is sent again, in milliseconds.
-const RESEND_MS: u64 = 30_000;
+mod disk;
+mod link;
 
-/// A checkpoint that could not be stored is tried again after this long, in milliseconds.
-const STORE_AGAIN_MS: u64 = 10_000;
+use disk::{Arriving, Disk};
+use link::Link;
 
 /// At most one event about refused messages in this time, in milliseconds: a stranger's flood must
 /// not wear out the flash.
@@ -67,68 +66,6 @@ pub struct Agent {
     link: Link,
     refused: Refused,
     effects: VecDeque<Effect>,
-}
-
-/// Desired states that were accepted and are not in force: on their way to the disk, one at a time,
-/// so that an older one never lands on a newer one.
-#[derive(Debug, Default)]
-struct Arriving {
-    /// Under way; taken over when it is there.
-    storing: Option<Box<DesiredState>>,
-    /// The latest of those that came meanwhile, or could not be stored, with its signed form.
-    next: Option<(Box<DesiredState>, Vec<u8>)>,
-    /// The last one failed: not before this.
-    retry_at_ms: u64,
-}
-
-impl Arriving {
-    /// The latest.
-    fn latest(&self) -> Option<&DesiredState> {
-        let next = self.next.as_ref().map(|(state, _)| state);
-        next.or(self.storing.as_ref()).map(|state| &**state)
-    }
-
-    /// Whether there is something to store and nothing under way.
-    fn waits(&self) -> bool {
-        self.next.is_some() && self.storing.is_none()
-    }
-}
-
-/// The checkpoint on disk and the one on its way there.
-#[derive(Debug, Default)]
-struct Disk {
-    version: u64,
-    /// Something changed since the last checkpoint was ordered.
-    changed: bool,
-    /// The number of the first event that the checkpoint under way does not hold.
-    under_way: Option<u64>,
-    /// The last one failed: not before this.
-    retry_at_ms: u64,
-}
-
-impl Disk {
-    /// Whether there is something to store and nothing under way.
-    fn waits(&self) -> bool {
-        self.changed && self.under_way.is_none()
-    }
-}
-
-/// The connection to the controller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Link {
-    Down,
-    /// Said hello; nothing else is sent before the controller has answered.
-    Greeting {
-        connection: u64,
-        nonce: Nonce,
-        again_at_ms: u64,
-    },
-    Open {
-        connection: u64,
-        nonce: Nonce,
-        again_at_ms: u64,
-        last_command: u64,
-    },
 }
 
 /// Messages refused since the last event about it.
@@ -270,72 +207,10 @@ impl Agent {
         self.desired.as_ref().map(|desired| desired.held).unwrap_or_default()
     }
 
-    fn greet(&mut self, now_ms: u64, connection: u64, nonce: Nonce) {
-        let again_at_ms = now_ms.saturating_add(RESEND_MS);
-        self.link = Link::Greeting { connection, nonce, again_at_ms };
-        self.outbox.send_again();
-        let hello = Hello {
-            boot: self.boot,
-            connection,
-            nonce,
-            agent_version: self.version.clone(),
-            features: self.features.clone(),
-            labels: self.labels.clone(),
-            facts: self.facts.clone(),
-            held: self.held(),
-            reported: self.outbox.digest(),
-            outbox: self.outbox.id,
-        };
-        self.effects.push_back(Effect::Publish(Message::Hello(Box::new(hello))));
-    }
-
-    fn desired(&mut self, state: Box<DesiredState>, signed: Vec<u8>) {
-        let latest = self.arriving.latest().or(self.desired.as_ref());
-        let held = latest.map(|latest| latest.held).unwrap_or_default();
-        if state.held > held {
-            self.arriving.next = Some((state, signed));
-        } else if latest.is_some_and(|latest| *latest != *state) {
-            let (offered, held) = (show(state.held), show(held));
-            let reason = format!("desired state {offered} does not follow {held}, which is held");
-            self.refuse(reason);
-        }
-    }
-
     /// Counts what was refused; [`Agent::tell_refused`] makes an event of it.
     fn refuse(&mut self, reason: String) {
         self.refused.count = self.refused.count.saturating_add(1);
         self.refused.reason = reason;
-    }
-
-    fn desired_stored(&mut self, held: Held) {
-        let stored = self.arriving.storing.take_if(|state| state.held == held);
-        if let Some(desired) = stored {
-            self.outbox.apply(desired.held);
-            self.desired = Some(*desired);
-            self.assign();
-        }
-    }
-
-    fn desired_not_stored(&mut self, now_ms: u64, held: Held, signed: Vec<u8>, reason: &str) {
-        let Some(state) = self.arriving.storing.take_if(|state| state.held == held) else {
-            return;
-        };
-        self.arriving.next.get_or_insert((state, signed));
-        self.arriving.retry_at_ms = now_ms.saturating_add(STORE_AGAIN_MS);
-        let message = format!("desired state {} is not stored: {reason}", show(held));
-        self.note(now_ms, EventKind::Refused, message);
-    }
-
-    /// Orders the latest desired state to be stored, when the disk is free for it.
-    fn store_desired(&mut self, now_ms: u64) {
-        if self.arriving.storing.is_some() || now_ms < self.arriving.retry_at_ms {
-            return;
-        }
-        if let Some((state, signed)) = self.arriving.next.take() {
-            let held = state.held;
-            self.arriving.storing = Some(state);
-            self.effects.push_back(Effect::StoreDesired { held, signed });
-        }
     }
 
     /// Tells every slot what is wanted of it.
@@ -374,65 +249,6 @@ impl Agent {
             slot.found_missing(turn);
             false
         });
-    }
-
-    fn checkpoint_stored(&mut self, now_ms: u64, version: u64, done: bool) {
-        if version != self.disk.version {
-            return;
-        }
-        match self.disk.under_way.take() {
-            Some(next_event) if done => self.outbox.stored(next_event),
-            Some(_) => {
-                self.disk.changed = true;
-                self.disk.retry_at_ms = now_ms.saturating_add(STORE_AGAIN_MS);
-            }
-            None => {}
-        }
-    }
-
-    fn acked(&mut self, now_ms: u64, answered: u64, ack: &limpet_protocol::Ack) {
-        let again_at_ms = now_ms.saturating_add(RESEND_MS);
-        match &mut self.link {
-            Link::Greeting { connection, nonce, .. } if *connection == answered => {
-                let (connection, nonce) = (*connection, *nonce);
-                self.link = Link::Open { connection, nonce, again_at_ms, last_command: 0 };
-            }
-            Link::Open { connection, again_at_ms: again, .. } if *connection == answered => {
-                *again = again_at_ms;
-            }
-            Link::Down | Link::Greeting { .. } | Link::Open { .. } => return,
-        }
-        self.outbox.acked(ack);
-    }
-
-    fn command(&mut self, now_ms: u64, number: u64, command: Command) {
-        let Link::Open { nonce, last_command, .. } = &mut self.link else {
-            return;
-        };
-        let repeated = number <= *last_command;
-        if repeated || command.nonce != *nonce {
-            let reason = format!("command {number} was not meant for this connection");
-            return self.refuse(reason);
-        }
-        *last_command = number;
-        let error = match command.action {
-            Action::Logs { stream, workload, tail, follow, lease_ms } => {
-                let containers = self.slots.get(&workload).map(Slot::logs).unwrap_or_default();
-                let until_ms = now_ms.saturating_add(u64::from(lease_ms));
-                if containers.is_empty() {
-                    Some(format!("{workload} has no container here yet"))
-                } else {
-                    let order = StreamOrder { stream, containers, tail, follow, until_ms };
-                    self.effects.push_back(Effect::Stream(order));
-                    None
-                }
-            }
-            Action::EndStream { stream } => {
-                self.effects.push_back(Effect::EndStream(stream));
-                None
-            }
-        };
-        self.effects.push_back(Effect::Publish(Message::Result { number, error }));
     }
 
     fn note(&mut self, now_ms: u64, kind: EventKind, message: String) {
@@ -506,46 +322,6 @@ impl Agent {
             _ => format!("{reason} (and {} more before it)", count.saturating_sub(1)),
         };
         self.note(now_ms, EventKind::Refused, message);
-    }
-
-    fn store(&mut self, now_ms: u64) {
-        if !self.disk.waits() || now_ms < self.disk.retry_at_ms {
-            return;
-        }
-        self.disk.changed = false;
-        self.disk.version = self.disk.version.saturating_add(1);
-        self.disk.under_way = Some(self.outbox.next_event());
-        let slots = self.slots.iter().map(|(id, slot)| (id.clone(), slot.record())).collect();
-        let checkpoint = Box::new(Checkpoint {
-            slots,
-            next_container: self.next_container,
-            ..self.outbox.checkpoint()
-        });
-        self.effects.push_back(Effect::StoreCheckpoint { version: self.disk.version, checkpoint });
-    }
-
-    fn tell(&mut self, now_ms: u64) {
-        match self.link {
-            Link::Down => {}
-            Link::Greeting { connection, nonce, again_at_ms } => {
-                if now_ms >= again_at_ms {
-                    self.greet(now_ms, connection, nonce);
-                }
-            }
-            Link::Open { connection, nonce, again_at_ms, last_command } => {
-                let again = now_ms >= again_at_ms && self.outbox.waits();
-                if again {
-                    self.outbox.send_again();
-                }
-                let before = self.effects.len();
-                let messages = self.outbox.messages(now_ms);
-                self.effects.extend(messages.map(Effect::Publish));
-                if again || self.effects.len() > before {
-                    let again_at_ms = now_ms.saturating_add(RESEND_MS);
-                    self.link = Link::Open { connection, nonce, again_at_ms, last_command };
-                }
-            }
-        }
     }
 }
 

@@ -1,0 +1,118 @@
+//! The connection to the controller: greeted, then told, then asked for logs.
+
+use limpet_protocol::{Ack, Action, Command, Hello, Nonce};
+
+use super::Agent;
+use crate::io::{Effect, Message, StreamOrder};
+use crate::slot::Slot;
+
+/// What was sent and not acknowledged for this long is sent again, in milliseconds.
+const RESEND_MS: u64 = 30_000;
+
+/// The connection to the controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    Down,
+    /// Said hello; nothing else is sent before the controller has answered.
+    Greeting {
+        connection: u64,
+        nonce: Nonce,
+        again_at_ms: u64,
+    },
+    Open {
+        connection: u64,
+        nonce: Nonce,
+        again_at_ms: u64,
+        last_command: u64,
+    },
+}
+
+impl Agent {
+    pub(super) fn greet(&mut self, now_ms: u64, connection: u64, nonce: Nonce) {
+        let again_at_ms = now_ms.saturating_add(RESEND_MS);
+        self.link = Link::Greeting { connection, nonce, again_at_ms };
+        self.outbox.send_again();
+        let hello = Hello {
+            boot: self.boot,
+            connection,
+            nonce,
+            agent_version: self.version.clone(),
+            features: self.features.clone(),
+            labels: self.labels.clone(),
+            facts: self.facts.clone(),
+            held: self.held(),
+            reported: self.outbox.digest(),
+            outbox: self.outbox.id,
+        };
+        self.effects.push_back(Effect::Publish(Message::Hello(Box::new(hello))));
+    }
+
+    pub(super) fn acked(&mut self, now_ms: u64, answered: u64, ack: &Ack) {
+        let again_at_ms = now_ms.saturating_add(RESEND_MS);
+        match &mut self.link {
+            Link::Greeting { connection, nonce, .. } if *connection == answered => {
+                let (connection, nonce) = (*connection, *nonce);
+                self.link = Link::Open { connection, nonce, again_at_ms, last_command: 0 };
+            }
+            Link::Open { connection, again_at_ms: again, .. } if *connection == answered => {
+                *again = again_at_ms;
+            }
+            Link::Down | Link::Greeting { .. } | Link::Open { .. } => return,
+        }
+        self.outbox.acked(ack);
+    }
+
+    pub(super) fn command(&mut self, now_ms: u64, number: u64, command: Command) {
+        let Link::Open { nonce, last_command, .. } = &mut self.link else {
+            return;
+        };
+        let repeated = number <= *last_command;
+        if repeated || command.nonce != *nonce {
+            let reason = format!("command {number} was not meant for this connection");
+            return self.refuse(reason);
+        }
+        *last_command = number;
+        let error = match command.action {
+            Action::Logs { stream, workload, tail, follow, lease_ms } => {
+                let containers = self.slots.get(&workload).map(Slot::logs).unwrap_or_default();
+                let until_ms = now_ms.saturating_add(u64::from(lease_ms));
+                if containers.is_empty() {
+                    Some(format!("{workload} has no container here yet"))
+                } else {
+                    let order = StreamOrder { stream, containers, tail, follow, until_ms };
+                    self.effects.push_back(Effect::Stream(order));
+                    None
+                }
+            }
+            Action::EndStream { stream } => {
+                self.effects.push_back(Effect::EndStream(stream));
+                None
+            }
+        };
+        self.effects.push_back(Effect::Publish(Message::Result { number, error }));
+    }
+
+    pub(super) fn tell(&mut self, now_ms: u64) {
+        match self.link {
+            Link::Down => {}
+            Link::Greeting { connection, nonce, again_at_ms } => {
+                if now_ms >= again_at_ms {
+                    self.greet(now_ms, connection, nonce);
+                }
+            }
+            Link::Open { connection, nonce, again_at_ms, last_command } => {
+                let again = now_ms >= again_at_ms && self.outbox.waits();
+                if again {
+                    self.outbox.send_again();
+                }
+                let before = self.effects.len();
+                let messages = self.outbox.messages(now_ms);
+                self.effects.extend(messages.map(Effect::Publish));
+                if again || self.effects.len() > before {
+                    let again_at_ms = now_ms.saturating_add(RESEND_MS);
+                    self.link = Link::Open { connection, nonce, again_at_ms, last_command };
+                }
+            }
+        }
+    }
+}
