@@ -68,7 +68,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         found: seen,
     });
     log::info!("device {} with {} containers", identity.device, running.len());
-    let (to_link, from_link) = link::start(link::Options {
+    let link = link::start(link::Options {
         broker: config.broker,
         prefix: Prefix::default(),
         device: identity.device.clone(),
@@ -85,10 +85,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         identity,
         images,
         runtime,
-        to_link,
+        link.to_link,
+        link.streams,
         inputs,
     ));
-    smol::block_on(executor.run(serve(agent, shell, running, received, from_link)))
+    smol::block_on(executor.run(serve(agent, shell, running, received, link.from_link)))
 }
 
 /// A device that cannot store it goes on all the same: better seen twice than not at all.

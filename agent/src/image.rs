@@ -20,6 +20,7 @@ mod manifest;
 mod name;
 mod registry;
 mod unpack;
+mod zstd;
 
 pub use manifest::ImageConfig;
 pub use name::{ImageName, NameError};
@@ -99,9 +100,7 @@ pub enum ImageError {
         reason: String,
     },
     /// The bytes are not those that were asked for.
-    #[error(
-        "image {name}: {what} {expected} has bytes of {actual}: the registry or the link is faulty"
-    )]
+    #[error("{what} {expected} has bytes of {actual}: the registry or the link is faulty")]
     Digest {
         /// The image.
         name: ImageName,
@@ -113,7 +112,7 @@ pub enum ImageError {
         actual: String,
     },
     /// A document that says something impossible.
-    #[error("image {name}: {reason}")]
+    #[error("{reason}")]
     Document {
         /// The image.
         name: ImageName,
@@ -121,7 +120,7 @@ pub enum ImageError {
         reason: String,
     },
     /// A layer that must not be unpacked.
-    #[error("image {name}, layer {layer}: {source}")]
+    #[error("layer {layer}: {source}")]
     Layer {
         /// The image.
         name: ImageName,
@@ -211,7 +210,18 @@ impl Images {
                 Err(ImageError::Registry { endpoint, reason }) => {
                     reasons.push(format!("{endpoint}: {reason}"));
                 }
-                Err(error) => return Err(error),
+                // What one has spoilt another may have whole.
+                Err(
+                    error @ (ImageError::Digest { .. }
+                    | ImageError::Document { .. }
+                    | ImageError::Layer { .. }),
+                ) => reasons.push(format!("{endpoint}: {error}")),
+                Err(
+                    error @ (ImageError::Name(_)
+                    | ImageError::Io { .. }
+                    | ImageError::Unavailable { .. }
+                    | ImageError::Space { .. }),
+                ) => return Err(error),
             }
         }
         Err(ImageError::Unavailable { name: name.clone(), reasons })
@@ -229,7 +239,11 @@ impl Images {
         let described = manifest.config.as_ref();
         let described = described.ok_or_else(|| document("its manifest names no config".into()))?;
         let config = self.fetch_config(source, described)?;
-        let diff_ids = ConfigFile::parse(&config).map_err(document)?.rootfs.diff_ids;
+        let file = ConfigFile::parse(&config).map_err(document)?;
+        if let Some(reason) = file.foreign(&self.platform) {
+            return Err(document(reason));
+        }
+        let diff_ids = file.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers.len() || diff_ids.len() > LAYERS_MAX {
             let (layers, ids) = (manifest.layers.len(), diff_ids.len());
             let reason =
@@ -284,6 +298,13 @@ impl Images {
             .zip(diff_ids)
             .filter(|(_, diff_id)| self.layers.find(diff_id).is_none())
             .collect();
+        for (descriptor, _) in &missing {
+            layer::compression(descriptor).map_err(|error| ImageError::Layer {
+                name: source.name.clone(),
+                layer: descriptor.digest.clone(),
+                source: error,
+            })?;
+        }
         let total = missing.iter().map(|(layer, _)| layer.size).fold(0, u64::saturating_add);
         let free = layer::free_bytes(&self.layers.folder)?;
         if total > free {
@@ -315,7 +336,16 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
         let mut file = std::fs::File::create(&fresh)?;
         file.write_all(bytes)?;
         file.sync_data()?;
-        std::fs::rename(&fresh, path)
+        rename(&fresh, path)
     };
     written().map_err(io("write", path))
+}
+
+/// Moves a file or folder that is on disk to where it belongs, and has that on disk too.
+fn rename(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::rename(from, to)?;
+    match to.parent() {
+        Some(folder) => std::fs::File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
 }

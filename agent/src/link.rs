@@ -10,8 +10,10 @@ use limpet_protocol::{
     BootId, DeviceId, Header, Kind, Prefix, Presence, PresenceState, SigningKey, Topic, envelope,
 };
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill};
-use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions};
+use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill, SubscribeReasonCode};
+use rumqttc::v5::{
+    AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, StateError,
+};
 use smol::channel::{Receiver, Sender};
 
 use crate::clock;
@@ -22,6 +24,10 @@ const PACKET_BYTES_MAX: u32 = 256 * 1024;
 const IN_FLIGHT_MAX: u16 = 16;
 /// Messages that wait for the network, either way.
 const QUEUE: usize = 64;
+/// Pieces of logs that wait: few, so that what the device reports never waits long behind them.
+const STREAM_QUEUE: usize = 2;
+/// Messages handed to the client ahead of the network.
+const CLIENT_QUEUE: usize = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Waits between tries: the first, and the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -70,12 +76,24 @@ pub struct ToLink {
     pub payload: Vec<u8>,
 }
 
+/// The link's ends on this side.
+pub struct Ends {
+    /// What the core says.
+    pub to_link: Sender<ToLink>,
+    /// Pieces of logs: sent when nothing else waits.
+    pub streams: Sender<ToLink>,
+    /// What comes.
+    pub from_link: Receiver<FromLink>,
+}
+
 /// Starts the thread; it ends when its channels do.
 ///
 /// # Errors
 /// When the system gives no thread.
-pub fn start(options: Options) -> std::io::Result<(Sender<ToLink>, Receiver<FromLink>)> {
-    let (to_link, outgoing) = smol::channel::bounded(QUEUE);
+pub fn start(options: Options) -> std::io::Result<Ends> {
+    let (to_link, reports) = smol::channel::bounded(QUEUE);
+    let (streams, pieces) = smol::channel::bounded(STREAM_QUEUE);
+    let outgoing = Outgoing { reports, pieces };
     let (incoming, from_link) = smol::channel::bounded(QUEUE);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
@@ -83,10 +101,28 @@ pub fn start(options: Options) -> std::io::Result<(Sender<ToLink>, Receiver<From
         .name("mqtt".to_owned())
         .stack_size(256 * 1024)
         .spawn(move || runtime.block_on(run(options, outgoing, incoming)))?;
-    Ok((to_link, from_link))
+    Ok(Ends { to_link, streams, from_link })
 }
 
-async fn run(options: Options, outgoing: Receiver<ToLink>, incoming: Sender<FromLink>) {
+/// What waits to be sent.
+#[derive(Clone)]
+struct Outgoing {
+    reports: Receiver<ToLink>,
+    pieces: Receiver<ToLink>,
+}
+
+impl Outgoing {
+    /// The next message, reports first; None where nobody sends any more.
+    async fn next(&self) -> Option<ToLink> {
+        tokio::select! {
+            biased;
+            report = self.reports.recv() => report.ok(),
+            piece = self.pieces.recv() => piece.ok(),
+        }
+    }
+}
+
+async fn run(options: Options, outgoing: Outgoing, incoming: Sender<FromLink>) {
     let mut wait = RETRY_FIRST;
     while !incoming.is_closed() {
         let connection = clock::boot_ms();
@@ -108,10 +144,10 @@ async fn run(options: Options, outgoing: Receiver<ToLink>, incoming: Sender<From
 async fn connect(
     options: &Options,
     connection: u64,
-    outgoing: &Receiver<ToLink>,
+    outgoing: &Outgoing,
     incoming: &Sender<FromLink>,
 ) -> String {
-    let (client, mut events) = AsyncClient::new(mqtt_options(options, connection), QUEUE);
+    let (client, mut events) = AsyncClient::new(mqtt_options(options, connection), CLIENT_QUEUE);
     let first =
         tokio::time::timeout(CONNECT_TIMEOUT, until_subscribed(options, &client, &mut events));
     match first.await {
@@ -124,7 +160,7 @@ async fn connect(
     }
     log::info!("link to {}:{} is up", options.broker.0, options.broker.1);
     let publisher = tokio::spawn(publish(client, connection, outgoing.clone()));
-    let ended = receive(options, &mut events, incoming).await;
+    let ended = receive(options.keep_alive, &mut events, incoming).await;
     publisher.abort();
     ended
 }
@@ -143,7 +179,16 @@ async fn until_subscribed(
                     client.subscribe(filter, QoS::AtLeastOnce).await.map_err(|e| e.to_string())?;
                 }
             }
-            Event::Incoming(Incoming::SubAck(_)) => {
+            Event::Incoming(Incoming::SubAck(ack)) => {
+                let refused =
+                    |code: &SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
+                if let Some(code) = ack.return_codes.iter().find(|code| refused(code)) {
+                    return Err(format!(
+                        "the broker does not let {} read its own topics ({code:?}): check its \
+                         access rules",
+                        options.device
+                    ));
+                }
                 missing -= 1;
                 if missing == 0 {
                     return Ok(());
@@ -154,8 +199,8 @@ async fn until_subscribed(
     }
 }
 
-async fn publish(client: AsyncClient, connection: u64, outgoing: Receiver<ToLink>) {
-    while let Ok(message) = outgoing.recv().await {
+async fn publish(client: AsyncClient, connection: u64, outgoing: Outgoing) {
+    while let Some(message) = outgoing.next().await {
         if message.connection == connection {
             let ToLink { topic, payload, .. } = message;
             if client.publish(topic, QoS::AtLeastOnce, false, payload).await.is_err() {
@@ -165,47 +210,46 @@ async fn publish(client: AsyncClient, connection: u64, outgoing: Receiver<ToLink
     }
 }
 
-async fn receive(options: &Options, events: &mut EventLoop, incoming: &Sender<FromLink>) -> String {
+async fn receive(
+    keep_alive: Duration,
+    events: &mut EventLoop,
+    incoming: &Sender<FromLink>,
+) -> String {
     // poll() never ends on a peer that has stalled: no packet for two keep-alives is the end.
-    let silence = options.keep_alive * 2;
+    let silence = keep_alive * 2;
     loop {
         let event = match tokio::time::timeout(silence, events.poll()).await {
             Ok(Ok(event)) => event,
             Ok(Err(error)) => return explain(error),
             Err(_) => return "the broker has fallen silent".to_owned(),
         };
-        match event {
-            Event::Incoming(Incoming::Publish(publish)) => {
-                let topic = String::from_utf8_lossy(&publish.topic).into_owned();
-                let payload = publish.payload.to_vec();
-                if incoming.send(FromLink::Message { topic, payload }).await.is_err() {
-                    return "the agent is ending".to_owned();
-                }
+        if let Event::Incoming(Incoming::Publish(publish)) = event {
+            let topic = String::from_utf8_lossy(&publish.topic).into_owned();
+            let payload = publish.payload.to_vec();
+            if incoming.send(FromLink::Message { topic, payload }).await.is_err() {
+                return "the agent is ending".to_owned();
             }
-            Event::Incoming(Incoming::Disconnect(disconnect)) => {
-                let taken = disconnect.reason_code == DisconnectReasonCode::SessionTakenOver;
-                return match taken {
-                    true => format!(
-                        "another agent connected as {}: each device needs an id and a data folder of \
-                         its own",
-                        options.device
-                    ),
-                    false => format!("the broker ended it ({:?})", disconnect.reason_code),
-                };
-            }
-            Event::Incoming(_) | Event::Outgoing(_) => {}
         }
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "rumqttc's errors and reasons say themselves")]
 fn explain(error: ConnectionError) -> String {
-    if let ConnectionError::ConnectionRefused(code) = error {
-        return format!(
+    match &error {
+        ConnectionError::ConnectionRefused(code) => format!(
             "the controller refused this device ({code:?}): if another device has this id, choose \
              another with --device-id"
-        );
+        ),
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
+            match reason_code {
+                DisconnectReasonCode::SessionTakenOver => "another agent connected with this id \
+                     and key: was the data folder copied? Each device needs its own"
+                    .to_owned(),
+                code => format!("the broker ended it ({code:?})"),
+            }
+        }
+        error => error.to_string(),
     }
-    error.to_string()
 }
 
 fn mqtt_options(options: &Options, connection: u64) -> MqttOptions {

@@ -3,8 +3,8 @@
 //! Everything here blocks for a bounded time and is called from the blocking pool. What runs
 //! belongs to its shim: ending the agent, in whatever way, touches no container.
 
-use std::fs::DirBuilder;
-use std::io::{BufRead, BufReader};
+use std::fs::{DirBuilder, File};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,9 @@ use order::{ExitRecord, Process, StartOrder, StateRecord};
 /// A shim that has not answered after this long is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What a shim wrote is shown as far as this.
+const SHIM_LOG_BYTES_MAX: u64 = 400;
+
 /// The containers below one run folder.
 pub struct Runtime {
     containers: PathBuf,
@@ -40,6 +43,7 @@ pub struct Runtime {
     cgroup_parent: String,
     program: PathBuf,
     hierarchies: Hierarchies,
+    _lock: File,
 }
 
 /// Where containers are kept.
@@ -79,12 +83,15 @@ pub enum RuntimeError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Another agent holds it.
+    #[error("another agent uses the run folder {0}: stop it, or say `--run-dir`")]
+    InUse(PathBuf),
     /// The shim says why.
     #[error("{0}")]
     Refused(String),
-    /// The shim said nothing.
-    #[error("the shim of {0} ended or hung before it answered; its log is {1}")]
-    Silent(ContainerId, PathBuf),
+    /// The shim said nothing to us.
+    #[error("the shim of {0} ended or hung before it answered; it wrote {1:?}")]
+    Silent(ContainerId, String),
     /// The signal did not arrive.
     #[error("cannot signal {container}: {source}")]
     Signal {
@@ -108,12 +115,23 @@ impl Runtime {
     /// # Errors
     /// When they cannot be made.
     pub fn open(folders: Folders) -> Result<Self, RuntimeError> {
+        make_folder(&folders.run_dir)?;
+        let path = folders.run_dir.join("lock");
+        let lock = File::create(&path).map_err(io("write", &path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(RuntimeError::InUse(folders.run_dir));
+            }
+            Err(std::fs::TryLockError::Error(source)) => return Err(io("lock", &path)(source)),
+        }
         let runtime = Self {
             containers: folders.run_dir.join("containers"),
             writable: folders.data_dir.join("containers"),
             cgroup_parent: folders.cgroup_parent,
             program: folders.program,
             hierarchies: Hierarchies::find(),
+            _lock: lock,
         };
         for path in [&runtime.containers, &runtime.writable] {
             make_folder(path)?;
@@ -191,7 +209,7 @@ impl Runtime {
 
     fn spawn(&self, folder: &Path) -> Result<Child, RuntimeError> {
         let path = folder.join("shim.log");
-        let log = std::fs::File::create(&path).map_err(io("write", &path))?;
+        let log = File::create(&path).map_err(io("write", &path))?;
         Command::new(&self.program)
             .arg("shim")
             .arg(folder)
@@ -221,7 +239,12 @@ impl Runtime {
     }
 
     fn silent(&self, container: &ContainerId) -> RuntimeError {
-        RuntimeError::Silent(container.clone(), self.folder(container).join("shim.log"))
+        let mut log = Vec::new();
+        let file = File::open(self.folder(container).join("shim.log"));
+        // What cannot be read says as much as what is not there.
+        let _ = file.map(|file| file.take(SHIM_LOG_BYTES_MAX).read_to_end(&mut log));
+        let log = String::from_utf8_lossy(&log).trim().to_owned();
+        RuntimeError::Silent(container.clone(), log)
     }
 
     /// The containers that are there, and handles on those that run.
@@ -262,6 +285,7 @@ impl Runtime {
         }
         let folder = self.folder(container);
         if let Some(record) = order::read::<ExitRecord>(&folder.join("exit")) {
+            self.forget_writable(container);
             return Some(record.exit);
         }
         let main = order::read(&folder.join("state")).map(|state: StateRecord| state.main);
@@ -271,6 +295,18 @@ impl Runtime {
                 None
             }
             Some(_) | None => Some(Exit::Unknown),
+        }
+    }
+
+    /// What a container that has ended wrote is of no use to the next, and may be what fills the
+    /// disk; its log stays.
+    fn forget_writable(&self, container: &ContainerId) {
+        let path = self.writable.join(container.as_str());
+        match std::fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                log::warn!("cannot remove {}: {e}", path.display());
+            }
+            Ok(()) | Err(_) => {}
         }
     }
 

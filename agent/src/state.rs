@@ -75,7 +75,10 @@ impl State {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
         let lock = File::create(folder.join("lock")).map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { folder: folder.into(), _lock: lock }),
+            Ok(()) => {
+                document::take_reserve(folder);
+                Ok(Self { folder: folder.into(), _lock: lock })
+            }
             Err(std::fs::TryLockError::WouldBlock) => Err(StateError::InUse(folder.into())),
             Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
         }

@@ -16,7 +16,8 @@ pub struct DeviceView {
     pub labels: BTreeMap<String, String>,
     /// Architecture as OCI names it, with its variant: `amd64`, `arm/v7`.
     pub arch: String,
-    /// `online` or `offline`.
+    /// `online` or `offline`; `unknown` shortly after the controller began; `on hold` where the
+    /// device holds a later desired state than the controller.
     pub presence: String,
     /// Seconds since the device was last heard.
     pub presence_age_s: u64,
@@ -132,7 +133,8 @@ pub struct EventView {
 /// A line of a log.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct LogLineView {
-    /// `stdout` or `stderr`; `gap` where bytes were lost before they could be sent.
+    /// `stdout` or `stderr`; `gap` where bytes were lost before they could be sent, `error` where
+    /// the log breaks off.
     pub stream: String,
     /// When, by the device's clock (RFC 3339, UTC).
     pub at: Option<String>,

@@ -60,6 +60,8 @@ fn a_container_may_do_little_to_its_host() {
         says(&fleet, "masked", &[], "cat /proc/keys /proc/timer_list; ls /sys/firmware; echo $?"),
         "0\n"
     );
+    // It inherits no ignored signal: a pipe that nobody reads ends who writes.
+    assert_eq!(says(&fleet, "pipe", &[], "yes | cat </dev/null; echo ended"), "ended\n");
     // Its own processes are all it sees, and what it writes is seen nowhere else.
     assert_eq!(
         says(&fleet, "alone", &[], "echo $$; echo x > /new; ls /new; ls /proc | grep -c '^[0-9]'")

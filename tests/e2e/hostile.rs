@@ -361,3 +361,32 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
     owned.heard.kill();
     owned.broker.kill();
 }
+
+#[test]
+fn wills_and_web_pages_reach_nothing_that_is_not_theirs() {
+    let fleet = Fleet::start(1);
+    let port = fleet.controller.mqtt_port.to_string();
+    for (client, topic) in [
+        ("operator", "limpet/v1/d/dev-0/desired"),
+        ("operator", "limpet/v1/deploy/web"),
+        ("limpet/evil/0011223344556677", "limpet/v1/deploy/web/result"),
+        ("limpet/evil/0011223344556677", "limpet/v1/d/dev-0/up/presence"),
+    ] {
+        let will = ["--will-topic", topic, "--will-payload", "image: box", "-i", client];
+        let own = ["-p", &port, "-V", "mqttv5", "-t", "limpet/v1/deploy/x", "-m", "x"];
+        let done = output("mosquitto_pub", &[&own[..], &will].concat());
+        let said = (done.out + &done.err).to_lowercase();
+        assert!(said.contains("not authorized"), "{client} leaves {topic}: {said}");
+    }
+    for header in
+        ["origin: https://evil.example", "sec-fetch-site: cross-site", "host: evil.example"]
+    {
+        let url = format!("{}/api/v1/deployments", fleet.controller.api);
+        let args = ["-s", "-H", header, "--data-binary", "name: evil\nimage: box", &url];
+        assert!(limpet_tests::run("curl", &args).contains("serves localhost only"), "{header}");
+    }
+    assert!(fleet.controller.list("/api/v1/deployments").is_empty());
+    let own = format!("origin: {}", fleet.controller.api);
+    let url = format!("{}/api/v1/deployments", fleet.controller.api);
+    assert_eq!(limpet_tests::run("curl", &["-s", "-H", &own, &url]), "[]");
+}

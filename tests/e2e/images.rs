@@ -120,6 +120,12 @@ fn layers_are_put_together_as_they_should_be() {
     });
     assert_eq!(described, Some(b"blue\n\0=".to_vec()));
 
+    // The same layer twice, as builders leave it behind steps that change nothing.
+    let twice = || Layer::new().file("twice", 0o644, "twice\n").gzip();
+    let stuttering = Image::of(vec![Image::busybox_layer().gzip(), twice(), twice()]);
+    fleet.registry.push("library/stutter", "latest", &stuttering);
+    assert_eq!(says(&fleet, "stutter", "stutter", "cat /twice"), "twice\n");
+
     // An image that shares its layers adds none.
     let before = folders(&layers).count();
     let shared =

@@ -1,6 +1,6 @@
 //! What an operator does with the command line.
 
-use limpet_tests::{Fleet, Value};
+use limpet_tests::{Fleet, Process, Value};
 
 #[test]
 fn a_deployment_is_run_scaled_read_and_deleted() {
@@ -161,6 +161,10 @@ fn the_command_line_answers_for_itself() {
         &["scale", "web"],
         &["get", "nonsense"],
         &["run", "a", "--image=b", "--env", "x"],
+        &["run", "Upper", "--image=b"],
+        &["delete", "web?x"],
+        &["describe", "device", "a b"],
+        &["get", "deployments", "--select", "a=b"],
     ] {
         assert_eq!(controller.limpet(wrong).status, 2, "{wrong:?}");
     }
@@ -174,4 +178,47 @@ fn the_command_line_answers_for_itself() {
     for path in ["deployments", "deployments/{name}/scale", "devices", "workloads", "events"] {
         assert!(document["paths"][format!("/api/v1/{path}")].is_object(), "{path}");
     }
+}
+
+#[test]
+fn memory_that_is_given_up_goes_to_who_waits_for_it() {
+    let fleet = Fleet::start(1);
+    let controller = &fleet.controller;
+    let bytes = controller.get("/api/v1/devices/dev-0")["memory_bytes"].as_u64().unwrap();
+    let most = format!("--memory={}", bytes / 3 * 2);
+    controller.ok(&["run", "first", "--image=box", &most]);
+    let why = controller.fails(&["run", "second", "--image=box", &most]);
+    assert!(why.contains("bytes of memory, has"), "{why}");
+    controller.ok(&["delete", "first"]);
+    fleet.until_phases("second", &["running"]);
+}
+
+#[test]
+fn scaling_to_nothing_waits_until_nothing_is_left() {
+    let fleet = Fleet::start(1);
+    let slow = "trap 'sleep 1; exit 0' TERM; while :; do sleep 0.1; done";
+    fleet.controller.ok(&["run", "slow", "--image=box", "--replicas=2", "--", "sh", "-c", slow]);
+    fleet.controller.ok(&["scale", "slow", "--replicas=0"]);
+    assert!(fleet.workloads("slow").is_empty());
+}
+
+#[test]
+fn a_log_that_breaks_off_is_a_failure() {
+    let mut fleet = Fleet::start(1);
+    fleet.controller.ok(&[
+        "run",
+        "web",
+        "--image=box",
+        "--",
+        "sh",
+        "-c",
+        "echo on; exec sleep 100000",
+    ]);
+    let log = fleet.lab.path("followed");
+    let args = ["logs", "web", "-f", "--server", &fleet.controller.api];
+    let mut follower = Process::start(&log, &limpet_tests::program("limpet"), &args);
+    follower.until_said("on");
+    fleet.agents[0].kill();
+    assert_eq!(follower.wait().code(), Some(1));
+    assert!(follower.log().contains("device dev-0 went offline"), "{}", follower.log());
 }

@@ -121,6 +121,10 @@ fn one_folder_has_one_user() {
         &["run", "--insecure", "--broker", &fleet.controller.mqtt, "--data-dir", &data],
     );
     refused(&done, 1, &["another agent uses the data folder", "--data-dir"]);
+    let (own, taken) = (fleet.lab.path("own"), agent.run.display().to_string());
+    let (own, mqtt) = (own.display().to_string(), &fleet.controller.mqtt);
+    let run = ["run", "--insecure", "--broker", mqtt, "--data-dir", &own, "--run-dir", &taken];
+    refused(&output(program("limpet-agent"), &run), 1, &["another agent uses the run folder"]);
     let data = fleet.lab.path("controller").display().to_string();
     let done = output(
         program("limpet"),

@@ -12,12 +12,13 @@ fn kill(workload: &Value) {
     kill_process(pid, Signal::KILL).unwrap();
 }
 
-/// Fails unless the texts come in this order.
-fn in_order(story: &[String], texts: &[&str]) {
-    let mut rest = story.iter();
-    for text in texts {
-        assert!(rest.any(|line| line.contains(text)), "no {text:?} in its place in {story:#?}");
-    }
+/// Waits until a deployment's events hold these texts, in this order.
+fn tells(fleet: &Fleet, deployment: &str, texts: &[&str]) {
+    fleet.eventually(&format!("{deployment} to tell {texts:?}"), || {
+        let story = fleet.story(deployment);
+        let mut rest = story.iter();
+        texts.iter().all(|text| rest.any(|line| line.contains(text))).then_some(())
+    });
 }
 
 #[test]
@@ -49,8 +50,8 @@ fn a_killed_agent_goes_on_with_what_runs_and_replaces_what_does_not() {
     );
     assert_eq!(start_time(pid(&now)), began);
 
-    in_order(&fleet.story("dies"), &["started pid", "exited killed by SIGKILL", "started pid"]);
-    in_order(&fleet.story("stays"), &["started pid", "adopted pid"]);
+    tells(&fleet, "dies", &["started pid", "exited killed by SIGKILL", "started pid"]);
+    tells(&fleet, "stays", &["started pid", "adopted pid"]);
     let log = fleet.controller.ok(&["logs", "stays", "--tail=10000"]);
     let numbers: Vec<usize> = log.lines().map(|line| line.parse().unwrap()).collect();
     assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "it kept logging");
@@ -77,7 +78,7 @@ fn an_exit_while_the_agent_is_down_is_reported_truly() {
     fleet.agents[0].restart();
     let ended = fleet.until_phases("brief", &["failed"]).remove(0);
     assert_eq!(ended["exit"], limpet_tests::json!({"code": 9}));
-    in_order(&fleet.story("brief"), &["started pid", "exited exited with 9"]);
+    tells(&fleet, "brief", &["started pid", "exited exited with 9"]);
 }
 
 #[test]
@@ -92,11 +93,9 @@ fn a_killed_container_is_replaced_at_once_then_with_back_off() {
             (now["phase"] == "running" && now["restarts"] == restarts).then_some(())
         });
     }
-    let story = fleet.story("web");
-    let backoffs = story.iter().filter(|line| line.starts_with("backoff")).count();
-    assert_eq!(backoffs, 1, "none before the first restart: {story:#?}");
-    in_order(
-        &story,
+    tells(
+        &fleet,
+        "web",
         &[
             "exited killed by SIGKILL",
             "started",
@@ -105,6 +104,9 @@ fn a_killed_container_is_replaced_at_once_then_with_back_off() {
             "started",
         ],
     );
+    let story = fleet.story("web");
+    let backoffs = story.iter().filter(|line| line.starts_with("backoff")).count();
+    assert_eq!(backoffs, 1, "none before the first restart: {story:#?}");
 }
 
 #[test]
@@ -151,7 +153,7 @@ fn after_a_power_cut_workloads_run_again_without_a_controller() {
         let again = |w: &Value| w["phase"] == "running" && w["restarts"] == 1;
         now.iter().all(again).then_some(())
     });
-    in_order(&fleet.story("web"), &["started", "exited ended unseen", "started"]);
+    tells(&fleet, "web", &["started", "exited ended unseen", "started"]);
 }
 
 #[test]
@@ -175,4 +177,133 @@ fn events_of_an_outage_arrive_once_and_in_order() {
     let started = seqs.iter().filter(|event| event["kind"] == "agent-started").count();
     assert!((2..=4).contains(&started), "{started} starts are told of");
     assert_eq!(fleet.workloads("web")[0]["restarts"], 0);
+}
+
+#[test]
+fn a_controller_that_has_just_begun_assumes_nothing_of_its_devices() {
+    let mut fleet = Fleet::start(2);
+    fleet.controller.kill();
+    fleet.agents[1].kill();
+    fleet.controller.restart();
+    // Nobody has spoken yet, or only one has: neither is a reason to give up, or to heap all on one.
+    fleet.controller.ok(&["run", "web", "--image=box", "--replicas=2", "--detach"]);
+    assert_eq!(fleet.controller.get("/api/v1/devices/dev-1")["presence"], "unknown");
+    fleet.agents[1].restart();
+    let placed = fleet.until_phases("web", &["running", "running"]);
+    assert_ne!(placed[0]["device"], placed[1]["device"]);
+}
+
+#[test]
+fn an_old_backup_never_rolls_a_device_back() {
+    let mut fleet = Fleet::start(1);
+    fleet.controller.ok(&["run", "old", "--image=box"]);
+    fleet.controller.stop();
+    let (store, backup) = (fleet.lab.path("controller"), fleet.lab.path("backup"));
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        limpet_tests::run("cp", &["-r", &from.display().to_string(), &to.display().to_string()]);
+    };
+    copy(&store, &backup);
+    fleet.controller.restart();
+    fleet.until_online(1);
+    fleet.controller.ok(&["run", "later", "--image=box"]);
+    let later = fleet.until_phases("later", &["running"]).remove(0);
+    fleet.controller.stop();
+    std::fs::remove_dir_all(&store).unwrap();
+    copy(&backup, &store);
+    fleet.controller.restart();
+    fleet.eventually("the hold", || {
+        (fleet.controller.get("/api/v1/devices/dev-0")["presence"] == "on hold").then_some(())
+    });
+    for name in ["more", "and-more", "and-still-more"] {
+        let why = fleet.controller.fails(&["run", name, "--image=box"]);
+        assert!(why.contains("restored from an old backup"), "{why}");
+    }
+    assert!(start_time(pid(&later)).is_some(), "what runs goes on");
+    assert_eq!(fleet.agents[0].shims().len(), 2);
+    // The operator's way out: forgotten, the device joins anew, and gets what the store says.
+    let forget = |fleet: &Fleet| {
+        let url = format!("{}/api/v1/devices/dev-0", fleet.controller.api);
+        limpet_tests::run(
+            "curl",
+            &["-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", "DELETE", &url],
+        )
+    };
+    assert_eq!(forget(&fleet), "409", "it is connected");
+    fleet.agents[0].kill();
+    fleet.eventually("it to be forgotten", || (forget(&fleet) == "204").then_some(()));
+    fleet.agents[0].restart();
+    for name in ["old", "more", "and-more", "and-still-more"] {
+        fleet.controller.ok(&["run", name, "--image=box"]);
+    }
+    fleet.until_phases("later", &[]);
+}
+
+/// A file system of its own, taken away with the test.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_workload_that_fills_the_disk_can_be_deleted() {
+    let mut fleet = Fleet::start(0);
+    let data = fleet.lab.path("dev-0.data");
+    std::fs::create_dir(&data).unwrap();
+    let path = data.display().to_string();
+    limpet_tests::run("mount", &["-t", "tmpfs", "-o", "size=24m", "tmpfs", &path]);
+    let _mounted = Mounted(data.clone());
+    let mqtt = fleet.controller.mqtt.clone();
+    let agent = limpet_tests::Agent::start(&fleet.lab, "dev-0", &mqtt, &fleet.registry);
+    fleet.agents.push(agent);
+    fleet.until_online(1);
+    let greedy =
+        "dd if=/dev/zero of=/fill bs=64k; dd if=/dev/zero of=/rest bs=1; exec sleep 100000";
+    fleet.controller.ok(&["run", "greedy", "--image=box", "--", "sh", "-c", greedy]);
+    fleet.eventually("a full disk", || {
+        let stat = rustix::fs::statvfs(&data).unwrap();
+        (stat.f_bavail * stat.f_frsize < 8192).then_some(())
+    });
+    fleet.controller.ok(&["delete", "greedy"]);
+    fleet.controller.ok(&["run", "modest", "--image=box"]);
+    fleet.agents.clear();
+}
+
+#[test]
+fn a_damaged_document_gives_way_to_the_one_before_it() {
+    let mut fleet = Fleet::start(1);
+    fleet.controller.ok(&["run", "web", "--image=box"]);
+    fleet.controller.ok(&["run", "other", "--image=box"]);
+    let before = fleet.until_phases("web", &["running"]).remove(0);
+    let fingerprint = |fleet: &Fleet| fleet.controller.list("/api/v1/devices").len();
+    for name in ["identity", "desired", "checkpoint"] {
+        let agent = &mut fleet.agents[0];
+        agent.kill();
+        let path = agent.data.join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        agent.restart();
+        agent.process.until_said(&format!("{name} is damaged"));
+        fleet.until_online(1);
+        let now = fleet.until_phases("web", &["running"]).remove(0);
+        assert_eq!((&now["pid"], fingerprint(&fleet)), (&before["pid"], 1), "{name}");
+    }
+    // With nothing left to say what should run, what does run goes on until the controller says.
+    let agent = &mut fleet.agents[0];
+    agent.kill();
+    for name in ["desired", "desired.old"] {
+        std::fs::write(agent.data.join(name), b"").unwrap();
+    }
+    fleet.controller.kill();
+    fleet.agents[0].restart();
+    fleet.agents[0].process.until_said("going on without it");
+    assert_eq!(fleet.agents[0].shims().len(), 2);
+    fleet.controller.restart();
+    fleet.until_online(1);
+    let now = fleet.until_phases("web", &["running"]).remove(0);
+    assert_eq!(now["pid"], before["pid"]);
 }

@@ -305,7 +305,10 @@ impl Agent {
     /// Orders what is missing, stores what changed, tells what can be told.
     fn settle(&mut self, now_ms: u64) {
         self.store_desired(now_ms);
-        self.each(now_ms, Slot::step);
+        // Before the first desired state, or where it was lost, nobody knows what should run: what
+        // does run goes on.
+        let known = self.desired.is_some();
+        self.each(now_ms, |slot, turn| known && slot.step(turn));
         self.tell_refused(now_ms);
         self.store(now_ms);
         self.tell(now_ms);

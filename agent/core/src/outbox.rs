@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use limpet_protocol::event::BATCH_EVENTS_MAX;
+use limpet_protocol::reported::MESSAGE_BYTES_MAX;
 use limpet_protocol::{
     Ack, BootId, Digest, Event, EventBatch, EventKind, Exit, Held, OutboxId, Record, Reported,
     WorkloadId, WorkloadStatus, reported,
@@ -79,6 +80,7 @@ impl Outbox {
             self.events.pop_front();
         }
         let Note { kind, workload, container, exit, message } = note;
+        let message = clip(message);
         let (number, boot) = (self.next_event, self.boot);
         let at_ms = now_ms;
         self.events.push_back(Event {
@@ -229,4 +231,14 @@ impl Outbox {
             ..Checkpoint::first(self.id)
         }
     }
+}
+
+/// As much of a text as a message may have: what a registry or an image says has no bound.
+pub(crate) fn clip(mut text: String) -> String {
+    let mut end = text.len().min(MESSAGE_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end = end.saturating_sub(1);
+    }
+    text.truncate(end);
+    text
 }

@@ -16,7 +16,6 @@
 //! missing; the other methods record what the shell answered. Nothing that runs is stopped before
 //! the image that follows it is here.
 
-use limpet_protocol::reported::MESSAGE_BYTES_MAX;
 use limpet_protocol::{
     ContainerId, Digest, EventKind, Exit, Feature, Phase, Restart, Signal, Stop, Workload,
     WorkloadId, WorkloadStatus,
@@ -25,7 +24,7 @@ use limpet_protocol::{
 use crate::agent::Turn;
 use crate::backoff::wait_ms;
 use crate::io::Effect;
-use crate::outbox::Note;
+use crate::outbox::{Note, clip};
 
 mod restart;
 
@@ -79,6 +78,8 @@ enum Life {
     Finished {
         success: bool,
     },
+    /// This agent cannot enforce what the workload requires. Another start of it may.
+    Unable,
 }
 
 /// Whether the image that is wanted is here.
@@ -113,7 +114,10 @@ impl Slot {
         let revision = |workload: &Option<Workload>| workload.as_ref().map(|w| w.revision);
         if revision(&self.wanted) != revision(&wanted) {
             self.image = Image::Unknown;
-            self.message.clear();
+            // After a restart of the agent nothing was wanted before: what was said still holds.
+            if self.wanted.is_some() {
+                self.message.clear();
+            }
         }
         self.wanted = wanted;
     }
@@ -122,7 +126,7 @@ impl Slot {
     pub(crate) fn step(&mut self, turn: &mut Turn<'_>) -> bool {
         let current = self.wanted.as_ref().map(|w| Some(w.revision) == self.revision);
         match (current, self.life) {
-            (None, Life::Absent | Life::Waiting { .. } | Life::Finished { .. }) => {
+            (None, Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable) => {
                 self.clear(turn);
                 return true;
             }
@@ -141,13 +145,16 @@ impl Slot {
                 turn.order(Effect::Signal { container, signal: Some(Signal::KILL) });
             }
             (Some(true), Life::Waiting { until_ms }) if until_ms > turn.now_ms => {}
-            (Some(true), Life::Finished { .. } | Life::Running { .. })
+            (Some(true), Life::Finished { .. } | Life::Unable | Life::Running { .. })
             | (_, Life::Sought { .. } | Life::Starting | Life::Stopping { .. }) => {}
-            (Some(_), Life::Absent | Life::Waiting { .. } | Life::Finished { .. }) => {
+            (
+                Some(_),
+                Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable,
+            ) => {
                 self.life = Life::Absent;
                 if let Some(feature) = self.lacking(turn.features) {
                     self.revision = self.wanted.as_ref().map(|wanted| wanted.revision);
-                    self.life = Life::Finished { success: false };
+                    self.life = Life::Unable;
                     self.say(cannot(&feature));
                 } else if self.ready(turn) {
                     self.start(turn);
@@ -167,7 +174,8 @@ impl Slot {
             | Life::Sought { .. }
             | Life::Starting
             | Life::Running { .. }
-            | Life::Finished { .. } => None,
+            | Life::Finished { .. }
+            | Life::Unable => None,
         };
         let image = match self.image {
             Image::Failed { retry_at_ms } => Some(retry_at_ms),
@@ -240,7 +248,7 @@ impl Slot {
             Life::Running { since_ms, .. } => (turn.now_ms.saturating_sub(since_ms), Some(false)),
             Life::Sought { .. } | Life::Starting => (0, Some(false)),
             Life::Stopping { .. } => (0, Some(true)),
-            Life::Absent | Life::Waiting { .. } | Life::Finished { .. } => (0, None),
+            Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable => (0, None),
         };
         let Some(asked) = asked else {
             if self.kept != Some(number) {
@@ -350,13 +358,8 @@ impl Slot {
         ContainerId::new(&self.id, number)
     }
 
-    fn say(&mut self, mut message: String) {
-        let mut end = message.len().min(MESSAGE_BYTES_MAX);
-        while !message.is_char_boundary(end) {
-            end = end.saturating_sub(1);
-        }
-        message.truncate(end);
-        self.message = message;
+    fn say(&mut self, message: String) {
+        self.message = clip(message);
     }
 
     fn note(&self, turn: &mut Turn<'_>, kind: EventKind, exit: Option<Exit>, message: String) {
@@ -386,7 +389,7 @@ impl Slot {
             Life::Stopping { pid, .. } => (Phase::Stopping, Some(pid)),
             Life::Waiting { .. } => (Phase::Backoff, None),
             Life::Finished { success: true } => (Phase::Exited, None),
-            Life::Finished { success: false } => (Phase::Failed, None),
+            Life::Finished { success: false } | Life::Unable => (Phase::Failed, None),
         };
         let wanted = self.wanted.as_ref().map(|wanted| wanted.revision);
         let nothing_made = matches!(self.life, Life::Absent);

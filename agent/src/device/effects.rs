@@ -38,6 +38,7 @@ pub(super) struct Shell {
     images: Arc<Images>,
     runtime: Arc<Runtime>,
     to_link: Sender<ToLink>,
+    pieces: Sender<ToLink>,
     inputs: Sender<Input>,
     connection: Cell<Option<u64>>,
     ready: RefCell<BTreeMap<String, Image>>,
@@ -58,6 +59,7 @@ impl Shell {
         images: Images,
         runtime: Runtime,
         to_link: Sender<ToLink>,
+        pieces: Sender<ToLink>,
         inputs: Sender<Input>,
     ) -> Self {
         Self {
@@ -67,6 +69,7 @@ impl Shell {
             images: Arc::new(images),
             runtime: Arc::new(runtime),
             to_link,
+            pieces,
             inputs,
             connection: Cell::new(None),
             ready: RefCell::default(),
@@ -268,7 +271,7 @@ impl Shell {
         let id = order.stream;
         let sender = stream::Sender {
             identity: self.identity(),
-            to_link: self.to_link.clone(),
+            to_link: self.pieces.clone(),
             connection,
             stream: id,
         };

@@ -8,14 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use flate2::bufread::MultiGzDecoder;
 use ring::digest::{Context, SHA256};
-use ruzstd::decoding::StreamingDecoder;
 
 use super::manifest::Descriptor;
 use super::unpack::{self, UnpackError};
-use super::{ImageError, ImageName, io};
-
-/// The window that a zstd layer may ask for: the memory it costs while it is unpacked.
-const ZSTD_WINDOW_BYTES_MAX: u64 = 8 << 20;
+use super::{ImageError, ImageName, io, rename, zstd};
 
 /// Unpacked bytes of one layer at most: beyond it is no layer for a small device.
 const UNPACKED_BYTES_MAX: u64 = 8 << 30;
@@ -92,11 +88,11 @@ impl Layers {
             }),
         });
         match checked {
-            Ok(()) => std::fs::rename(&fresh, &target).map_err(io("complete", &target)),
+            Ok(()) => rename(&fresh, &target).map_err(io("complete", &target)),
             Err(error) => {
-                // The error says more than what went wrong with taking the rest away.
+                // The error says more than what went wrong with taking the rest away. The blob
+                // stays: it is what was asked for, and costs nothing to be tried again.
                 let _ = std::fs::remove_dir_all(&fresh);
-                let _ = std::fs::remove_file(blob);
                 Err(error)
             }
         }
@@ -110,16 +106,10 @@ impl Layers {
         blob: &Path,
     ) -> Result<String, UnpackError> {
         let file = BufReader::new(File::open(blob).map_err(UnpackError::Read)?);
-        let media = layer.media_type.as_str();
-        let reader: Box<dyn Read> = match media.rsplit(['.', '+']).next() {
-            Some("gzip") => Box::new(MultiGzDecoder::new(file)),
-            Some("zstd") => {
-                let decoder =
-                    StreamingDecoder::new_with_max_window_size(file, ZSTD_WINDOW_BYTES_MAX);
-                Box::new(decoder.map_err(|e| UnpackError::Compression(e.to_string()))?)
-            }
-            Some("tar") => Box::new(file),
-            _ => return Err(UnpackError::MediaType(media.to_owned())),
+        let reader: Box<dyn Read> = match compression(layer)? {
+            Compression::Gzip => Box::new(MultiGzDecoder::new(file)),
+            Compression::Zstd => Box::new(zstd::Frames::new(file)),
+            Compression::None => Box::new(file),
         };
         let free = free_bytes(folder).map_err(|e| UnpackError::Compression(e.to_string()))?;
         let mut reader = Hashing { reader, hash: Context::new(&SHA256), read: 0 };
@@ -128,6 +118,24 @@ impl Layers {
         let digest = reader.hash.finish();
         let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(format!("sha256:{hex}"))
+    }
+}
+
+/// How a layer is packed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Compression {
+    Gzip,
+    Zstd,
+    None,
+}
+
+/// How a layer is packed, as its media type says (OCI image-spec, layer.md; Docker's types).
+pub(super) fn compression(layer: &Descriptor) -> Result<Compression, UnpackError> {
+    match layer.media_type.rsplit(['.', '+']).next() {
+        Some("gzip") => Ok(Compression::Gzip),
+        Some("zstd") => Ok(Compression::Zstd),
+        Some("tar") => Ok(Compression::None),
+        Some(_) | None => Err(UnpackError::MediaType(layer.media_type.clone())),
     }
 }
 

@@ -48,6 +48,8 @@ pub(super) struct ConfigFile {
     #[serde(default)]
     pub(super) config: Option<ImageConfig>,
     pub(super) rootfs: RootFs,
+    #[serde(flatten)]
+    platform: Option<Platform>,
 }
 
 /// The digests of the layers before compression.
@@ -125,6 +127,14 @@ impl ConfigFile {
             Some(diff_id) => Err(format!("its config: {diff_id:?} is no SHA-256 digest")),
             None => Ok(file),
         }
+    }
+}
+
+impl ConfigFile {
+    /// Why an image does not run on `here`; what names no platform is taken at its word.
+    pub(super) fn foreign(&self, here: &Platform) -> Option<String> {
+        let platform = self.platform.as_ref().filter(|platform| here.runs(platform).is_none())?;
+        Some(format!("it is made for {}, this device is {}", platform.show(), here.show()))
     }
 }
 

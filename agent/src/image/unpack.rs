@@ -4,6 +4,7 @@
 //! with `openat2(RESOLVE_IN_ROOT)`, where links lead at most to the folder's own root, and what is
 //! made there is made by its last name alone, which is never followed.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
@@ -23,6 +24,9 @@ use entry::{Entry, Extended, entry, extension, text, trimmed};
 
 /// Entries of one layer at most.
 const ENTRIES_MAX: u64 = 1_000_000;
+
+/// All the paths of folders of one layer: kept in memory until the end.
+const FOLDER_BYTES_MAX: usize = 16 << 20;
 
 /// Why a layer is not unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +85,7 @@ pub(super) fn unpack(
 ) -> Result<(), UnpackError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = fs::open(folder, flags, Mode::empty()).map_err(|e| UnpackError::Read(e.into()))?;
-    let mut tree = Tree { root, left: bytes_max, folder_times: Vec::new() };
+    let mut tree = Tree { root, left: bytes_max, folder_times: BTreeMap::new(), folder_bytes: 0 };
     let mut archive = tar::Archive::new(reader);
     let mut extended = Extended::default();
     let mut count: u64 = 0;
@@ -92,7 +96,7 @@ pub(super) fn unpack(
             return Err(UnpackError::TooMany);
         }
         match raw.header().entry_type() {
-            EntryType::XHeader => extended.pax(&extension(&mut raw)?)?,
+            EntryType::XHeader if !extended.pax_seen => extended.pax(&extension(&mut raw)?)?,
             EntryType::GNULongName => extended.path = Some(trimmed(extension(&mut raw)?)),
             EntryType::GNULongLink => extended.link = Some(trimmed(extension(&mut raw)?)),
             EntryType::XGlobalHeader => {}
@@ -110,7 +114,8 @@ struct Tree {
     root: OwnedFd,
     left: u64,
     /// Set at the end: every file that is made in a folder changes its time.
-    folder_times: Vec<(Vec<u8>, i64)>,
+    folder_times: BTreeMap<Vec<u8>, i64>,
+    folder_bytes: usize,
 }
 
 impl Tree {
@@ -139,7 +144,12 @@ impl Tree {
         match entry.kind {
             EntryType::Directory => {
                 make_folder(&parent, name).map_err(fail("make"))?;
-                self.folder_times.push((path.join(&b'/'), entry.mtime));
+                let path = path.join(&b'/');
+                self.folder_bytes += path.len();
+                if self.folder_bytes > FOLDER_BYTES_MAX {
+                    return Err(fault("is one folder too many: their names alone fill the memory"));
+                }
+                self.folder_times.insert(path, entry.mtime);
             }
             EntryType::Symlink => {
                 let target = OsStr::from_bytes(&entry.link);

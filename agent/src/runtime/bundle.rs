@@ -136,7 +136,7 @@ fn mounts(etc: &[(String, String)]) -> Vec<Value> {
     }
     mounts.extend(etc.iter().map(|(source, destination)| {
         json!({ "destination": destination, "type": "bind", "source": source,
-                "options": ["bind", "nosuid", "nodev", "rprivate"] })
+                "options": ["bind", "nosuid", "nodev", "rprivate", "ro"] })
     }));
     mounts
 }

@@ -12,6 +12,7 @@ use std::process::Command;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use rustix::fs::OFlags;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -99,6 +100,10 @@ fn make(folder: &Path) -> Result<(u32, Output), ShimError> {
     let path = folder.join("order");
     let order: StartOrder = order::read(&path).ok_or(ShimError::Order(path))?;
     detach()?;
+    // A container inherits what its maker ignores; Rust ignores SIGPIPE, shells some others.
+    for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
+        handle(signal, SigHandler::SigDfl)?;
+    }
     let bundle = folder.join("bundle");
     mount_root(&order, &bundle.join("rootfs"))?;
     write_bundle(&order, &bundle)?;
@@ -120,6 +125,8 @@ fn make(folder: &Path) -> Result<(u32, Output), ShimError> {
         .with_detach(true)
         .build()
         .map_err(ShimError::Create)?;
+    // Nobody may listen to the answer: that must not end the shim.
+    handle(Signal::SIGPIPE, SigHandler::SigIgn)?;
     let pid = container.pid().and_then(|pid| u32::try_from(pid.as_raw()).ok());
     let main = pid.and_then(process::look).ok_or(ShimError::Lost)?;
     container.start().map_err(|source| {
@@ -131,6 +138,15 @@ fn make(folder: &Path) -> Result<(u32, Output), ShimError> {
     order::write(&path, &StateRecord { main, shim })
         .map_err(|source| ShimError::Write { path, source })?;
     Ok((main.pid, Output { stdout, stderr }))
+}
+
+fn handle(signal: Signal, handler: SigHandler) -> Result<(), ShimError> {
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    #[expect(unsafe_code, reason = "the kernel's interface for this is a C function")]
+    // SAFETY: the disposition is the default or to ignore: no function of ours is ever called from
+    // a signal.
+    let set = unsafe { sigaction(signal, &action) };
+    set.map(drop).map_err(|errno| ShimError::System { action: "set signals", source: errno.into() })
 }
 
 /// A session and a mount namespace of its own, and the last to be killed when memory runs out.
@@ -157,7 +173,13 @@ fn mount_root(order: &StartOrder, rootfs: &Path) -> Result<(), ShimError> {
     }
     // Relative to their folder, so that many names fit.
     rustix::process::chdir(&order.layers_dir).map_err(system("enter the folder of layers"))?;
-    let lower: Vec<&str> = order.layers.iter().rev().map(String::as_str).collect();
+    // Topmost first. The same layer again further down shows nothing, and overlayfs refuses it.
+    let mut lower: Vec<&str> = Vec::new();
+    for layer in order.layers.iter().rev() {
+        if !lower.contains(&layer.as_str()) {
+            lower.push(layer);
+        }
+    }
     let options = format!(
         "lowerdir={},upperdir={},workdir={}",
         lower.join(":"),

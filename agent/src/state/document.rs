@@ -16,6 +16,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use limpet_protocol::Digest;
+use rustix::fs::FallocateFlags;
 
 /// The version that this agent writes, and the newest that it reads.
 const VERSION: u8 = 1;
@@ -37,6 +38,15 @@ impl Kind {
             Self::Identity => "identity",
             Self::Desired => "desired",
             Self::Checkpoint => "checkpoint",
+        }
+    }
+
+    /// Whether one that is damaged may give way to the one before it. Not the checkpoint: an older
+    /// one would give numbers out a second time.
+    fn keeps_previous(self) -> bool {
+        match self {
+            Self::Identity | Self::Desired => true,
+            Self::Checkpoint => false,
         }
     }
 
@@ -117,28 +127,87 @@ fn open(path: &Path, kind: Kind, bytes: &[u8]) -> Result<Vec<u8>, DocumentError>
     }
 }
 
-/// Reads a document; None where there is none.
+/// Reads a document; None where there is none. One that is damaged gives way to the one before it,
+/// where that was kept.
 pub(super) fn read(folder: &Path, kind: Kind) -> Result<Option<Vec<u8>>, DocumentError> {
     let path = kind.path(folder);
-    let mut bytes = Vec::new();
-    let read = File::open(&path)
-        .and_then(|file| file.take((BYTES_MAX + HEADER_BYTES) as u64).read_to_end(&mut bytes));
-    match read {
-        Ok(_) => open(&path, kind, &bytes).map(Some),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(DocumentError::Io { action: "read", path, source }),
+    match read_one(&path, kind) {
+        Err(error @ (DocumentError::Damaged { .. } | DocumentError::Io { .. })) => {
+            let before = path.with_extension("old");
+            match read_one(&before, kind) {
+                Ok(Some(content)) => {
+                    log::error!("{error}: going on with {}", before.display());
+                    Ok(Some(content))
+                }
+                Ok(None) | Err(_) => Err(error),
+            }
+        }
+        read => read,
     }
 }
 
-/// Replaces a document, so that a power cut leaves the old one or the new one.
+fn read_one(path: &Path, kind: Kind) -> Result<Option<Vec<u8>>, DocumentError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path)
+        .and_then(|file| file.take((BYTES_MAX + HEADER_BYTES) as u64).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => open(path, kind, &bytes).map(Some),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(DocumentError::Io { action: "read", path: path.into(), source }),
+    }
+}
+
+/// Room that is given up when the disk is full, so that what a controller orders can still be
+/// stored: it may be what frees the disk.
+const RESERVE_BYTES: u64 = 2 * BYTES_MAX as u64;
+
+/// Takes the reserve, if it is not taken and there is room for it.
+pub(super) fn take_reserve(folder: &Path) {
+    let path = folder.join("reserve");
+    let taken = path.metadata().is_ok_and(|reserve| reserve.len() == RESERVE_BYTES);
+    if !taken
+        && let Ok(file) = File::create(&path)
+        && rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES).is_err()
+    {
+        // A disk that is full now: the next write or start tries again.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Replaces a document, so that a power cut leaves the old one or the new one. On a full disk the
+/// reserve makes room.
 pub(super) fn write(folder: &Path, kind: Kind, content: &[u8]) -> Result<(), DocumentError> {
+    match write_one(folder, kind, content) {
+        Err(DocumentError::Io { source, .. }) if source.kind() == ErrorKind::StorageFull => {
+            // Where it is gone already, the second try says so.
+            let _ = std::fs::remove_file(folder.join("reserve"));
+            let written = write_one(folder, kind, content);
+            take_reserve(folder);
+            written
+        }
+        written => written,
+    }
+}
+
+fn write_one(folder: &Path, kind: Kind, content: &[u8]) -> Result<(), DocumentError> {
     let path = kind.path(folder);
     let fresh = path.with_extension("new");
+    if content.len() > BYTES_MAX {
+        let source = std::io::Error::new(ErrorKind::FileTooLarge, "it would not be read again");
+        return Err(DocumentError::Io { action: "write", path, source });
+    }
     let written = || {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(&seal(kind, content))?;
         file.sync_data()?;
+        if kind.keeps_previous() && path.exists() {
+            let before = path.with_extension("old");
+            match std::fs::remove_file(&before) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+                Ok(()) | Err(_) => std::fs::hard_link(&path, before)?,
+            }
+        }
         std::fs::rename(&fresh, &path)?;
         File::open(folder)?.sync_all()
     };

@@ -7,7 +7,9 @@ pub mod deployment;
 pub mod inbox;
 pub mod manifest;
 pub mod placement;
+pub mod presence;
 pub mod settling;
 
 pub use deployment::{Count, Deployment};
 pub use inbox::{Cursor, Inbox, Known, Told};
+pub use presence::Presence;

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use limpet_protocol::{DeviceId, Feature, Labels, WorkloadId};
 
 use crate::deployment::{Count, Deployment};
+use crate::presence::Presence;
 
 /// A device as placement sees it.
 #[derive(Debug, Clone)]
@@ -18,8 +19,8 @@ pub struct Candidate {
     pub labels: Labels,
     /// What its agent can enforce.
     pub features: Vec<Feature>,
-    /// Connected.
-    pub online: bool,
+    /// Whether it is there.
+    pub presence: Presence,
     /// Memory that other deployments' limits leave, in bytes.
     pub memory_free_bytes: u64,
     /// Workloads of other deployments placed on it.
@@ -73,6 +74,10 @@ fn spread(
 ) -> Placement {
     let mut placement = Placement::default();
     let memory_each = deployment.spec.resources.memory_bytes.unwrap_or(0);
+    let room = |placed: usize, device: &Candidate| {
+        let used = memory_each.saturating_mul(placed as u64);
+        device.memory_free_bytes.saturating_sub(used) >= memory_each
+    };
     let mut here: Vec<(usize, &Candidate)> = fit.iter().map(|device| (0, *device)).collect();
     let mut missing = Vec::new();
     for index in 0..count {
@@ -81,7 +86,8 @@ fn spread(
             .iter()
             .filter(|(_, id)| *id == workload)
             .find_map(|(device, _)| here.iter().position(|(_, fit)| fit.id == *device));
-        match stays.and_then(|at| here.get_mut(at)) {
+        let stays = stays.and_then(|at| here.get_mut(at));
+        match stays.filter(|(placed, device)| room(*placed, device)) {
             Some((placed, device)) => {
                 *placed = placed.saturating_add(1);
                 placement.slots.insert((device.id.clone(), workload));
@@ -90,14 +96,11 @@ fn spread(
         }
     }
     for workload in missing {
-        let room = |placed: usize, device: &Candidate| {
-            let used = memory_each.saturating_mul(placed as u64);
-            device.memory_free_bytes.saturating_sub(used) >= memory_each
-        };
-        let best = here
-            .iter_mut()
-            .filter(|(placed, device)| room(*placed, device))
-            .min_by_key(|(placed, device)| (!device.online, *placed, device.workloads, &device.id));
+        let best = here.iter_mut().filter(|(placed, device)| room(*placed, device)).min_by_key(
+            |(placed, device)| {
+                (device.presence == Presence::Offline, *placed, device.workloads, &device.id)
+            },
+        );
         match best {
             Some((placed, device)) => {
                 *placed = placed.saturating_add(1);

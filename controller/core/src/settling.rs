@@ -4,6 +4,7 @@ use limpet_protocol::{Digest, Exit, Phase, WorkloadStatus};
 
 use crate::deployment::Deployment;
 use crate::placement::Placement;
+use crate::presence::Presence;
 
 /// A container counts as running once it has done so for this long, in milliseconds.
 pub const STEADY_MS: u64 = 1000;
@@ -16,8 +17,8 @@ pub const RESTARTS_STUCK: u32 = 3;
 pub struct Seen<'a> {
     /// `DEVICE/WORKLOAD`.
     pub name: String,
-    /// Its device is connected.
-    pub online: bool,
+    /// Whether its device is there.
+    pub presence: Presence,
     /// What the device last said.
     pub status: Option<&'a WorkloadStatus>,
     /// How long ago the status last changed, in milliseconds.
@@ -35,26 +36,33 @@ pub enum Settling {
     Stuck(String),
 }
 
-/// Judges a deployment. Workloads on devices that are offline are deferred, not waited for, as
-/// long as another is online.
+/// Judges a deployment by its placed workloads, and by `leaving`, those that connected devices
+/// still report and that are placed no more. Workloads on devices that are offline are deferred,
+/// not waited for, as long as another is online.
 pub fn settle(
     deployment: &Deployment,
     revision: Digest,
     placement: &Placement,
     seen: &[Seen<'_>],
+    leaving: usize,
 ) -> Settling {
     if placement.unplaced > 0 || (placement.slots.is_empty() && wants_any(deployment)) {
         return Settling::Stuck(nowhere(placement));
     }
-    let mut settled = true;
-    for workload in seen.iter().filter(|workload| workload.online) {
-        match judge(revision, workload) {
-            Settling::Settled => {}
-            Settling::Progressing => settled = false,
-            stuck @ Settling::Stuck(_) => return stuck,
+    let mut settled = leaving == 0;
+    for workload in seen {
+        match workload.presence {
+            Presence::Offline => {}
+            Presence::Unknown => settled = false,
+            Presence::Online => match judge(revision, workload) {
+                Settling::Settled => {}
+                Settling::Progressing => settled = false,
+                stuck @ Settling::Stuck(_) => return stuck,
+            },
         }
     }
-    if !seen.is_empty() && seen.iter().all(|workload| !workload.online) {
+    let offline = |workload: &Seen<'_>| workload.presence == Presence::Offline;
+    if !seen.is_empty() && seen.iter().all(offline) {
         let names: Vec<&str> = seen.iter().take(5).map(|seen| seen.name.as_str()).collect();
         return Settling::Stuck(format!(
             "every device chosen is offline ({}); it runs when they connect",
@@ -93,6 +101,10 @@ fn judge(revision: Digest, workload: &Seen<'_>) -> Settling {
         Phase::Failed => stuck(&status.message),
         Phase::Backoff => match status.exit {
             None => stuck(&status.message),
+            // What is waited for since that end is another thing: its image, say.
+            Some(exit) if !status.message.is_empty() && status.message != exit.to_string() => {
+                stuck(&status.message)
+            }
             Some(exit) if status.restarts >= RESTARTS_STUCK => {
                 stuck(&format!("{exit} again and again ({} restarts)", status.restarts))
             }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use limpet_controller_core::placement::{Candidate, Slot, place};
-use limpet_controller_core::{Count, Deployment};
+use limpet_controller_core::{Count, Deployment, Presence};
 use limpet_protocol::{Feature, Resources, WorkloadSpec};
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ fn device(number: u8, online: bool) -> Candidate {
         id: format!("dev-{number}").parse().unwrap(),
         labels: [("site".try_into().unwrap(), "berlin".try_into().unwrap())].into(),
         features: vec![Feature::known(Feature::LIMIT_MEMORY)],
-        online,
+        presence: if online { Presence::Online } else { Presence::Offline },
         memory_free_bytes: 1 << 30,
         workloads: 0,
     }
@@ -77,6 +77,26 @@ fn memory_that_is_promised_twice_is_not_there() {
     assert!(
         placed.refusals.iter().all(|(_, why)| why == "memory is full with 1 of this deployment")
     );
+}
+
+#[test]
+fn who_could_not_speak_yet_is_as_good_as_online() {
+    let unknown = Candidate { presence: Presence::Unknown, ..device(0, false) };
+    let placed =
+        place(&deployment(Count::Replicas(2)), &[unknown, device(1, true)], &BTreeSet::new());
+    assert_eq!(shown(&placed.slots), ["dev-0/web.0", "dev-1/web.1"]);
+}
+
+#[test]
+fn a_replica_that_has_grown_too_large_moves_or_is_refused() {
+    let mut grown = deployment(Count::Replicas(2));
+    let current: BTreeSet<Slot> =
+        ["web.0", "web.1"].map(|id| ("dev-0".parse().unwrap(), id.parse().unwrap())).into();
+    grown.spec.resources.memory_bytes = Some(600 << 20);
+    let placed = place(&grown, &[device(0, true), device(1, true)], &current);
+    assert_eq!(shown(&placed.slots), ["dev-0/web.0", "dev-1/web.1"]);
+    let placed = place(&grown, &[device(0, true)], &current);
+    assert_eq!((placed.slots.len(), placed.unplaced), (1, 1));
 }
 
 proptest! {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use limpet_controller_core::placement::Placement;
 use limpet_controller_core::settling::{STEADY_MS, Seen, Settling, settle};
-use limpet_controller_core::{Count, Deployment};
+use limpet_controller_core::{Count, Deployment, Presence};
 use limpet_protocol::{Digest, Exit, Phase, WorkloadSpec, WorkloadStatus};
 
 const REVISION: Digest = Digest([1; 32]);
@@ -24,7 +24,7 @@ fn status(phase: Phase) -> WorkloadStatus {
 }
 
 /// How a deployment of one workload is judged.
-fn judged(status: Option<&WorkloadStatus>, online: bool, age_ms: u64) -> String {
+fn judged(status: Option<&WorkloadStatus>, presence: Presence, age_ms: u64) -> String {
     let spec = WorkloadSpec {
         image: "i".to_owned(),
         command: vec![],
@@ -40,8 +40,8 @@ fn judged(status: Option<&WorkloadStatus>, online: bool, age_ms: u64) -> String 
     let deployment = Deployment { name, spec, count: Count::Replicas(1), select: BTreeMap::new() };
     let slots = [("dev".parse().unwrap(), "web.0".parse().unwrap())].into();
     let placement = Placement { slots, ..Placement::default() };
-    let seen = Seen { name: "dev/web.0".to_owned(), online, status, age_ms };
-    match settle(&deployment, REVISION, &placement, &[seen]) {
+    let seen = Seen { name: "dev/web.0".to_owned(), presence, status, age_ms };
+    match settle(&deployment, REVISION, &placement, &[seen], 0) {
         Settling::Settled => "settled".to_owned(),
         Settling::Progressing => "progressing".to_owned(),
         Settling::Stuck(why) => why,
@@ -54,6 +54,7 @@ fn a_workload_is_judged_by_what_its_device_says() {
     let crashing =
         WorkloadStatus { exit: Some(Exit::Code(1)), restarts: 3, ..status(Phase::Backoff) };
     let once = WorkloadStatus { restarts: 1, ..crashing.clone() };
+    let pulling = WorkloadStatus { message: "not found".to_owned(), ..crashing.clone() };
     let other = WorkloadStatus { revision: Digest([2; 32]), ..status(Phase::Running) };
     let replacing = WorkloadStatus { message: String::new(), ..other.clone() };
     for (status, age_ms, says) in [
@@ -65,12 +66,15 @@ fn a_workload_is_judged_by_what_its_device_says() {
         (Some(of(Phase::Backoff)), 0, "dev/web.0: why"),
         (Some(crashing), 0, "dev/web.0: exited with 1 again and again (3 restarts)"),
         (Some(once), 0, "progressing"),
+        (Some(pulling), 0, "dev/web.0: not found"),
         (Some(other), STEADY_MS, "dev/web.0: why"),
         (Some(replacing), STEADY_MS, "progressing"),
         (None, 0, "progressing"),
     ] {
-        assert_eq!(judged(status.as_ref(), true, age_ms), says, "{status:?}");
+        assert_eq!(judged(status.as_ref(), Presence::Online, age_ms), says, "{status:?}");
     }
-    let offline = judged(Some(&of(Phase::Running)), false, STEADY_MS);
+    let offline = judged(Some(&of(Phase::Running)), Presence::Offline, STEADY_MS);
     assert_eq!(offline, "every device chosen is offline (dev/web.0); it runs when they connect");
+    let unknown = judged(Some(&of(Phase::Running)), Presence::Unknown, STEADY_MS);
+    assert_eq!(unknown, "progressing");
 }

@@ -21,8 +21,14 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(server: &str) -> Self {
+        let server = match server.contains("://") {
+            true => server.to_owned(),
+            false => format!("http://{server}"),
+        };
         let agent = Agent::config_builder()
             .http_status_as_error(false)
+            // The controller is on this machine, or named as it is reached.
+            .proxy(None)
             .timeout_connect(Some(Duration::from_secs(10)))
             .build()
             .new_agent();

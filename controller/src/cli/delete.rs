@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
+use limpet_protocol::DeploymentName;
 
 use super::client::Client;
 use super::print;
@@ -17,28 +18,35 @@ use crate::view::WorkloadView;
 pub(super) struct Delete {
     /// The deployments
     #[arg(required = true)]
-    name: Vec<String>,
+    name: Vec<DeploymentName>,
     #[command(flatten)]
     waiting: Waiting,
 }
 
 impl Delete {
     pub(super) fn run(self, client: &Client) -> anyhow::Result<()> {
+        // One that cannot be deleted keeps none of the others.
+        let mut done = Ok(());
         for name in &self.name {
-            client.delete(&format!("/api/v1/deployments/{name}"))?;
-            if !self.waiting.detach {
-                gone(client, name, self.waiting.timeout)?;
-            }
-            print(&format!("deployment/{name} deleted\n"))?;
+            let deleted = self.delete(client, name);
+            done = done.and(deleted);
         }
-        Ok(())
+        done
+    }
+
+    fn delete(&self, client: &Client, name: &DeploymentName) -> anyhow::Result<()> {
+        client.delete(&format!("/api/v1/deployments/{name}"))?;
+        if !self.waiting.detach {
+            gone(client, name, self.waiting.timeout)?;
+        }
+        print(&format!("deployment/{name} deleted\n"))
     }
 }
 
 /// Waits until no connected device reports anything of it.
-fn gone(client: &Client, name: &str, timeout: Duration) -> anyhow::Result<()> {
+fn gone(client: &Client, name: &DeploymentName, timeout: Duration) -> anyhow::Result<()> {
     let deadline = Instant::now() + timeout;
-    let mut progress = Progress::new(name);
+    let mut progress = Progress::new(name.as_str());
     loop {
         let left: Vec<WorkloadView> =
             client.get(&format!("/api/v1/workloads?deployment={name}"))?;

@@ -1,6 +1,7 @@
 //! `limpet describe`
 
 use clap::{Args, ValueEnum};
+use limpet_protocol::DeviceId;
 
 use super::client::Client;
 use super::table::{age, bytes, table};
@@ -16,7 +17,7 @@ pub(super) struct Describe {
     #[arg(value_enum)]
     kind: Kind,
     /// Its name
-    name: String,
+    name: DeviceId,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -35,7 +36,7 @@ impl Describe {
                 let view: DeviceView = client.get(&format!("/api/v1/devices/{name}"))?;
                 let all: Vec<WorkloadView> = client.get("/api/v1/workloads")?;
                 let here: Vec<WorkloadView> =
-                    all.into_iter().filter(|w| w.device == *name).collect();
+                    all.into_iter().filter(|w| w.device == name.as_str()).collect();
                 (device(&view), here, "device")
             }
             Kind::Deployment => {

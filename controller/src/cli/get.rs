@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
+use limpet_protocol::DeviceId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -29,7 +30,7 @@ pub(super) struct Get {
     #[arg(value_enum)]
     kind: Kind,
     /// Only this one; of workloads and events, those of this deployment
-    name: Option<String>,
+    name: Option<DeviceId>,
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -64,7 +65,8 @@ enum Output {
 impl Get {
     pub(super) fn run(self, client: &Client) -> anyhow::Result<()> {
         if !self.select.is_empty() && self.kind != Kind::Devices {
-            bail!("--select picks devices; it goes with `limpet get devices`");
+            let why = "--select picks devices; it goes with `limpet get devices`";
+            return Err(super::Usage(why).into());
         }
         let mut shown = String::new();
         loop {
@@ -83,7 +85,7 @@ impl Get {
     }
 
     fn text(&self, client: &Client) -> anyhow::Result<String> {
-        let name = self.name.as_deref();
+        let name = self.name.as_ref().map(DeviceId::as_str);
         match self.kind {
             Kind::Devices => {
                 let mut rows: Vec<DeviceView> = client.get("/api/v1/devices")?;

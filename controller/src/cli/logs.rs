@@ -30,18 +30,31 @@ impl Logs {
     pub(super) fn run(self, client: &Client) -> anyhow::Result<()> {
         let workloads = self.find(client)?;
         let several = workloads.len() > 1;
-        std::thread::scope(|scope| {
+        let failed = std::thread::scope(|scope| {
             let looks: Vec<_> = workloads
                 .iter()
-                .map(|workload| scope.spawn(|| self.look(client, workload, several)))
+                .map(|workload| scope.spawn(|| self.tell(client, workload, several)))
                 .collect();
-            let mut done = Ok(());
-            for look in looks {
-                let ended = look.join().map_err(|_| anyhow::anyhow!("reading a log failed"));
-                done = done.and(ended.and_then(|result| result));
+            looks.into_iter().filter_map(|look| look.join().ok()).any(|whole| !whole)
+        });
+        if failed {
+            bail!("not everything could be read");
+        }
+        Ok(())
+    }
+
+    /// Prints a log; where it breaks off says so at once, and gives false.
+    fn tell(&self, client: &Client, workload: &WorkloadView, several: bool) -> bool {
+        match self.look(client, workload, several) {
+            Ok(()) => true,
+            // Whoever read has read enough.
+            Err(error) if super::is_closed_pipe(&error) => true,
+            Err(error) => {
+                let WorkloadView { device, id, .. } = workload;
+                let _ = writeln!(std::io::stderr(), "limpet: {device}/{id}: {error:#}");
+                false
             }
-            done
-        })
+        }
     }
 
     fn find(&self, client: &Client) -> anyhow::Result<Vec<WorkloadView>> {
@@ -69,6 +82,7 @@ impl Logs {
         for line in BufReader::new(client.stream(&path)?).lines() {
             let line: LogLineView = serde_json::from_str(&line?)?;
             match line.stream.as_str() {
+                "error" => bail!(line.line),
                 "gap" => writeln!(std::io::stderr(), "{prefix}[{}]", line.line)?,
                 "stderr" => writeln!(std::io::stderr(), "{prefix}{}", line.line)?,
                 _ => writeln!(std::io::stdout(), "{prefix}{}", line.line)?,

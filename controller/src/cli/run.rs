@@ -1,6 +1,7 @@
 //! `limpet run`
 
 use clap::Args;
+use limpet_protocol::DeploymentName;
 use serde_json::{Map, Value, json};
 
 use super::client::Client;
@@ -19,7 +20,7 @@ use super::{apply, pair};
 #[command(verbatim_doc_comment)]
 pub(super) struct Run {
     /// What the deployment is called
-    name: String,
+    name: DeploymentName,
     /// The image, as Docker names it
     #[arg(long, value_name = "IMAGE")]
     image: String,
@@ -92,7 +93,7 @@ impl Run {
         ];
         let stop = vec![("signal", text(&self.stop_signal)), ("grace", text(&self.stop_grace))];
         let all = vec![
-            ("name", Some(json!(self.name))),
+            ("name", Some(json!(self.name.as_str()))),
             ("image", Some(json!(self.image))),
             ("args", (!self.args.is_empty()).then(|| json!(self.args))),
             ("env", texts(&self.env)),

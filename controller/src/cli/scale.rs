@@ -1,6 +1,7 @@
 //! `limpet scale`
 
 use clap::Args;
+use limpet_protocol::DeploymentName;
 
 use super::apply;
 use super::client::Client;
@@ -13,7 +14,7 @@ use crate::view::ScaleRequest;
 #[derive(Args)]
 pub(super) struct Scale {
     /// The deployment
-    name: String,
+    name: DeploymentName,
     /// How many workloads
     #[arg(long, value_name = "N")]
     replicas: u32,

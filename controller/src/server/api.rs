@@ -3,12 +3,13 @@
 #![allow(unused_qualifications, reason = "what utoipa's macros write")]
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -65,19 +66,31 @@ pub(super) fn router(fleet: Handle) -> axum::Router {
         .with_state(fleet)
 }
 
-/// Without certificates only this machine is served: a page of another site must not reach us
-/// through a name that it points at loopback.
+/// Without certificates only this machine is served: a page of another site must not reach us,
+/// neither through a name that it points at loopback, nor from a browser on this machine.
 async fn only_here(request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let name = host.map(|host| match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    });
-    if matches!(name, Some("localhost" | "127.0.0.1" | "[::1]")) {
+    if is_from_here(request.headers()) {
         return next.run(request).await;
     }
     let why = "this controller serves localhost only (--insecure)".to_owned();
     Failure(StatusCode::FORBIDDEN, why).into_response()
+}
+
+fn is_from_here(headers: &HeaderMap) -> bool {
+    let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let origin = header("origin").map(|origin| origin.split_once("://").map_or(origin, |o| o.1));
+    let foreign = matches!(header("sec-fetch-site"), Some("cross-site" | "same-site"));
+    header("host").is_some_and(is_loopback) && origin.is_none_or(is_loopback) && !foreign
+}
+
+/// Whether a host, with its port or without, is this machine.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// An answer that is an error.
@@ -129,12 +142,16 @@ async fn device(State(fleet): State<Handle>, Path(id): Path<String>) -> Answer<J
 
 /// Forgets a device and its key; it may join again, with this key or another.
 #[utoipa::path(delete, path = "/api/v1/devices/{id}", params(("id" = String, Path)), responses(
-    (status = 204), (status = 404, body = ErrorView)))]
+    (status = 204), (status = 404, body = ErrorView), (status = 409, body = ErrorView)))]
 async fn forget(State(fleet): State<Handle>, Path(id): Path<String>) -> Answer<StatusCode> {
     let device: DeviceId = parse(&id)?;
     match fleet.call(move |fleet| fleet.forget(&device)).await? {
-        true => Ok(StatusCode::NO_CONTENT),
-        false => Err(absent("device", &id)),
+        Some(true) => Ok(StatusCode::NO_CONTENT),
+        Some(false) => {
+            let why = format!("device {id} is connected: stop its agent first");
+            Err(Failure(StatusCode::CONFLICT, why))
+        }
+        None => Err(absent("device", &id)),
     }
 }
 
@@ -170,13 +187,15 @@ async fn manifest(State(fleet): State<Handle>, Path(name): Path<String>) -> Answ
 }
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ApplyQuery {
     /// The deployment's name, where the manifest does not say it.
     name: Option<String>,
 }
 
 /// Applies a manifest: YAML, JSON or CBOR, by its content type or by what it looks like.
-#[utoipa::path(post, path = "/api/v1/deployments", params(ApplyQuery), request_body = String,
+#[utoipa::path(post, path = "/api/v1/deployments", params(ApplyQuery), request_body(content(
+        (String = "application/yaml"), (String = "application/json"), (String = "application/cbor"))),
     responses((status = 200, body = DeployResult), (status = 422, body = DeployResult)))]
 async fn apply(
     State(fleet): State<Handle>,
@@ -225,6 +244,7 @@ async fn delete(State(fleet): State<Handle>, Path(name): Path<String>) -> Answer
 }
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct WorkloadsQuery {
     /// Only those of this deployment.
     deployment: Option<String>,
@@ -242,6 +262,7 @@ async fn workloads(
 }
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct EventsQuery {
     /// Only events behind this number.
     after: Option<u64>,
@@ -261,15 +282,17 @@ async fn events(
     Query(query): Query<EventsQuery>,
 ) -> Answer<Json<Vec<EventView>>> {
     let filter = EventFilter {
-        after: query.after.unwrap_or(0),
+        after: query.after.unwrap_or(0).min(i64::MAX.cast_unsigned()),
         limit: query.limit.unwrap_or(EVENTS_DEFAULT).min(EVENTS_MAX),
         device: query.device,
         deployment: query.deployment,
     };
-    Ok(Json(fleet.call(move |fleet| fleet.event_views(&filter)).await?))
+    let read = fleet.call(move |fleet| fleet.event_views(&filter)).await?;
+    read.map(Json).map_err(|why| Failure(StatusCode::SERVICE_UNAVAILABLE, why))
 }
 
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct LogsQuery {
     /// Begin with this many of the latest lines.
     tail: Option<u32>,
@@ -309,7 +332,11 @@ async fn workload_logs(
         };
         match part {
             Part::Lines(lines) => Some((Ok::<_, Infallible>(ndjson(&lines)), (None, open))),
-            Part::End | Part::Failed(_) => None,
+            Part::Failed(why) => {
+                let line = LogLineView { stream: "error".to_owned(), at: None, line: why };
+                Some((Ok(ndjson(&[line])), (Some(Part::End), open)))
+            }
+            Part::End => None,
         }
     });
     let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];

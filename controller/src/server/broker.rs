@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use async_trait::async_trait;
-use limpet_protocol::{DeviceId, Prefix};
+use limpet_protocol::{DeviceId, Kind, Prefix, Topic};
 use rmqtt::context::ServerContext;
 use rmqtt::hook::{Handler, HookResult, Parameter, ReturnType, Type};
 use rmqtt::net::Builder;
 use rmqtt::server::MqttServer;
 use rmqtt::session::SessionState;
 use rmqtt::types::{
-    AuthResult, CodecPublish, From, FromType, Id, Publish, PublishAclResult, QoS,
-    SubscribeAclResult,
+    AuthResult, CodecPublish, ConnectInfo, From, FromType, Id, LastWill, Publish, PublishAclResult,
+    QoS, SubscribeAclResult,
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -136,7 +136,7 @@ impl Handler for Hook {
     async fn hook(&self, parameter: &Parameter, before: Option<HookResult>) -> ReturnType {
         match parameter {
             Parameter::ClientAuthenticate(info) => {
-                let allowed = self.may_connect(info.client_id()).await;
+                let allowed = self.may_leave(info) && self.may_connect(info.client_id()).await;
                 let result = match allowed {
                     true => AuthResult::Allow(false, None),
                     false => AuthResult::NotAuthorized,
@@ -193,6 +193,22 @@ impl Handler for Hook {
 }
 
 impl Hook {
+    /// Wills meet no other hook before they are delivered: a device's is its presence, and nobody
+    /// else has one.
+    fn may_leave(&self, info: &ConnectInfo) -> bool {
+        let topic = match info.last_will() {
+            None => return true,
+            Some(LastWill::V3(will)) => will.topic.to_string(),
+            Some(LastWill::V5(will)) => will.topic.to_string(),
+        };
+        match info.client_id().parse() {
+            Ok(Client::Device { id, .. }) => {
+                topic == Topic::Device(id, Kind::Presence).under(&self.prefix)
+            }
+            Ok(Client::Operator) | Err(_) => false,
+        }
+    }
+
     async fn may_connect(&self, client_id: &str) -> bool {
         match client_id.parse() {
             Ok(Client::Operator) => true,

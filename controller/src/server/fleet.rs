@@ -30,6 +30,8 @@ const BATCH: usize = 1000;
 
 /// What is not as it should be is said once in this time, however often it happens.
 const REFUSED_EVERY_MS: u64 = 10_000;
+/// Kinds and devices that are told apart in that.
+const REFUSED_KINDS_MAX: usize = 10_000;
 
 /// A message to be published.
 #[derive(Debug)]
@@ -51,7 +53,8 @@ pub(super) struct Fleet {
     deployments: BTreeMap<DeploymentName, Deployed>,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     last_command: u64,
-    refused: Refused,
+    /// By kind and device.
+    refused: BTreeMap<(String, Option<DeviceId>), Refused>,
     to_publish: Vec<Outgoing>,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     /// The first failure of the store in the transaction under way.
@@ -67,6 +70,8 @@ struct Device {
     /// When the broker's present session with it began.
     session: Option<i64>,
     heard_ms: u64,
+    /// It was connected, and has gone, since this controller began.
+    went: bool,
 }
 
 /// What is stored of a device.
@@ -79,6 +84,9 @@ struct DeviceRecord {
     features: Vec<Feature>,
     /// Of its desired state.
     held: Held,
+    /// A later one that the device holds: this store is older than what it has been told. Nothing
+    /// is published to it.
+    ahead: Option<Held>,
 }
 
 /// A device's connection, from its hello.
@@ -188,7 +196,7 @@ impl Fleet {
             deployments: BTreeMap::new(),
             streams: BTreeMap::new(),
             last_command: 0,
-            refused: Refused::default(),
+            refused: BTreeMap::new(),
             to_publish: Vec::new(),
             outgoing,
             failure: None,
@@ -225,6 +233,7 @@ impl Fleet {
                 link: before.and_then(|device| device.link),
                 session: before.and_then(|device| device.session),
                 heard_ms: before.map_or(self.started_ms, |device| device.heard_ms),
+                went: before.is_some_and(|device| device.went),
             };
             devices.insert(id, device);
         }
@@ -321,17 +330,22 @@ impl Fleet {
 
     /// Something was refused: says so, but not every time.
     fn refuse(&mut self, kind: &str, device: Option<&DeviceId>, why: &str) {
-        self.refused.count += 1;
-        if self.now_ms < self.refused.quiet_until_ms {
+        let now_ms = self.now_ms;
+        // A stranger's ids are many: what is quiet by now is forgotten.
+        if self.refused.len() > REFUSED_KINDS_MAX {
+            self.refused.retain(|_, refused| now_ms < refused.quiet_until_ms);
+        }
+        let refused = self.refused.entry((kind.to_owned(), device.cloned())).or_default();
+        refused.count += 1;
+        if now_ms < refused.quiet_until_ms {
             return;
         }
-        log::warn!("refused: {why}");
-        let more = match self.refused.count {
+        let more = match refused.count {
             1 => String::new(),
             count => format!(" (and {} more before it)", count - 1),
         };
+        *refused = Refused { count: 0, quiet_until_ms: now_ms + REFUSED_EVERY_MS };
+        log::warn!("refused: {why}");
         self.note(kind, device, format!("{why}{more}"));
-        let quiet_until_ms = self.now_ms + REFUSED_EVERY_MS;
-        self.refused = Refused { count: 0, quiet_until_ms };
     }
 }

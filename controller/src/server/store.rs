@@ -51,6 +51,8 @@ pub(super) enum StoreError {
         "the store {path} cannot be used: {source}; restore it from a backup, or move it away to begin anew"
     )]
     Open { path: PathBuf, source: rusqlite::Error },
+    #[error("the store could not begin: another program holds it, or its disk fails")]
+    NoTransaction,
     #[error("the store failed: {0}")]
     Sql(#[from] rusqlite::Error),
     #[error("the store holds a record that cannot be read: {0}")]
@@ -148,6 +150,14 @@ impl Store {
         Ok(self.connection.execute_batch("BEGIN IMMEDIATE")?)
     }
 
+    /// To write: within a transaction only, so that what is refused as a whole is not kept in part.
+    fn writer(&self) -> Result<&Connection> {
+        match self.connection.is_autocommit() {
+            true => Err(StoreError::NoTransaction),
+            false => Ok(&self.connection),
+        }
+    }
+
     pub(super) fn commit(&self) -> Result<()> {
         Ok(self.connection.execute_batch("COMMIT")?)
     }
@@ -173,13 +183,13 @@ impl Store {
     pub(super) fn put<T: Serialize>(&self, table: Table, key: &str, record: &T) -> Result<()> {
         let (name, column) = table.names();
         let sql = format!("INSERT OR REPLACE INTO {name} ({column}, record) VALUES (?1, ?2)");
-        self.connection.prepare_cached(&sql)?.execute(params![key, cbor::encode(record)])?;
+        self.writer()?.prepare_cached(&sql)?.execute(params![key, cbor::encode(record)])?;
         Ok(())
     }
 
     pub(super) fn delete(&self, table: Table, key: &str) -> Result<()> {
         let (name, column) = table.names();
-        self.connection.execute(&format!("DELETE FROM {name} WHERE {column} = ?1"), [key])?;
+        self.writer()?.execute(&format!("DELETE FROM {name} WHERE {column} = ?1"), [key])?;
         Ok(())
     }
 
@@ -190,7 +200,7 @@ impl Store {
     }
 
     pub(super) fn put_desired(&self, device: &str, signed: &[u8]) -> Result<()> {
-        self.connection
+        self.writer()?
             .prepare_cached("INSERT OR REPLACE INTO desired (device, signed) VALUES (?1, ?2)")?
             .execute(params![device, signed])?;
         Ok(())
@@ -212,14 +222,14 @@ impl Store {
     }
 
     pub(super) fn put_reported(&self, row: &ReportedRow) -> Result<()> {
-        self.connection
+        self.writer()?
             .prepare_cached("INSERT OR REPLACE INTO reported VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![row.device, row.workload, row.at_ms, cbor::encode(&row.status)])?;
         Ok(())
     }
 
     pub(super) fn delete_reported(&self, device: &str, workload: &str) -> Result<()> {
-        self.connection
+        self.writer()?
             .prepare_cached("DELETE FROM reported WHERE device = ?1 AND workload = ?2")?
             .execute([device, workload])?;
         Ok(())
@@ -228,13 +238,13 @@ impl Store {
     /// Forgets all that a device has reported, and what it was told.
     pub(super) fn forget_device(&self, device: &str) -> Result<()> {
         for table in ["reported", "desired"] {
-            self.connection.execute(&format!("DELETE FROM {table} WHERE device = ?1"), [device])?;
+            self.writer()?.execute(&format!("DELETE FROM {table} WHERE device = ?1"), [device])?;
         }
         self.delete(Table::Devices, device)
     }
 
     pub(super) fn put_event(&self, event: &EventRow) -> Result<()> {
-        self.connection
+        self.writer()?
             .prepare_cached(
                 "INSERT INTO events (at_ms, device, workload, deployment, kind, message)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -247,9 +257,9 @@ impl Store {
                 event.kind,
                 event.message
             ])?;
-        let seq = self.connection.last_insert_rowid();
+        let seq = self.writer()?.last_insert_rowid();
         if seq % 1000 == 0 {
-            self.connection.execute("DELETE FROM events WHERE seq <= ?1", [seq - EVENTS_KEPT])?;
+            self.writer()?.execute("DELETE FROM events WHERE seq <= ?1", [seq - EVENTS_KEPT])?;
         }
         Ok(())
     }
@@ -285,7 +295,7 @@ impl Store {
     }
 
     pub(super) fn put_result(&self, name: &str, json: &str) -> Result<()> {
-        self.connection.execute("INSERT OR REPLACE INTO results VALUES (?1, ?2)", [name, json])?;
+        self.writer()?.execute("INSERT OR REPLACE INTO results VALUES (?1, ?2)", [name, json])?;
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ impl Slot {
     /// What must survive a restart of the agent.
     pub(crate) fn record(&self) -> SlotRecord {
         let life = match self.life {
-            Life::Absent | Life::Waiting { .. } => RecordedLife::Absent,
+            Life::Absent | Life::Waiting { .. } | Life::Unable => RecordedLife::Absent,
             Life::Starting | Life::Sought { told: false } => RecordedLife::Ordered,
             Life::Sought { told: true } | Life::Running { .. } | Life::Stopping { .. } => {
                 RecordedLife::Started

@@ -23,6 +23,8 @@ pub(super) struct Extended {
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     sparse: bool,
     size: Option<u64>,
+    /// One header of this kind describes an entry: more would only fill the memory.
+    pub(super) pax_seen: bool,
 }
 
 /// One entry, with everything that says what it is.
@@ -62,6 +64,7 @@ impl Extended {
     pub(super) fn pax(&mut self, mut bytes: &[u8]) -> Result<(), UnpackError> {
         let fault =
             || UnpackError::Entry { entry: "extended header".to_owned(), reason: "is malformed" };
+        self.pax_seen = true;
         while !bytes.is_empty() {
             let space = bytes.iter().position(|b| *b == b' ').ok_or_else(fault)?;
             let length: usize = text(&bytes[..space]).parse().map_err(|_| fault())?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use limpet_controller_core::manifest::{self, Fault, Format};
-use limpet_controller_core::placement::{Candidate, place};
+use limpet_controller_core::placement::{Candidate, Slot, place};
 use limpet_controller_core::{Count, Deployment};
 use limpet_protocol::desired::{DESIRED_BYTES_MAX, DESIRED_WORKLOADS_MAX};
 use limpet_protocol::{DeploymentName, DeviceId, Held, Topic, cbor};
@@ -33,7 +33,10 @@ impl Fleet {
         } else {
             self.apply(Some(&name), payload, Format::Detect)
         };
-        self.publish_result(&name, &result);
+        // What was refused, and what changed nothing, is answered here only: it is nobody else's.
+        if !matches!(result.action.as_deref(), Some("created" | "updated" | "deleted")) {
+            self.publish_result(&name, &result);
+        }
         Ok(())
     }
 
@@ -125,13 +128,17 @@ impl Fleet {
         for id in devices {
             self.publish_desired(&id);
         }
-        Some(DeployResult {
+        // What it took is free for those that wait.
+        self.place_all();
+        let result = DeployResult {
             accepted: true,
             name: name.to_string(),
             action: Some("deleted".to_owned()),
             revision: None,
             faults: Vec::new(),
-        })
+        };
+        self.publish_result(name, &result);
+        Some(result)
     }
 
     fn deploy(&mut self, deployment: Deployment) -> DeployResult {
@@ -186,6 +193,9 @@ impl Fleet {
         for id in touched {
             self.publish_desired(&id);
         }
+        // What it has given up is free for those that wait.
+        self.place_all();
+        self.publish_result(&name, &result);
         result
     }
 
@@ -221,15 +231,36 @@ impl Fleet {
             if placement == deployed.placement() {
                 continue;
             }
-            let moved = placement.slots.symmetric_difference(&deployed.slots);
-            touched.extend(moved.map(|(id, _)| id.clone()));
-            deployed.slots = placement.slots;
+            let before = std::mem::replace(&mut deployed.slots, placement.slots);
             deployed.unplaced = placement.unplaced;
             deployed.refusals = placement.refusals;
+            self.take_back(&name, &before);
+            let slots = self.deployments.get(&name).map(|deployed| &deployed.slots);
+            let moved = slots.into_iter().flat_map(|slots| slots.symmetric_difference(&before));
+            touched.extend(moved.map(|(id, _)| id.clone()));
             self.put_deployed(&name);
         }
         for id in touched {
             self.publish_desired(&id);
+        }
+    }
+
+    /// Takes back what has just been placed on devices that cannot be told so much.
+    fn take_back(&mut self, name: &DeploymentName, before: &BTreeSet<Slot>) {
+        let slots = self.deployments.get(name).map(|deployed| deployed.slots.clone());
+        let slots = slots.unwrap_or_default();
+        let added: BTreeSet<&DeviceId> = slots.difference(before).map(|(id, _)| id).collect();
+        for id in added {
+            let Some(why) = self.too_much(id) else {
+                continue;
+            };
+            if let Some(deployed) = self.deployments.get_mut(name) {
+                let placed = deployed.slots.len();
+                deployed.slots.retain(|slot| slot.0 != *id || before.contains(slot));
+                let taken = u32::try_from(placed - deployed.slots.len()).unwrap_or(u32::MAX);
+                deployed.unplaced = deployed.unplaced.saturating_add(taken);
+                deployed.refusals.push((id.clone(), why));
+            }
         }
     }
 
@@ -250,7 +281,7 @@ impl Fleet {
                 id: id.clone(),
                 labels: device.record.labels.clone(),
                 features: device.record.features.clone(),
-                online: device.link.is_some(),
+                presence: self.presence(device),
                 memory_free_bytes: device.record.facts.memory_bytes.saturating_sub(bytes),
                 workloads,
             }

@@ -51,8 +51,12 @@ impl Fleet {
             return;
         };
         device.heard_ms = self.now_ms;
+        device.went = true;
         if device.link.take().is_some() {
             self.note("device-offline", Some(id), String::new());
+            for stream in self.streams.values_mut().filter(|stream| stream.device == *id) {
+                stream.fail(format!("device {id} went offline"));
+            }
             self.streams.retain(|_, stream| stream.device != *id);
         }
     }
@@ -103,7 +107,7 @@ impl Fleet {
         let malformed = |e: limpet_protocol::cbor::CborError| e.to_string();
         match kind {
             Kind::Hello => self.hello(&id, message.signer, message.read().map_err(malformed)?),
-            Kind::Presence => self.presence(&id, message.read().map_err(malformed)?),
+            Kind::Presence => self.announced(&id, message.read().map_err(malformed)?),
             Kind::Reported => self.reported(&id, message.read().map_err(malformed)?),
             Kind::Event => self.events(&id, message.read().map_err(malformed)?),
             Kind::Result => self.command_result(number, message.read().map_err(malformed)?),
@@ -134,7 +138,9 @@ impl Fleet {
                 labels: hello.labels.clone(),
                 facts: hello.facts.clone(),
                 features: hello.features.clone(),
-                held: Held { epoch: 1, generation: 0 },
+                // One that was forgotten holds what it was told before: the next follows it.
+                held: hello.held.max(Held { epoch: 1, generation: 0 }),
+                ahead: None,
             },
         };
         let link = Link { boot: hello.boot, connection: hello.connection, nonce: hello.nonce };
@@ -145,6 +151,7 @@ impl Fleet {
             link: None,
             session: None,
             heard_ms: now_ms,
+            went: false,
         });
         let known = device.inbox.cursor.clone();
         let Some(differs) = device.inbox.hello(&hello) else {
@@ -171,24 +178,31 @@ impl Fleet {
         if fits_anew {
             self.place_all();
         }
-        self.bring_up_to_date(id, hello.held);
+        match before {
+            Some(_) => self.bring_up_to_date(id, hello.held),
+            None => self.publish_desired(id),
+        }
     }
 
-    /// Sends desired state to a device that is behind; one that is ahead is left alone.
+    /// Sends desired state to a device that is behind; one that is ahead is put on hold.
     fn bring_up_to_date(&mut self, id: &DeviceId, holds: Held) {
-        let Some(device) = self.devices.get(id) else {
+        let Some(device) = self.devices.get_mut(id) else {
             return;
         };
         let held = device.record.held;
-        if holds > held {
+        if holds > held && device.record.ahead.is_none() {
+            device.record.ahead = Some(holds);
+            self.put_device(id);
+        }
+        let ahead = self.devices.get(id).and_then(|device| device.record.ahead);
+        if let Some(ahead) = ahead {
             let why = format!(
-                "device {id} holds desired state {}.{}, this controller is at {}.{}: was it restored \
-                 from an old backup? Nothing is published to the device",
-                holds.epoch, holds.generation, held.epoch, held.generation
+                "device {id} holds desired state {}.{}, this controller was at {}.{}: was it \
+                 restored from an old backup? Nothing is published to the device; stop its agent, \
+                 forget it with DELETE /api/v1/devices/{id}, and it joins anew",
+                ahead.epoch, ahead.generation, held.epoch, held.generation
             );
             self.refuse("device-refused", Some(id), &why);
-        } else if held.generation == 0 {
-            self.publish_desired(id);
         } else if holds < held {
             let read = self.store.desired(id.as_str());
             if let Some(Some(signed)) = self.stored(read) {
@@ -198,7 +212,7 @@ impl Fleet {
         }
     }
 
-    fn presence(&mut self, id: &DeviceId, presence: Presence) {
+    fn announced(&mut self, id: &DeviceId, presence: Presence) {
         let link = self.devices.get(id).and_then(|device| device.link);
         let current = link.is_some_and(|link| {
             (link.boot, link.connection) == (presence.boot, presence.connection)
@@ -343,7 +357,7 @@ impl Fleet {
         };
         device.record.held.generation += 1;
         let held = device.record.held;
-        let online = device.link.is_some();
+        let told = device.link.is_some() && device.record.ahead.is_none();
         let desired = self.desired(id, held);
         let header = Header {
             prefix: self.prefix.to_string(),
@@ -356,22 +370,24 @@ impl Fleet {
         let put = self.store.put_desired(id.as_str(), &signed);
         self.stored(put);
         self.put_device(id);
-        if online {
+        if told {
             let topic = Topic::Device(id.clone(), Kind::Desired).under(&self.prefix);
             self.publish(topic, signed, false);
         }
     }
 
-    /// Forgets a device: its key, what it reported, what it was told. False where it is not known.
-    pub(in crate::server) fn forget(&mut self, id: &DeviceId) -> bool {
-        if self.devices.remove(id).is_none() {
-            return false;
+    /// Forgets a device: its key, what it reported, what it was told. None where it is not known;
+    /// false where it is connected: it would go on unseen.
+    pub(in crate::server) fn forget(&mut self, id: &DeviceId) -> Option<bool> {
+        if self.devices.get(id)?.link.is_some() {
+            return Some(false);
         }
+        self.devices.remove(id);
         let forgotten = self.store.forget_device(id.as_str());
         self.stored(forgotten);
         self.note("device-removed", Some(id), String::new());
         self.place_all();
-        true
+        Some(true)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is known, as the API says it.
 
-use limpet_controller_core::Count;
 use limpet_controller_core::settling::{Seen, Settling, settle};
+use limpet_controller_core::{Count, Presence};
 use limpet_protocol::{ContainerId, DeploymentName, DeviceId, Exit, Feature, Phase, WorkloadId};
 
 use super::{Deployed, Device, Fleet, Known};
@@ -20,7 +20,6 @@ impl Fleet {
 
     fn device_view(&self, id: &DeviceId, device: &Device) -> DeviceView {
         let record = &device.record;
-        let online = device.link.is_some();
         let slots = self.deployments.values().flat_map(|deployed| &deployed.slots);
         let variant = match record.facts.variant.as_str() {
             "" => String::new(),
@@ -30,7 +29,10 @@ impl Fleet {
             id: id.to_string(),
             labels: record.labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             arch: format!("{}{variant}", record.facts.arch),
-            presence: if online { "online" } else { "offline" }.to_owned(),
+            presence: match device.record.ahead {
+                Some(_) => "on hold".to_owned(),
+                None => self.presence(device).to_string(),
+            },
             presence_age_s: self.age_s(device.heard_ms),
             agent_version: record.agent_version.to_string(),
             kernel: record.facts.kernel.to_string(),
@@ -58,7 +60,7 @@ impl Fleet {
             .filter(|status| status.revision == *revision && status.phase == Phase::Running);
         let running = u32::try_from(running.count()).unwrap_or(u32::MAX);
         let placed = u32::try_from(deployed.slots.len()).unwrap_or(u32::MAX);
-        let (status, reason) = match settle(deployment, *revision, &deployed.placement(), &seen) {
+        let (status, reason) = match self.settle(deployed, &seen) {
             Settling::Settled => ("settled", None),
             Settling::Progressing => ("progressing", None),
             Settling::Stuck(why) => ("stuck", Some(why)),
@@ -87,12 +89,38 @@ impl Fleet {
         }
     }
 
+    fn settle(&self, deployed: &Deployed, seen: &[Seen<'_>]) -> Settling {
+        let held = deployed.slots.iter().find(|(id, _)| {
+            self.devices.get(id).is_some_and(|device| device.record.ahead.is_some())
+        });
+        if let Some((id, _)) = held {
+            return Settling::Stuck(format!(
+                "device {id} holds a later desired state than this controller: was it restored from \
+                 an old backup? Nothing is published to the device until it has joined anew"
+            ));
+        }
+        let name = &deployed.deployment.name;
+        let leaving = self.devices.iter().filter(|(_, device)| device.link.is_some());
+        let leaving = leaving.flat_map(|(id, device)| {
+            device.inbox.statuses().keys().map(move |workload| (id.clone(), workload.clone()))
+        });
+        let leaving = leaving.filter(|slot| slot.1.deployment() == *name);
+        let leaving = leaving.filter(|slot| !deployed.slots.contains(slot)).count();
+        let placement = deployed.placement();
+        settle(&deployed.deployment, deployed.revision, &placement, seen, leaving)
+    }
+
+    pub(super) fn presence(&self, device: &Device) -> Presence {
+        let age_ms = self.now_ms.saturating_sub(self.started_ms);
+        Presence::of(device.link.is_some(), device.went, age_ms)
+    }
+
     fn seen<'a>(&'a self, id: &DeviceId, workload: &WorkloadId) -> Seen<'a> {
         let device = self.devices.get(id);
         let known = device.and_then(|device| device.inbox.statuses().get(workload));
         Seen {
             name: format!("{id}/{workload}"),
-            online: device.is_some_and(|device| device.link.is_some()),
+            presence: device.map_or(Presence::Offline, |device| self.presence(device)),
             status: known.map(|known| &known.status),
             age_ms: known.map_or(0, |known| self.now_ms.saturating_sub(known.at_ms)),
         }
@@ -152,10 +180,14 @@ impl Fleet {
         view
     }
 
-    pub(in crate::server) fn event_views(&mut self, filter: &EventFilter) -> Vec<EventView> {
-        let rows = self.store.events(filter);
-        let rows = self.stored(rows).unwrap_or_default();
-        rows.into_iter()
+    /// What cannot be read is told to whoever asked: it takes nobody else's work back.
+    pub(in crate::server) fn event_views(
+        &self,
+        filter: &EventFilter,
+    ) -> Result<Vec<EventView>, String> {
+        let rows = self.store.events(filter).map_err(|e| e.to_string())?;
+        let views = rows
+            .into_iter()
             .map(|row| EventView {
                 seq: row.seq,
                 at: row.at_ms.and_then(rfc3339),
@@ -165,7 +197,8 @@ impl Fleet {
                 kind: row.kind,
                 message: row.message,
             })
-            .collect()
+            .collect();
+        Ok(views)
     }
 
     fn age_s(&self, at_ms: u64) -> u64 {
