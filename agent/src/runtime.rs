@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use limpet_agent_core::{Found, FoundState};
-use limpet_protocol::{ContainerId, Digest, Exit, Feature, Signal, WorkloadSpec};
+use limpet_protocol::{ContainerId, Exit, Feature, Signal, Workload};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::image::Image;
@@ -169,20 +169,18 @@ impl Runtime {
     pub fn start(
         &self,
         container: &ContainerId,
-        revision: Digest,
         image: &Image,
-        spec: &WorkloadSpec,
+        workload: Workload,
     ) -> Result<Running, RuntimeError> {
         let folder = self.folder(container);
         make_folder(&folder.join("bundle"))?;
         let order = StartOrder {
             id: container.clone(),
-            revision,
+            workload,
             hostname: host_name(container),
             layers_dir: image.layers_dir.clone(),
             layers: image.layers.clone(),
             image: image.config.clone(),
-            spec: spec.clone(),
             writable: self.writable.join(container.as_str()),
             cgroup: self.cgroup(container),
         };
@@ -259,7 +257,7 @@ impl Runtime {
 
     fn look(&self, container: ContainerId) -> (Found, Option<Running>) {
         let folder = self.folder(&container);
-        let revision = order::read(&folder.join("order")).map(|order: StartOrder| order.revision);
+        let made = order::read(&folder.join("order")).map(|order: StartOrder| order.workload);
         // The exit is read last: a container that ends meanwhile is seen either way.
         let state: Option<StateRecord> = order::read(&folder.join("state"));
         let running = state.and_then(|state| {
@@ -273,7 +271,7 @@ impl Runtime {
             (None, None, Some(_)) => (FoundState::Ended(Exit::Unknown), None),
             (None, None, None) => (FoundState::Broken, None),
         };
-        (Found { container, revision, state }, running)
+        (Found { container, made, state }, running)
     }
 
     /// How a container ended, once [`Running::ended`] is readable; None where only its shim has,

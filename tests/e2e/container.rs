@@ -211,6 +211,14 @@ fn a_new_revision_replaces_the_container_and_a_bad_one_leaves_it_running() {
     assert!(why.contains("not found"), "{why}");
     let still = fleet.until_phases("web", &["running"]).remove(0);
     assert_eq!(still["pid"], first["pid"], "nothing is stopped before the next image is here");
+    // It dies meanwhile: better the old one than none.
+    limpet_tests::run("kill", &["-9", &first["pid"].to_string()]);
+    let again = fleet.eventually("the old revision again", || {
+        let now = fleet.workloads("web").remove(0);
+        (now["phase"] == "running" && now["pid"] != first["pid"]).then_some(now)
+    });
+    assert_eq!(again["revision"], first["revision"]);
+    assert!(fleet.controller.fails(&["scale", "web", "--replicas=1"]).contains("not found"));
     fleet.controller.ok(&["run", "web", "--image=box", "--env", "K=2"]);
     let second = fleet.until_phases("web", &["running"]).remove(0);
     assert_ne!(second["pid"], first["pid"]);

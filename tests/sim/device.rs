@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use limpet_agent_core::{Agent, Checkpoint, Found, FoundState, Start};
 use limpet_protocol::{
-    BootId, ContainerId, DesiredState, DeviceId, Digest, Exit, Facts, Held, OutboxId, WorkloadId,
+    BootId, ContainerId, DesiredState, DeviceId, Digest, Exit, Facts, Held, OutboxId, Workload,
+    WorkloadId,
 };
 
 use crate::random::Random;
 
 /// A container in a device's kernel.
 pub(crate) struct Container {
-    pub(crate) revision: Digest,
+    pub(crate) made: Workload,
     pub(crate) state: State,
     /// It was asked to end.
     pub(crate) asked: bool,
@@ -78,7 +79,7 @@ impl Device {
     pub(crate) fn start(&mut self, now_ms: u64, random: &mut Random) {
         let found = self.containers.iter().map(|(id, container)| Found {
             container: id.clone(),
-            revision: Some(container.revision),
+            made: Some(container.made.clone()),
             state: match container.state {
                 State::Making => FoundState::Broken,
                 State::Running { pid } => FoundState::Running { pid },
@@ -143,7 +144,7 @@ impl Device {
     pub(crate) fn running(&self) -> Vec<(WorkloadId, Digest)> {
         let running =
             self.containers.iter().filter(|(_, c)| matches!(c.state, State::Running { .. }));
-        running.map(|(id, c)| (id.parts().unwrap().0, c.revision)).collect()
+        running.map(|(id, c)| (id.parts().unwrap().0, c.made.revision)).collect()
     }
 
     /// Checks what must hold at every moment.

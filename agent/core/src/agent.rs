@@ -234,14 +234,14 @@ impl Agent {
     /// Takes over the containers that were there before this agent.
     fn take_over(&mut self, mut found: Vec<Found>, now_ms: u64) {
         found.sort_by_key(|found| found.container.parts());
-        for Found { container, revision, state } in found {
+        for Found { container, made, state } in found {
             let Some((id, number)) = container.parts() else {
                 continue;
             };
             self.slots.entry(id.clone()).or_insert_with(|| Slot::new(id));
             self.with(now_ms, &container, |slot, _, turn| match state {
-                FoundState::Running { pid } => slot.adopt(number, revision, pid, turn),
-                FoundState::Ended(exit) => slot.found_ended(number, revision, exit, turn),
+                FoundState::Running { pid } => slot.adopt(number, made, pid, turn),
+                FoundState::Ended(exit) => slot.found_ended(number, made, exit, turn),
                 FoundState::Broken => slot.found_broken(number, turn),
             });
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use limpet_protocol::{Digest, Event, Exit, OutboxId, Stop, WorkloadId};
+use limpet_protocol::{Event, Exit, OutboxId, Workload, WorkloadId};
 use serde::{Deserialize, Serialize};
 
 /// The memory of a device: what it has counted, and what it has yet to tell.
@@ -42,10 +42,8 @@ impl Checkpoint {
 pub struct SlotRecord {
     /// Number of the latest container.
     pub container: u32,
-    /// The revision it was made from.
-    pub revision: Option<Digest>,
-    /// How that container is asked to end.
-    pub stop: Stop,
+    /// What it was made from: it goes on for as long as what follows it cannot run.
+    pub made: Option<Workload>,
     /// What has become of it.
     pub life: RecordedLife,
     /// Containers that replaced one which had ended.

@@ -1,8 +1,8 @@
 //! The vocabulary between the core and its shell.
 
 use limpet_protocol::{
-    Ack, Action, ContainerId, DesiredState, Digest, EventBatch, Exit, Held, Hello, Nonce, Reported,
-    Signal, StreamId, WorkloadSpec,
+    Ack, Action, ContainerId, DesiredState, EventBatch, Exit, Held, Hello, Nonce, Reported, Signal,
+    StreamId, Workload,
 };
 
 use crate::checkpoint::Checkpoint;
@@ -136,10 +136,8 @@ pub enum Effect {
     Start {
         /// Which container.
         container: ContainerId,
-        /// The revision it is made from.
-        revision: Digest,
-        /// The template.
-        spec: Box<WorkloadSpec>,
+        /// What it is made from.
+        workload: Box<Workload>,
     },
     /// Send a signal to a container's main process.
     Signal {
@@ -199,8 +197,8 @@ pub enum Message {
 pub struct Found {
     /// Which.
     pub container: ContainerId,
-    /// The revision it was made from; None where its folder does not tell.
-    pub revision: Option<Digest>,
+    /// What it was made from; None where its folder does not tell.
+    pub made: Option<Workload>,
     /// How it was found.
     pub state: FoundState,
 }

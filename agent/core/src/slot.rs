@@ -14,11 +14,12 @@
 //!
 //! [`Slot::step`] looks at what is wanted and where life stands, and orders the one thing that is
 //! missing; the other methods record what the shell answered. Nothing that runs is stopped before
-//! the image that follows it is here.
+//! the image that follows it is here, and while what is wanted cannot run, Absent leads back to
+//! Starting with what ran before it.
 
 use limpet_protocol::{
-    ContainerId, Digest, EventKind, Exit, Feature, Phase, Restart, Signal, Stop, Workload,
-    WorkloadId, WorkloadStatus,
+    ContainerId, Digest, EventKind, Exit, Phase, Restart, Signal, Workload, WorkloadId,
+    WorkloadStatus,
 };
 
 use crate::agent::Turn;
@@ -42,11 +43,9 @@ pub(crate) struct Slot {
     wanted: Option<Workload>,
     life: Life,
     image: Image,
-    /// The latest container, and the revision it was made from.
+    /// The latest container, and what it was made from.
     container: u32,
-    revision: Option<Digest>,
-    /// How that container is asked to end.
-    stop: Stop,
+    made: Option<Workload>,
     /// A container that has ended and is kept for its log.
     kept: Option<u32>,
     failures: u32,
@@ -78,8 +77,10 @@ enum Life {
     Finished {
         success: bool,
     },
-    /// This agent cannot enforce what the workload requires. Another start of it may.
-    Unable,
+    /// This agent cannot enforce what this revision requires. Another start of it may.
+    Unable {
+        revision: Digest,
+    },
 }
 
 /// Whether the image that is wanted is here.
@@ -91,6 +92,16 @@ enum Image {
     Failed { retry_at_ms: u64 },
 }
 
+impl Image {
+    /// Whether it is known not to be here.
+    fn is_missing(self) -> bool {
+        match self {
+            Self::Asked { pulling: true, .. } | Self::Failed { .. } => true,
+            Self::Unknown | Self::Asked { pulling: false, .. } | Self::Ready => false,
+        }
+    }
+}
+
 impl Slot {
     pub(crate) fn new(id: WorkloadId) -> Self {
         Self {
@@ -99,8 +110,7 @@ impl Slot {
             life: Life::Absent,
             image: Image::Unknown,
             container: 0,
-            revision: None,
-            stop: Stop::default(),
+            made: None,
             kept: None,
             failures: 0,
             restarts: 0,
@@ -124,65 +134,110 @@ impl Slot {
 
     /// Orders what is missing. True where nothing is left and the slot can be dropped.
     pub(crate) fn step(&mut self, turn: &mut Turn<'_>) -> bool {
-        let current = self.wanted.as_ref().map(|w| Some(w.revision) == self.revision);
-        match (current, self.life) {
-            (None, Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable) => {
-                self.clear(turn);
-                return true;
-            }
-            (None, Life::Running { pid, .. }) => self.stop(pid, turn),
-            (Some(false), Life::Running { pid, .. }) => {
-                if let Some(feature) = self.lacking(turn.features) {
-                    self.say(cannot(&feature));
-                } else if self.ready(turn) {
-                    self.stop(pid, turn);
-                }
-            }
+        match (self.current(), self.life) {
             (_, Life::Stopping { pid, kill_at_ms }) if kill_at_ms <= turn.now_ms => {
                 let kill_at_ms = turn.now_ms.saturating_add(KILL_AGAIN_MS);
                 self.life = Life::Stopping { pid, kill_at_ms };
                 let container = self.id_of(self.container);
                 turn.order(Effect::Signal { container, signal: Some(Signal::KILL) });
             }
+            (_, Life::Sought { .. } | Life::Starting | Life::Stopping { .. }) => {}
+            (None, Life::Running { pid, .. }) => self.stop(pid, turn),
+            (
+                None,
+                Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable { .. },
+            ) => {
+                self.clear(turn);
+                return true;
+            }
             (Some(true), Life::Waiting { until_ms }) if until_ms > turn.now_ms => {}
-            (Some(true), Life::Finished { .. } | Life::Unable | Life::Running { .. })
-            | (_, Life::Sought { .. } | Life::Starting | Life::Stopping { .. }) => {}
+            (Some(true), Life::Finished { .. } | Life::Unable { .. } | Life::Running { .. }) => {}
+            (Some(false), Life::Running { pid, .. }) => {
+                if self.able(turn) && self.ready(turn) {
+                    self.stop(pid, turn);
+                }
+            }
             (
                 Some(_),
-                Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable,
+                Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable { .. },
             ) => {
-                self.life = Life::Absent;
-                if let Some(feature) = self.lacking(turn.features) {
-                    self.revision = self.wanted.as_ref().map(|wanted| wanted.revision);
-                    self.life = Life::Unable;
-                    self.say(cannot(&feature));
-                } else if self.ready(turn) {
-                    self.start(turn);
+                // A wait that is over is none.
+                if matches!(self.life, Life::Waiting { until_ms } if until_ms <= turn.now_ms) {
+                    self.life = Life::Absent;
+                }
+                let able = self.able(turn);
+                if able && self.ready(turn) {
+                    self.start(self.wanted.clone(), turn);
+                } else if !able || self.image.is_missing() {
+                    self.fall_back(turn);
                 }
             }
         }
         false
     }
 
-    /// When [`Slot::step`] should look again, in milliseconds since boot. A wait that is over is
-    /// none: [`Slot::step`] has acted upon it.
-    pub(crate) fn timeout_ms(&self) -> Option<u64> {
-        let life = match self.life {
-            Life::Stopping { kill_at_ms, .. } => Some(kill_at_ms),
-            Life::Waiting { until_ms } => Some(until_ms),
+    /// Whether the latest container is of the revision that is wanted; None where none is.
+    fn current(&self) -> Option<bool> {
+        let wanted = self.wanted.as_ref()?.revision;
+        Some(match self.life {
+            Life::Unable { revision } => revision == wanted,
             Life::Absent
             | Life::Sought { .. }
             | Life::Starting
             | Life::Running { .. }
-            | Life::Finished { .. }
-            | Life::Unable => None,
+            | Life::Stopping { .. }
+            | Life::Waiting { .. }
+            | Life::Finished { .. } => self.revision() == Some(wanted),
+        })
+    }
+
+    fn revision(&self) -> Option<Digest> {
+        self.made.as_ref().map(|made| made.revision)
+    }
+
+    /// Whether this agent can enforce what is wanted; says so where it cannot.
+    fn able(&mut self, turn: &Turn<'_>) -> bool {
+        let Some(wanted) = &self.wanted else {
+            return false;
+        };
+        let lacking = wanted.requires.iter().find(|needed| !turn.features.contains(needed));
+        let (Some(lacking), revision) = (lacking.cloned(), wanted.revision) else {
+            return true;
+        };
+        self.say(format!("this agent or its kernel cannot do {lacking}"));
+        // Another revision that was made before goes on.
+        if self.revision().is_none_or(|made| made == revision) {
+            self.life = Life::Unable { revision };
+        }
+        false
+    }
+
+    /// While what is wanted cannot run, what ran before it does: unless it waits, or had ended for
+    /// good.
+    fn fall_back(&mut self, turn: &mut Turn<'_>) {
+        if self.life == Life::Absent && self.current() == Some(false) {
+            self.start(self.made.clone(), turn);
+        }
+    }
+
+    /// When [`Slot::step`] should look again, in milliseconds since boot. A wait that is over is
+    /// none: [`Slot::step`] has acted upon it.
+    pub(crate) fn timeout_ms(&self) -> Option<u64> {
+        let life = match self.life {
+            Life::Stopping { kill_at_ms, .. } => return Some(kill_at_ms),
+            Life::Sought { .. } | Life::Starting => return None,
+            Life::Waiting { until_ms } => Some(until_ms),
+            Life::Absent | Life::Running { .. } | Life::Finished { .. } | Life::Unable { .. } => {
+                None
+            }
         };
         let image = match self.image {
-            Image::Failed { retry_at_ms } => Some(retry_at_ms),
-            Image::Unknown | Image::Asked { .. } | Image::Ready => None,
+            Image::Failed { retry_at_ms } if self.current() != Some(true) || life.is_none() => {
+                Some(retry_at_ms)
+            }
+            Image::Failed { .. } | Image::Unknown | Image::Asked { .. } | Image::Ready => None,
         };
-        // Both at once: a container that waits, for an image that waits.
-        life.into_iter().chain(image).max()
+        life.into_iter().chain(image).min()
     }
 
     pub(crate) fn pulling(&mut self, number: u32, turn: &mut Turn<'_>) {
@@ -223,7 +278,10 @@ impl Slot {
     pub(crate) fn started(&mut self, number: u32, pid: u32, turn: &mut Turn<'_>) {
         if self.life == Life::Starting && number == self.container {
             self.life = Life::Running { pid, since_ms: turn.now_ms };
-            self.message.clear();
+            // Why it is not the wanted one that runs is still to be said.
+            if self.current() == Some(true) {
+                self.message.clear();
+            }
             self.note(turn, EventKind::Started, None, format!("pid {pid}"));
         }
     }
@@ -248,7 +306,9 @@ impl Slot {
             Life::Running { since_ms, .. } => (turn.now_ms.saturating_sub(since_ms), Some(false)),
             Life::Sought { .. } | Life::Starting => (0, Some(false)),
             Life::Stopping { .. } => (0, Some(true)),
-            Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable => (0, None),
+            Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable { .. } => {
+                (0, None)
+            }
         };
         let Some(asked) = asked else {
             if self.kept != Some(number) {
@@ -275,7 +335,7 @@ impl Slot {
     /// What follows an end that nobody asked for.
     fn again(&mut self, exit: Exit, turn: &mut Turn<'_>) {
         self.say(exit.to_string());
-        let restart = self.wanted.as_ref().map_or(Restart::Never, |w| w.spec.restart);
+        let restart = self.made.as_ref().map_or(Restart::Never, |made| made.spec.restart);
         let again = match restart {
             Restart::Always => true,
             Restart::OnFailure => !exit.is_success(),
@@ -300,7 +360,7 @@ impl Slot {
     }
 
     fn stop(&mut self, pid: u32, turn: &mut Turn<'_>) {
-        let stop = self.stop;
+        let stop = self.made.as_ref().map(|made| made.spec.stop).unwrap_or_default();
         let kill_at_ms = turn.now_ms.saturating_add(u64::from(stop.grace_ms));
         self.life = Life::Stopping { pid, kill_at_ms };
         self.note(turn, EventKind::Stopping, None, String::new());
@@ -308,19 +368,17 @@ impl Slot {
         turn.order(Effect::Signal { container, signal: stop.signal });
     }
 
-    fn start(&mut self, turn: &mut Turn<'_>) {
-        let Some(wanted) = &self.wanted else { return };
-        if self.revision != Some(wanted.revision) {
+    fn start(&mut self, workload: Option<Workload>, turn: &mut Turn<'_>) {
+        let Some(workload) = workload else { return };
+        if self.revision() != Some(workload.revision) {
             self.failures = 0;
             self.restarts = 0;
         }
-        self.revision = Some(wanted.revision);
-        self.stop = wanted.spec.stop;
-        let spec = Box::new(wanted.spec.clone());
-        let revision = wanted.revision;
         self.container = turn.take_number();
         self.life = Life::Starting;
-        turn.order(Effect::Start { container: self.id_of(self.container), revision, spec });
+        let container = self.id_of(self.container);
+        turn.order(Effect::Start { container, workload: Box::new(workload.clone()) });
+        self.made = Some(workload);
     }
 
     /// Whether the wanted image is here; asks for it where that is not known.
@@ -339,12 +397,6 @@ impl Slot {
         self.image = Image::Asked { number, pulling: false };
         turn.order(Effect::Prepare { container: self.id_of(number), image });
         false
-    }
-
-    /// What is wanted and this agent cannot enforce.
-    fn lacking(&self, features: &[Feature]) -> Option<Feature> {
-        let wanted = self.wanted.as_ref()?;
-        wanted.requires.iter().find(|needed| !features.contains(needed)).cloned()
     }
 
     fn clear(&mut self, turn: &mut Turn<'_>) {
@@ -382,18 +434,26 @@ impl Slot {
             Image::Failed { .. } => Phase::Backoff,
             Image::Unknown | Image::Asked { .. } | Image::Ready => Phase::Pending,
         };
+        let between = self.current() == Some(false);
         let (phase, pid) = match self.life {
             Life::Absent => (waiting(self.image), None),
+            Life::Waiting { .. } | Life::Finished { .. } if between => (waiting(self.image), None),
             Life::Sought { .. } | Life::Starting => (Phase::Starting, None),
             Life::Running { pid, .. } => (Phase::Running, Some(pid)),
             Life::Stopping { pid, .. } => (Phase::Stopping, Some(pid)),
             Life::Waiting { .. } => (Phase::Backoff, None),
             Life::Finished { success: true } => (Phase::Exited, None),
-            Life::Finished { success: false } | Life::Unable => (Phase::Failed, None),
+            Life::Finished { success: false } | Life::Unable { .. } => (Phase::Failed, None),
         };
         let wanted = self.wanted.as_ref().map(|wanted| wanted.revision);
-        let nothing_made = matches!(self.life, Life::Absent);
-        let revision = if nothing_made { wanted.or(self.revision) } else { self.revision };
+        let nothing_runs = match self.life {
+            Life::Absent | Life::Unable { .. } => true,
+            Life::Waiting { .. } | Life::Finished { .. } => between,
+            Life::Sought { .. } | Life::Starting | Life::Running { .. } | Life::Stopping { .. } => {
+                false
+            }
+        };
+        let revision = if nothing_runs { wanted.or(self.revision()) } else { self.revision() };
         WorkloadStatus {
             deployment: self.id.deployment(),
             revision: revision.unwrap_or(Digest([0; 32])),
@@ -405,8 +465,4 @@ impl Slot {
             message: self.message.clone(),
         }
     }
-}
-
-fn cannot(feature: &Feature) -> String {
-    format!("this agent or its kernel cannot do {feature}")
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use limpet_agent_core::{Effect, Input, Message, StreamOrder};
 use limpet_protocol::{
-    CommandResult, ContainerId, Digest, Header, Kind, Prefix, PublicKey, SigningKey, StreamId,
-    Topic, WorkloadSpec, envelope,
+    CommandResult, ContainerId, Header, Kind, Prefix, PublicKey, SigningKey, StreamId, Topic,
+    Workload, envelope,
 };
 use serde::Serialize;
 use smol::channel::Sender;
@@ -128,9 +128,9 @@ impl Shell {
                 let shell = Rc::clone(self);
                 self.spawn(async move { shell.prepare(container, image).await });
             }
-            Effect::Start { container, revision, spec } => {
+            Effect::Start { container, workload } => {
                 let shell = Rc::clone(self);
-                self.spawn(async move { shell.start(container, revision, spec).await });
+                self.spawn(async move { shell.start(container, *workload).await });
             }
             Effect::Signal { container, signal } => {
                 let runtime = Arc::clone(&self.runtime);
@@ -183,21 +183,15 @@ impl Shell {
         smol::unblock(move || images.pull(&name, &|_| {})).await.map_err(|e| e.to_string())
     }
 
-    async fn start(
-        self: Rc<Self>,
-        container: ContainerId,
-        revision: Digest,
-        spec: Box<WorkloadSpec>,
-    ) {
-        let image = self.ready.borrow().get(&spec.image).cloned();
-        let Some(image) = image else {
-            let reason = format!("image {} is not here any more", spec.image);
+    async fn start(self: Rc<Self>, container: ContainerId, workload: Workload) {
+        let Some(image) = self.image_of(&workload).await else {
+            let reason = format!("image {} is not here any more", workload.spec.image);
             return tell(&self.inputs, Input::StartFailed { container, reason }).await;
         };
         let started = {
             let _turn = self.starts.acquire().await;
             let (runtime, id) = (Arc::clone(&self.runtime), container.clone());
-            smol::unblock(move || runtime.start(&id, revision, &image, &spec)).await
+            smol::unblock(move || runtime.start(&id, &image, workload)).await
         };
         match started {
             Ok(running) => {
@@ -210,6 +204,17 @@ impl Shell {
                 tell(&self.inputs, Input::StartFailed { container, reason }).await;
             }
         }
+    }
+
+    /// The image that was made ready for a workload, or is here from before.
+    async fn image_of(&self, workload: &Workload) -> Option<Image> {
+        let name = &workload.spec.image;
+        let ready = self.ready.borrow().get(name).cloned();
+        if ready.is_some() {
+            return ready;
+        }
+        let (images, name): (_, ImageName) = (Arc::clone(&self.images), name.parse().ok()?);
+        smol::unblock(move || images.local(&name)).await
     }
 
     /// Follows a container to its end.

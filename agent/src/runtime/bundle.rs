@@ -54,7 +54,7 @@ const OPEN_FILES_MAX: u64 = 65_536;
 
 /// The configuration, with `rootfs` beside it. `etc` are the files to be mounted over the image's.
 pub(super) fn config(order: &StartOrder, user: &User, etc: &[(String, String)]) -> Value {
-    let cwd = order.spec.workdir.as_deref().or(order.image.working_dir.as_deref());
+    let cwd = order.workload.spec.workdir.as_deref().or(order.image.working_dir.as_deref());
     let cwd = cwd.filter(|cwd| cwd.starts_with('/')).unwrap_or("/");
     let open_files = getrlimit(Resource::Nofile).maximum;
     let open_files = open_files.map_or(OPEN_FILES_MAX, |own| own.min(OPEN_FILES_MAX));
@@ -95,7 +95,7 @@ pub(super) fn config(order: &StartOrder, user: &User, etc: &[(String, String)]) 
 /// As Docker joins them: a command replaces the image's entrypoint and drops its arguments;
 /// arguments replace the image's arguments.
 pub(super) fn args(order: &StartOrder) -> Vec<String> {
-    let (spec, image) = (&order.spec, &order.image);
+    let (spec, image) = (&order.workload.spec, &order.image);
     let entrypoint = if spec.command.is_empty() { &image.entrypoint } else { &spec.command };
     let args = match (spec.args.is_empty(), spec.command.is_empty()) {
         (false, _) => &spec.args,
@@ -110,7 +110,7 @@ pub(super) fn env(order: &StartOrder, user: &User) -> Vec<String> {
     let mut env: BTreeMap<&str, &str> =
         [("PATH", PATH), ("HOSTNAME", &order.hostname), ("HOME", &user.home)].into();
     env.extend(order.image.env.iter().filter_map(|pair| pair.split_once('=')));
-    env.extend(order.spec.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    env.extend(order.workload.spec.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     env.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
@@ -142,7 +142,7 @@ fn mounts(etc: &[(String, String)]) -> Vec<Value> {
 }
 
 fn resources(order: &StartOrder) -> Value {
-    let limits = order.spec.resources;
+    let limits = order.workload.spec.resources;
     let mut out = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
     if let Some(bytes) = limits.memory_bytes {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -174,8 +174,8 @@ mod tests {
             let mut order = StartOrder::example();
             order.image.entrypoint = list("/entry");
             order.image.cmd = list("image");
-            order.spec.command = list(command);
-            order.spec.args = list(arguments);
+            order.workload.spec.command = list(command);
+            order.workload.spec.args = list(arguments);
             assert_eq!(args(&order), list(joined));
         }
     }
@@ -184,7 +184,7 @@ mod tests {
     fn the_workload_s_environment_wins() {
         let mut order = StartOrder::example();
         order.image.env = vec!["A=image".into(), "PATH=/p".into(), "B=image".into()];
-        order.spec.env = [("A".to_owned(), "own=1".to_owned())].into();
+        order.workload.spec.env = [("A".to_owned(), "own=1".to_owned())].into();
         let env = env(&order, &User::root());
         assert_eq!(env, ["A=own=1", "B=image", "HOME=/root", "HOSTNAME=web-0", "PATH=/p"]);
     }

@@ -13,7 +13,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use limpet_protocol::{ContainerId, Digest, Exit, WorkloadSpec, cbor};
+use limpet_protocol::{ContainerId, Exit, Workload, cbor};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +28,8 @@ const RECORD_BYTES_MAX: usize = 256 * 1024;
 pub(super) struct StartOrder {
     /// The container.
     pub id: ContainerId,
-    /// The revision that it is made from.
-    pub revision: Digest,
+    /// What it is made from.
+    pub workload: Workload,
     /// Its host name.
     pub hostname: String,
     /// Folder that all layers are in.
@@ -38,8 +38,6 @@ pub(super) struct StartOrder {
     pub layers: Vec<String>,
     /// What the image says.
     pub image: ImageConfig,
-    /// What the workload says.
-    pub spec: WorkloadSpec,
     /// Folder of its writable layer.
     pub writable: PathBuf,
     /// Its control group.
@@ -93,22 +91,27 @@ impl StartOrder {
     pub(super) fn example() -> Self {
         Self {
             id: "web.0.1".parse().unwrap(),
-            revision: Digest([1; 32]),
+            workload: Workload {
+                id: "web.0".parse().unwrap(),
+                deployment: "web".parse().unwrap(),
+                revision: limpet_protocol::Digest([1; 32]),
+                requires: vec![],
+                spec: limpet_protocol::WorkloadSpec {
+                    image: "i".into(),
+                    command: vec![],
+                    args: vec![],
+                    env: Default::default(),
+                    workdir: None,
+                    user: None,
+                    resources: Default::default(),
+                    restart: Default::default(),
+                    stop: Default::default(),
+                },
+            },
             hostname: "web-0".into(),
             layers_dir: "/l".into(),
             layers: vec!["a".into()],
             image: ImageConfig::default(),
-            spec: WorkloadSpec {
-                image: "i".into(),
-                command: vec![],
-                args: vec![],
-                env: Default::default(),
-                workdir: None,
-                user: None,
-                resources: Default::default(),
-                restart: Default::default(),
-                stop: Default::default(),
-            },
             writable: "/w".into(),
             cgroup: "/limpet/web.0.1".into(),
         }

@@ -213,7 +213,8 @@ fn write_bundle(order: &StartOrder, bundle: &Path) -> Result<(), ShimError> {
         etc.push((path.display().to_string(), format!("/etc/{name}")));
     }
     let rootfs = bundle.join("rootfs");
-    let who = order.spec.user.as_ref().or(order.image.user.as_ref()).map_or("", String::as_str);
+    let who =
+        order.workload.spec.user.as_ref().or(order.image.user.as_ref()).map_or("", String::as_str);
     let user = user::look_up(&rootfs, who)?;
     let args = bundle::args(order);
     let first = args.first().ok_or(ShimError::NoProgram)?;

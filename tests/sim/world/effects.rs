@@ -39,8 +39,8 @@ impl World {
                 self.write(device, Write::Checkpoint(checkpoint), answer, failed);
             }
             Effect::Prepare { container, image } => self.prepare(device, container, image),
-            Effect::Start { container, revision, .. } => {
-                let made = Container { revision, state: State::Making, asked: false };
+            Effect::Start { container, workload } => {
+                let made = Container { made: *workload, state: State::Making, asked: false };
                 let before = self.devices[device].containers.insert(container.clone(), made);
                 assert!(before.is_none(), "{container} is made twice");
                 self.soon(Happening::Made { device, container, life });
@@ -88,7 +88,7 @@ impl World {
         let it = &mut self.devices[device];
         let (workload, number) = container.parts().unwrap();
         let asked = it.containers.get_mut(container).unwrap();
-        let (revision, before) = (asked.revision, std::mem::replace(&mut asked.asked, true));
+        let (revision, before) = (asked.made.revision, std::mem::replace(&mut asked.asked, true));
         let held = it.agent.as_ref().map(Agent::held);
         // One that has just reached the disk is not yet in force.
         let in_force = it.desired.as_ref().filter(|desired| Some(desired.held) == held);

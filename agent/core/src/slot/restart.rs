@@ -1,6 +1,6 @@
 //! A workload across a restart of the agent: what is recorded of it, and what is found.
 
-use limpet_protocol::{Digest, EventKind, Exit, Signal, WorkloadId};
+use limpet_protocol::{EventKind, Exit, Signal, Workload, WorkloadId};
 
 use super::{Life, Slot};
 use crate::agent::Turn;
@@ -11,7 +11,7 @@ impl Slot {
     /// What must survive a restart of the agent.
     pub(crate) fn record(&self) -> SlotRecord {
         let life = match self.life {
-            Life::Absent | Life::Waiting { .. } | Life::Unable => RecordedLife::Absent,
+            Life::Absent | Life::Waiting { .. } | Life::Unable { .. } => RecordedLife::Absent,
             Life::Starting | Life::Sought { told: false } => RecordedLife::Ordered,
             Life::Sought { told: true } | Life::Running { .. } | Life::Stopping { .. } => {
                 RecordedLife::Started
@@ -20,8 +20,7 @@ impl Slot {
         };
         SlotRecord {
             container: self.container,
-            revision: self.revision,
-            stop: self.stop,
+            made: self.made.clone(),
             life,
             restarts: self.restarts,
             exit: self.exit,
@@ -40,8 +39,7 @@ impl Slot {
         Self {
             life,
             container: record.container,
-            revision: record.revision,
-            stop: record.stop,
+            made: record.made,
             restarts: record.restarts,
             exit: record.exit,
             message: record.message,
@@ -53,7 +51,7 @@ impl Slot {
     pub(crate) fn adopt(
         &mut self,
         number: u32,
-        revision: Option<Digest>,
+        made: Option<Workload>,
         pid: u32,
         turn: &mut Turn<'_>,
     ) {
@@ -62,8 +60,8 @@ impl Slot {
             turn.order(Effect::Signal { container, signal: Some(Signal::KILL) });
             return;
         }
-        if number > self.container || revision.is_some() {
-            self.revision = revision;
+        if number > self.container || made.is_some() {
+            self.made = made;
         }
         self.find(number);
         self.tell_start(format!("pid {pid}"), turn);
@@ -75,12 +73,12 @@ impl Slot {
     pub(crate) fn found_ended(
         &mut self,
         number: u32,
-        revision: Option<Digest>,
+        made: Option<Workload>,
         exit: Exit,
         turn: &mut Turn<'_>,
     ) {
         if number > self.container {
-            self.revision = revision;
+            self.made = made;
             self.find(number);
         }
         if number == self.container && !matches!(self.life, Life::Sought { .. }) {
