@@ -7,6 +7,7 @@
 //! layers/    unpacked layers, named by their diff id
 //! ```
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -149,6 +150,15 @@ fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -
     move |source| ImageError::Io { action, path: path.into(), source }
 }
 
+/// The documents that make an image.
+struct Parts {
+    /// Digest of its manifest.
+    manifest: String,
+    /// Digest of its config.
+    config: String,
+    file: ConfigFile,
+}
+
 /// A name and the manifest it stood for.
 #[derive(Serialize, Deserialize)]
 struct Named {
@@ -175,22 +185,51 @@ impl Images {
 
     /// The image if it is complete here; asks nobody.
     pub fn local(&self, name: &ImageName) -> Option<Image> {
+        let Parts { manifest, file, .. } = self.parts(name)?;
+        let diff_ids = file.rootfs.diff_ids.iter();
+        let layers: Option<Vec<String>> = diff_ids.map(|id| self.layers.find(id)).collect();
+        Some(Image {
+            digest: manifest::digest(&manifest)?,
+            layers_dir: self.layers.folder.clone(),
+            layers: layers?,
+            config: file.config.unwrap_or_default(),
+        })
+    }
+
+    /// The documents of an image, if they are here.
+    fn parts(&self, name: &ImageName) -> Option<Parts> {
         let named: Named = serde_json::from_slice(&std::fs::read(self.named(name)).ok()?).ok()?;
         if named.name != name.to_string() {
             return None;
         }
         let manifest: Manifest =
             serde_json::from_slice(&self.blobs.document(&named.manifest)?).ok()?;
-        let config = self.blobs.document(&manifest.config?.digest)?;
-        let config: ConfigFile = serde_json::from_slice(&config).ok()?;
-        let layers: Option<Vec<String>> =
-            config.rootfs.diff_ids.iter().map(|diff_id| self.layers.find(diff_id)).collect();
-        Some(Image {
-            digest: manifest::digest(&named.manifest)?,
-            layers_dir: self.layers.folder.clone(),
-            layers: layers?,
-            config: config.config.unwrap_or_default(),
-        })
+        let config = manifest.config?.digest;
+        let file = serde_json::from_slice(&self.blobs.document(&config)?).ok()?;
+        Some(Parts { manifest: named.manifest, config, file })
+    }
+
+    /// Removes everything but these images and these layers. Nothing may be pulled meanwhile.
+    ///
+    /// # Errors
+    /// When something would not go; the rest stays, and goes another time.
+    pub fn collect(&self, keep: &[ImageName], layers: &BTreeSet<String>) -> Result<(), ImageError> {
+        let (mut names, mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new(), layers.clone());
+        for name in keep {
+            if let Some(Parts { manifest, config, file }) = self.parts(name) {
+                names.insert(self.named(name));
+                blobs.extend([manifest, config].map(|digest| self.blobs.path(&digest)));
+                layers.extend(file.rootfs.diff_ids.iter().filter_map(|id| self.layers.find(id)));
+            }
+        }
+        // What names comes before what is named: a power cut leaves nothing that is half there.
+        for path in entries(&self.names)?.into_iter().filter(|path| !names.contains(path)) {
+            std::fs::remove_file(&path).map_err(io("remove", &path))?;
+        }
+        for path in entries(&self.blobs.folder)?.into_iter().filter(|path| !blobs.contains(path)) {
+            std::fs::remove_file(&path).map_err(io("remove", &path))?;
+        }
+        self.layers.collect(&layers)
     }
 
     /// Makes the image complete here, from a mirror or its own registry.
@@ -327,6 +366,12 @@ impl Images {
     fn named(&self, name: &ImageName) -> PathBuf {
         self.names.join(Digest::of(name.to_string().as_bytes()).short())
     }
+}
+
+/// What is in a folder.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let entries = std::fs::read_dir(folder).map_err(io("read", folder))?;
+    Ok(entries.flatten().map(|entry| entry.path()).collect())
 }
 
 /// Replaces a file whole: a power cut leaves the old one or the new one.

@@ -3,6 +3,7 @@
 //! Everything here blocks for a bounded time and is called from the blocking pool. What runs
 //! belongs to its shim: ending the agent, in whatever way, touches no container.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
@@ -243,6 +244,14 @@ impl Runtime {
         let _ = file.map(|file| file.take(SHIM_LOG_BYTES_MAX).read_to_end(&mut log));
         let log = String::from_utf8_lossy(&log).trim().to_owned();
         RuntimeError::Silent(container.clone(), log)
+    }
+
+    /// The layers that containers stand on which have not ended.
+    pub fn layers_in_use(&self) -> BTreeSet<String> {
+        let entries = std::fs::read_dir(&self.containers).into_iter().flatten().flatten();
+        let alive = entries.map(|entry| entry.path()).filter(|path| !path.join("exit").exists());
+        let orders = alive.filter_map(|path| order::read::<StartOrder>(&path.join("order")));
+        orders.flat_map(|order| order.layers).collect()
     }
 
     /// The containers that are there, and handles on those that run.

@@ -319,3 +319,40 @@ fn a_pull_that_is_cut_again_and_again_goes_on_where_it_was() {
         reason.contains("no program \"sleep\"").then_some(())
     });
 }
+
+#[test]
+fn what_nothing_needs_any_more_is_removed_and_nothing_else() {
+    let mut fleet = Fleet::start(1);
+    let own = |name: &str| Layer::new().file(name, 0o644, name).gzip();
+    for name in ["one", "two"] {
+        let image = Image::of(vec![Image::busybox_layer().gzip(), own(name)]);
+        fleet.registry.push(&format!("library/{name}"), "latest", &image);
+    }
+    let images = fleet.agents[0].data.join("images");
+    let count = |fleet: &Fleet, what: &str, expected: [usize; 3]| {
+        fleet.eventually(what, || {
+            let found = ["names", "blobs", "layers"]
+                .map(|kind| std::fs::read_dir(images.join(kind)).unwrap().count());
+            (found == expected).then_some(())
+        });
+    };
+    fleet.controller.ok(&["run", "web", "--image=one"]);
+    count(&fleet, "one image of two layers", [1, 2, 2]);
+    let why = fleet.controller.fails(&["run", "web", "--image=absent"]);
+    assert!(why.contains("not found"), "{why}");
+    count(&fleet, "what ran before to stay while the next cannot be had", [1, 2, 2]);
+    fleet.controller.ok(&["run", "web", "--image=two"]);
+    count(&fleet, "the other image, and the layer that both share", [1, 2, 2]);
+    assert!(folders(&images.join("layers")).any(|layer| layer.join("two").exists()));
+    // What is left is whole: it runs again with no registry.
+    fleet.registry.process.kill();
+    fleet.agents[0].power_cut();
+    fleet.agents[0].restart();
+    fleet.until_online(1);
+    fleet.eventually("it to run again", || {
+        let web = fleet.workloads("web").remove(0);
+        (web["phase"] == "running" && web["restarts"] == 1).then_some(())
+    });
+    fleet.controller.ok(&["delete", "web"]);
+    count(&fleet, "nothing", [0, 0, 0]);
+}

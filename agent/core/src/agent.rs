@@ -63,6 +63,8 @@ pub struct Agent {
     next_container: u32,
     outbox: Outbox,
     disk: Disk,
+    /// What should run has changed since images were last collected.
+    collect: bool,
     link: Link,
     refused: Refused,
     effects: VecDeque<Effect>,
@@ -131,6 +133,7 @@ impl Agent {
             next_container,
             outbox,
             disk: Disk::default(),
+            collect: true,
             link: Link::Down,
             refused: Refused::default(),
             effects: VecDeque::new(),
@@ -309,9 +312,20 @@ impl Agent {
         // does run goes on.
         let known = self.desired.is_some();
         self.each(now_ms, |slot, turn| known && slot.step(turn));
+        self.collect();
         self.tell_refused(now_ms);
         self.store(now_ms);
         self.tell(now_ms);
+    }
+
+    /// Orders what nothing needs to be removed, once all that should run does: until then what ran
+    /// before may be needed again.
+    fn collect(&mut self) {
+        if self.collect && self.desired.is_some() && self.slots.values().all(Slot::is_settled) {
+            self.collect = false;
+            let keep = self.slots.values().filter_map(Slot::image).collect();
+            self.effects.push_back(Effect::Collect { keep });
+        }
     }
 
     fn tell_refused(&mut self, now_ms: u64) {

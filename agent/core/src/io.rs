@@ -1,5 +1,7 @@
 //! The vocabulary between the core and its shell.
 
+use std::collections::BTreeSet;
+
 use limpet_protocol::{
     Ack, Action, ContainerId, DesiredState, EventBatch, Exit, Held, Hello, Nonce, Reported, Signal,
     StreamId, Workload,
@@ -150,6 +152,12 @@ pub enum Effect {
     Remove {
         /// Which container.
         container: ContainerId,
+    },
+    /// Remove images, layers and parts of them that none of these images and no container that runs
+    /// needs.
+    Collect {
+        /// Names of images, as operators wrote them.
+        keep: BTreeSet<String>,
     },
     /// Send a message, if the connection that it was made for is still up.
     Publish(Message),

@@ -191,6 +191,25 @@ impl Slot {
         })
     }
 
+    /// Whether what is wanted is as it should be.
+    pub(crate) fn is_settled(&self) -> bool {
+        let at_rest = match self.life {
+            Life::Running { .. } | Life::Finished { .. } => true,
+            Life::Absent
+            | Life::Sought { .. }
+            | Life::Starting
+            | Life::Stopping { .. }
+            | Life::Waiting { .. }
+            | Life::Unable { .. } => false,
+        };
+        at_rest && self.current() == Some(true)
+    }
+
+    /// The image that is wanted.
+    pub(crate) fn image(&self) -> Option<String> {
+        self.wanted.as_ref().map(|wanted| wanted.spec.image.clone())
+    }
+
     fn revision(&self) -> Option<Digest> {
         self.made.as_ref().map(|made| made.revision)
     }

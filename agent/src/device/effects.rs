@@ -1,7 +1,7 @@
 //! Carries out the core's effects. Each runs by itself; its outcome comes back as an input.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use limpet_protocol::{
 };
 use serde::Serialize;
 use smol::channel::Sender;
-use smol::lock::Semaphore;
+use smol::lock::{RwLock, Semaphore};
 use smol::{Async, LocalExecutor, Task};
 
 use super::tell;
@@ -42,6 +42,7 @@ pub(super) struct Shell {
     inputs: Sender<Input>,
     connection: Cell<Option<u64>>,
     ready: RefCell<BTreeMap<String, Image>>,
+    images_in_use: RwLock<()>,
     starts: Rc<Semaphore>,
     pulls: Rc<Semaphore>,
     streams: RefCell<BTreeMap<StreamId, Leased>>,
@@ -73,6 +74,7 @@ impl Shell {
             inputs,
             connection: Cell::new(None),
             ready: RefCell::default(),
+            images_in_use: RwLock::new(()),
             starts: Rc::new(Semaphore::new(STARTS_AT_ONCE)),
             pulls: Rc::new(Semaphore::new(PULLS_AT_ONCE)),
             streams: RefCell::default(),
@@ -144,6 +146,11 @@ impl Shell {
                 let runtime = Arc::clone(&self.runtime);
                 self.spawn(remove(runtime, container));
             }
+            Effect::Collect { keep } => {
+                self.ready.borrow_mut().retain(|image, _| keep.contains(image));
+                let shell = Rc::clone(self);
+                self.spawn(async move { shell.collect(keep).await });
+            }
             Effect::Publish(message) => self.publish(message),
             Effect::Stream(order) => self.stream(order),
             Effect::EndStream(stream) => drop(self.streams.borrow_mut().remove(&stream)),
@@ -169,6 +176,19 @@ impl Shell {
             Err(reason) => Input::ImageFailed { container, reason },
         };
         tell(&self.inputs, input).await;
+    }
+
+    async fn collect(self: Rc<Self>, keep: BTreeSet<String>) {
+        // Nobody looks for an image, or pulls one, while images go.
+        let _alone = self.images_in_use.write().await;
+        let (images, runtime) = (Arc::clone(&self.images), Arc::clone(&self.runtime));
+        let collected = smol::unblock(move || {
+            let names = keep.iter().filter_map(|name| name.parse().ok()).collect::<Vec<_>>();
+            images.collect(&names, &runtime.layers_in_use())
+        });
+        if let Err(error) = collected.await {
+            log::warn!("{error}: images that nothing needs stay for now");
+        }
     }
 
     async fn have(&self, container: &ContainerId, image: &str) -> Result<Image, String> {

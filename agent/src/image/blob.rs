@@ -18,7 +18,7 @@ const TRIES_MAX: u32 = 4;
 const RETRY_WAIT: Duration = Duration::from_millis(250);
 
 pub(super) struct Blobs {
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
 }
 
 impl Blobs {
@@ -27,7 +27,7 @@ impl Blobs {
         Ok(Self { folder })
     }
 
-    fn path(&self, digest: &str) -> PathBuf {
+    pub(super) fn path(&self, digest: &str) -> PathBuf {
         self.folder.join(digest.replace(':', "-"))
     }
 

@@ -1,6 +1,6 @@
 //! Unpacked layers, each once, whichever images share it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use ring::digest::{Context, SHA256};
 
 use super::manifest::Descriptor;
 use super::unpack::{self, UnpackError};
-use super::{ImageError, ImageName, io, rename, zstd};
+use super::{ImageError, ImageName, entries, io, rename, zstd};
 
 /// Unpacked bytes of one layer at most: beyond it is no layer for a small device.
 const UNPACKED_BYTES_MAX: u64 = 8 << 30;
@@ -26,9 +26,9 @@ impl Layers {
     /// Opens the folder of layers; takes away those that were never completed.
     pub(super) fn open(folder: PathBuf) -> Result<Self, ImageError> {
         std::fs::create_dir_all(&folder).map_err(io("make", &folder))?;
-        for entry in std::fs::read_dir(&folder).map_err(io("read", &folder))?.flatten() {
-            if entry.path().extension().is_some_and(|extension| extension == "new") {
-                std::fs::remove_dir_all(entry.path()).map_err(io("remove", &entry.path()))?;
+        for path in entries(&folder)? {
+            if path.extension().is_some_and(|extension| extension == "new") {
+                std::fs::remove_dir_all(&path).map_err(io("remove", &path))?;
             }
         }
         Ok(Self { folder, busy: Mutex::default() })
@@ -38,6 +38,20 @@ impl Layers {
     pub(super) fn find(&self, diff_id: &str) -> Option<String> {
         let name = name_of(diff_id)?;
         self.folder.join(&name).is_dir().then_some(name)
+    }
+
+    /// Removes every layer but these.
+    pub(super) fn collect(&self, keep: &BTreeSet<String>) -> Result<(), ImageError> {
+        for path in entries(&self.folder)? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if !keep.contains(&name) {
+                // Under a name that is swept at the next start: no half of it passes for a layer.
+                let gone = path.with_extension("new");
+                rename(&path, &gone).map_err(io("remove", &path))?;
+                std::fs::remove_dir_all(&gone).map_err(io("remove", &gone))?;
+            }
+        }
+        Ok(())
     }
 
     /// Has a layer made by `make`, unless it is there, or another thread is at it already.

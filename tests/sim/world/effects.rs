@@ -52,6 +52,16 @@ impl World {
                 let alive = matches!(state, Some(State::Running { .. }));
                 assert!(!alive, "{container} is removed alive");
             }
+            Effect::Collect { keep } => {
+                let it = &mut self.devices[device];
+                for container in it.containers.values().filter(|c| c.state != State::Making) {
+                    let needed = !matches!(container.state, State::Running { .. })
+                        || container.asked
+                        || keep.contains(&container.made.spec.image);
+                    assert!(needed, "{} goes while it is needed", container.made.spec.image);
+                }
+                it.images.retain(|image| keep.contains(image));
+            }
             Effect::Publish(message) => self.publish(device, message),
             Effect::Stream(_) | Effect::EndStream(_) => {}
         }

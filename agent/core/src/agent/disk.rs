@@ -71,6 +71,7 @@ impl Agent {
         if let Some(desired) = stored {
             self.outbox.apply(desired.held);
             self.desired = Some(*desired);
+            self.collect = true;
             self.assign();
         }
     }
