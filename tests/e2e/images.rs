@@ -280,11 +280,14 @@ fn a_pull_that_is_cut_again_and_again_goes_on_where_it_was() {
     fleet.registry.push("library/big", "latest", &big);
     let proxy = Proxy::start(&fleet.registry.host);
     proxy.cut_after(400_000);
+    proxy.pace(2000);
     let config = format!("[registries.mirrors]\n\"docker.io\" = [\"{}\"]\n", proxy.address);
     let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller.mqtt, &config);
     fleet.agents.push(agent);
     fleet.until_online(1);
-    fleet.controller.ok(&["run", "big", "--image=big"]);
+    let run = fleet.controller.limpet(&["run", "big", "--image=big"]);
+    assert_eq!(run.status, 0, "{run:?}");
+    assert!(run.err.contains("dev-0 pulls its image: ") && run.err.contains(" of 5 MB"), "{run:?}");
     let whole: u64 = big.layers.iter().map(|layer| layer.packed.len() as u64).sum();
     assert!(
         proxy.carried() < whole + whole / 4,

@@ -16,6 +16,8 @@ struct Shared {
     target: String,
     /// Bytes that may still come back through a connection before it is cut.
     allowance: AtomicU64,
+    /// What each piece of 4 KiB costs, in microseconds.
+    pace_us: AtomicU64,
     /// Bytes that came back in all.
     carried: AtomicU64,
     closed: AtomicBool,
@@ -30,6 +32,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             target: target.to_owned(),
             allowance: AtomicU64::new(u64::MAX),
+            pace_us: AtomicU64::new(0),
             carried: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             open: Mutex::default(),
@@ -50,6 +53,11 @@ impl Proxy {
     /// From here on a connection is cut when this many bytes have come back through it.
     pub fn cut_after(&self, bytes: u64) {
         self.shared.allowance.store(bytes, Ordering::SeqCst);
+    }
+
+    /// From here on 4 KiB take this long, in microseconds.
+    pub fn pace(&self, us: u64) {
+        self.shared.pace_us.store(us, Ordering::SeqCst);
     }
 
     /// Bytes that came back through all connections.
@@ -98,6 +106,8 @@ impl Shared {
         while let Ok(read @ 1..) = server.read(&mut buffer) {
             let left = self.allowance.load(Ordering::SeqCst).saturating_sub(passed);
             let part = read.min(usize::try_from(left).unwrap_or(usize::MAX));
+            let pace_us = self.pace_us.load(Ordering::SeqCst);
+            std::thread::sleep(std::time::Duration::from_micros(pace_us));
             passed += part as u64;
             self.carried.fetch_add(part as u64, Ordering::SeqCst);
             if client.write_all(&buffer[..part]).is_err() || part < read {

@@ -167,6 +167,11 @@ impl Agent {
             Input::Pulling { container } => {
                 self.with(now_ms, &container, |slot, number, turn| slot.pulling(number, turn));
             }
+            Input::PullProgressed { container, received, total } => {
+                self.with(now_ms, &container, |slot, n, _| {
+                    slot.pull_progressed(n, received, total)
+                });
+            }
             Input::ImageReady { container } => {
                 self.with(now_ms, &container, |slot, number, turn| slot.image_ready(number, turn));
             }

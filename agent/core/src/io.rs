@@ -74,6 +74,15 @@ pub enum Input {
         /// The container it is for.
         container: ContainerId,
     },
+    /// A pull has come further; told in steps that are worth telling.
+    PullProgressed {
+        /// The container it is for.
+        container: ContainerId,
+        /// Bytes that are here.
+        received: u64,
+        /// Bytes in all.
+        total: u64,
+    },
     /// The image is complete.
     ImageReady {
         /// The container it is for.

@@ -267,6 +267,15 @@ impl Slot {
         }
     }
 
+    pub(crate) fn pull_progressed(&mut self, number: u32, received: u64, total: u64) {
+        let ours = self.image == (Image::Asked { number, pulling: true });
+        // What runs meanwhile has nothing to explain.
+        if ours && !matches!(self.life, Life::Running { .. }) {
+            let mb = |bytes: u64| bytes.div_ceil(1_000_000);
+            self.say(format!("{} of {} MB", mb(received), mb(total)));
+        }
+    }
+
     pub(crate) fn image_ready(&mut self, number: u32, turn: &mut Turn<'_>) {
         let Image::Asked { number: asked, pulling } = self.image else {
             return;

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use limpet_agent_core::{Effect, Input, Message, StreamOrder};
@@ -17,7 +18,7 @@ use smol::lock::{RwLock, Semaphore};
 use smol::{Async, LocalExecutor, Task};
 
 use super::tell;
-use crate::image::{Image, ImageName, Images};
+use crate::image::{Image, ImageName, Images, Progress};
 use crate::link::ToLink;
 use crate::logs::stream;
 use crate::runtime::{Running, Runtime};
@@ -27,6 +28,8 @@ use crate::state::{Identity, State};
 const STARTS_AT_ONCE: usize = 2;
 /// Images that are pulled at once: a thin link is not made wider by sharing it.
 const PULLS_AT_ONCE: usize = 3;
+/// How often at most a pull says how far it has come: each time costs a report.
+const PROGRESS_STEPS: u64 = 10;
 /// What would not be removed is tried again after this long.
 const REMOVE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -200,7 +203,17 @@ impl Shell {
         tell(&self.inputs, Input::Pulling { container: container.clone() }).await;
         let _turn = self.pulls.acquire().await;
         let images = Arc::clone(&self.images);
-        smol::unblock(move || images.pull(&name, &|_| {})).await.map_err(|e| e.to_string())
+        let (inputs, container) = (self.inputs.clone(), container.clone());
+        let step = AtomicU64::new(0);
+        let tell = move |Progress { received, total }: Progress| {
+            let reached = received.saturating_mul(PROGRESS_STEPS) / total.max(1);
+            if step.fetch_max(reached, Ordering::Relaxed) < reached {
+                // The loop is busy: it hears of the next step.
+                let container = container.clone();
+                let _ = inputs.try_send(Input::PullProgressed { container, received, total });
+            }
+        };
+        smol::unblock(move || images.pull(&name, &tell)).await.map_err(|e| e.to_string())
     }
 
     async fn start(self: Rc<Self>, container: ContainerId, workload: Workload) {

@@ -98,7 +98,9 @@ pub(super) fn settle(
         let Some(deployment) = client.deployment(name)? else {
             bail!("{name} was deleted meanwhile");
         };
-        progress.say(&summary(&deployment), Some((deployment.running, deployment.desired)));
+        let pulling = pulling(client, &deployment);
+        let done = Some((deployment.running, deployment.desired));
+        progress.say(&format!("{}{pulling}", summary(&deployment)), done);
         match deployment.status.as_str() {
             "settled" => {
                 progress.end();
@@ -120,6 +122,17 @@ pub(super) fn settle(
         }
         std::thread::sleep(POLL_EVERY);
     }
+}
+
+/// How far a pull has come, where one is under way.
+fn pulling(client: &Client, deployment: &DeploymentView) -> String {
+    if deployment.status != "progressing" || deployment.running == deployment.desired {
+        return String::new();
+    }
+    let path = format!("/api/v1/workloads?deployment={}", deployment.name);
+    let workloads: Vec<WorkloadView> = client.get(&path).unwrap_or_default();
+    let told = workloads.iter().find(|w| w.phase == "pulling" && !w.message.is_empty());
+    told.map(|w| format!(", {} pulls its image: {}", w.device, w.message)).unwrap_or_default()
 }
 
 fn summary(deployment: &DeploymentView) -> String {

@@ -125,6 +125,9 @@ impl World {
                 life,
                 Input::Pulling { container: container.clone() },
             ));
+            let (received, total) = (self.random.below(100), 100);
+            let further = Input::PullProgressed { container: container.clone(), received, total };
+            self.soon(Happening::Done(device, life, further));
             if self.faulty() && self.random.percent(30) {
                 let failed = Input::ImageFailed { container, reason: "registry".to_owned() };
                 return self.at(6_000, Happening::Done(device, life, failed));
