@@ -262,6 +262,10 @@ impl Slot {
     pub(crate) fn pulling(&mut self, number: u32, turn: &mut Turn<'_>) {
         if self.image == (Image::Asked { number, pulling: false }) {
             self.image = Image::Asked { number, pulling: true };
+            // Why it failed before is said again should it fail again.
+            if !matches!(self.life, Life::Running { .. }) {
+                self.message.clear();
+            }
             let image = self.wanted.as_ref().map(|w| w.spec.image.clone()).unwrap_or_default();
             self.note(turn, EventKind::Pulling, None, image);
         }

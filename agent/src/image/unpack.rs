@@ -4,6 +4,7 @@
 //! with `openat2(RESOLVE_IN_ROOT)`, where links lead at most to the folder's own root, and what is
 //! made there is made by its last name alone, which is never followed.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -11,6 +12,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use rustix::fs::{
     self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
@@ -25,6 +27,8 @@ use entry::{Entry, Extended, entry, extension, text, trimmed};
 /// Entries of one layer at most.
 const ENTRIES_MAX: u64 = 1_000_000;
 
+/// Archives consist of blocks of this size (POSIX pax).
+const BLOCK_BYTES: u64 = 512;
 /// All the paths of folders of one layer: kept in memory until the end.
 const FOLDER_BYTES_MAX: usize = 16 << 20;
 
@@ -85,7 +89,10 @@ pub(super) fn unpack(
 ) -> Result<(), UnpackError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = fs::open(folder, flags, Mode::empty()).map_err(|e| UnpackError::Read(e.into()))?;
-    let mut tree = Tree { root, left: bytes_max, folder_times: BTreeMap::new(), folder_bytes: 0 };
+    let ended = Rc::new(Cell::new(false));
+    let reader = Aligned { reader, read: 0, ended: Rc::clone(&ended) };
+    let mut tree =
+        Tree { root, left: bytes_max, folder_times: BTreeMap::new(), folder_bytes: 0, ended };
     let mut archive = tar::Archive::new(reader);
     let mut extended = Extended::default();
     let mut count: u64 = 0;
@@ -109,6 +116,28 @@ pub(super) fn unpack(
     tree.finish()
 }
 
+/// An archive that ends without the zeros that should fill its last block, as umoci writes them and
+/// Go's reader takes them: they are added here.
+struct Aligned<'a> {
+    reader: &'a mut dyn Read,
+    read: u64,
+    ended: Rc<Cell<bool>>,
+}
+
+impl Read for Aligned<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut read = if self.ended.get() { 0 } else { self.reader.read(buffer)? };
+        if read == 0 && !buffer.is_empty() {
+            self.ended.set(true);
+            let missing = self.read.next_multiple_of(BLOCK_BYTES) - self.read;
+            read = usize::try_from(missing).unwrap_or(0).min(buffer.len());
+            buffer[..read].fill(0);
+        }
+        self.read += read as u64;
+        Ok(read)
+    }
+}
+
 /// The folder that is being filled.
 struct Tree {
     root: OwnedFd,
@@ -116,6 +145,8 @@ struct Tree {
     /// Set at the end: every file that is made in a folder changes its time.
     folder_times: BTreeMap<Vec<u8>, i64>,
     folder_bytes: usize,
+    /// The archive has ended.
+    ended: Rc<Cell<bool>>,
 }
 
 impl Tree {
@@ -228,7 +259,7 @@ impl Tree {
         let mode = Mode::from_raw_mode(0o600);
         let file = fs::openat(parent, name, flags, mode).map_err(|e| fail(e.into()))?;
         let written = std::io::copy(content, &mut File::from(file)).map_err(fail)?;
-        if written == entry.size {
+        if written == entry.size && !self.ended.get() {
             return Ok(());
         }
         Err(UnpackError::Entry { entry: text(&entry.path), reason: "is cut off" })
@@ -405,6 +436,19 @@ mod tests {
         ];
         (any::<bool>(), prop::collection::vec(part, 1..5))
             .prop_map(|(root, parts)| format!("{}{}", if root { "/" } else { "" }, parts.join("/")))
+    }
+
+    #[test]
+    fn an_archive_may_end_with_its_last_byte_but_not_before() {
+        let entries = [(EntryType::Regular, "a".to_owned(), String::new())];
+        let whole = archive(&entries);
+        for (length, fits) in [(512, false), (513, true), (700, true), (1024, true), (100, false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let done = unpack(&mut &whole[..length], folder.path(), 1 << 20);
+            assert_eq!(done.is_ok(), fits, "{length}: {done:?}");
+            let content = std::fs::read(folder.path().join("a")).unwrap_or_default();
+            assert!(!fits || content == b"x");
+        }
     }
 
     proptest! {

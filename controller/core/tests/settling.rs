@@ -51,8 +51,12 @@ fn judged(status: Option<&WorkloadStatus>, presence: Presence, age_ms: u64) -> S
 #[test]
 fn a_workload_is_judged_by_what_its_device_says() {
     let of = |phase| status(phase);
-    let crashing =
-        WorkloadStatus { exit: Some(Exit::Code(1)), restarts: 3, ..status(Phase::Backoff) };
+    let crashing = WorkloadStatus {
+        exit: Some(Exit::Code(1)),
+        restarts: 3,
+        message: "exited with 1".to_owned(),
+        ..status(Phase::Backoff)
+    };
     let once = WorkloadStatus { restarts: 1, ..crashing.clone() };
     let pulling = WorkloadStatus { message: "not found".to_owned(), ..crashing.clone() };
     let other = WorkloadStatus { revision: Digest([2; 32]), ..status(Phase::Running) };
