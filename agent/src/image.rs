@@ -209,6 +209,13 @@ impl Images {
         Some(Parts { manifest: named.manifest, config, file })
     }
 
+    /// Whether less than a quarter of the disk is free: until then what is not needed stays, because
+    /// it may be wanted again and a link is dearer than a disk.
+    pub fn is_short_of_room(&self) -> bool {
+        let stat = rustix::fs::statvfs(&self.layers.folder);
+        stat.is_ok_and(|stat| stat.f_bavail < stat.f_blocks / 4)
+    }
+
     /// Removes everything but these images and these layers. Nothing may be pulled meanwhile.
     ///
     /// # Errors

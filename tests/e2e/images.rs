@@ -324,14 +324,19 @@ fn a_pull_that_is_cut_again_and_again_goes_on_where_it_was() {
 }
 
 #[test]
-fn what_nothing_needs_any_more_is_removed_and_nothing_else() {
-    let mut fleet = Fleet::start(1);
+fn what_nothing_needs_goes_when_room_is_short_and_nothing_else() {
+    let mut fleet = Fleet::start(0);
+    let data = fleet.lab.path("dev-0.data");
+    let _disk = limpet_tests::Disk::mount(&data, "40m");
+    let mqtt = fleet.controller.mqtt.clone();
+    fleet.agents.push(Agent::start(&fleet.lab, "dev-0", &mqtt, &fleet.registry));
+    fleet.until_online(1);
     let own = |name: &str| Layer::new().file(name, 0o644, name).gzip();
-    for name in ["one", "two"] {
+    for name in ["one", "two", "three"] {
         let image = Image::of(vec![Image::busybox_layer().gzip(), own(name)]);
         fleet.registry.push(&format!("library/{name}"), "latest", &image);
     }
-    let images = fleet.agents[0].data.join("images");
+    let images = data.join("images");
     let count = |fleet: &Fleet, what: &str, expected: [usize; 3]| {
         fleet.eventually(what, || {
             let found = ["names", "blobs", "layers"]
@@ -340,13 +345,16 @@ fn what_nothing_needs_any_more_is_removed_and_nothing_else() {
         });
     };
     fleet.controller.ok(&["run", "web", "--image=one"]);
-    count(&fleet, "one image of two layers", [1, 2, 2]);
+    fleet.controller.ok(&["run", "web", "--image=two"]);
+    count(&fleet, "both to stay while there is room", [2, 4, 3]);
+    // Three quarters of the disk are taken.
+    std::fs::write(data.join("filler"), vec![0; 32 << 20]).unwrap();
     let why = fleet.controller.fails(&["run", "web", "--image=absent"]);
     assert!(why.contains("not found"), "{why}");
-    count(&fleet, "what ran before to stay while the next cannot be had", [1, 2, 2]);
-    fleet.controller.ok(&["run", "web", "--image=two"]);
+    count(&fleet, "what runs to stay while the next cannot be had", [1, 2, 2]);
+    fleet.controller.ok(&["run", "web", "--image=three"]);
     count(&fleet, "the other image, and the layer that both share", [1, 2, 2]);
-    assert!(folders(&images.join("layers")).any(|layer| layer.join("two").exists()));
+    assert!(folders(&images.join("layers")).any(|layer| layer.join("three").exists()));
     // What is left is whole: it runs again with no registry.
     fleet.registry.process.kill();
     fleet.agents[0].power_cut();
@@ -358,4 +366,5 @@ fn what_nothing_needs_any_more_is_removed_and_nothing_else() {
     });
     fleet.controller.ok(&["delete", "web"]);
     count(&fleet, "nothing", [0, 0, 0]);
+    fleet.agents.clear();
 }

@@ -238,23 +238,11 @@ fn an_old_backup_never_rolls_a_device_back() {
     fleet.until_phases("later", &[]);
 }
 
-/// A file system of its own, taken away with the test.
-struct Mounted(std::path::PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_workload_that_fills_the_disk_can_be_deleted() {
     let mut fleet = Fleet::start(0);
     let data = fleet.lab.path("dev-0.data");
-    std::fs::create_dir(&data).unwrap();
-    let path = data.display().to_string();
-    limpet_tests::run("mount", &["-t", "tmpfs", "-o", "size=24m", "tmpfs", &path]);
-    let _mounted = Mounted(data.clone());
+    let _disk = limpet_tests::Disk::mount(&data, "24m");
     let mqtt = fleet.controller.mqtt.clone();
     let agent = limpet_tests::Agent::start(&fleet.lab, "dev-0", &mqtt, &fleet.registry);
     fleet.agents.push(agent);

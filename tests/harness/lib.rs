@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod controller;
+pub mod disk;
 pub mod image;
 pub mod process;
 pub mod proxy;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 pub use agent::Agent;
 pub use controller::Controller;
+pub use disk::Disk;
 pub use image::{Image, Layer};
 pub use process::{Process, output, run};
 pub use proxy::Proxy;

@@ -65,6 +65,8 @@ pub struct Agent {
     disk: Disk,
     /// What should run has changed since images were last collected.
     collect: bool,
+    /// An image could not be had.
+    image_failed: bool,
     link: Link,
     refused: Refused,
     effects: VecDeque<Effect>,
@@ -134,6 +136,7 @@ impl Agent {
             outbox,
             disk: Disk::default(),
             collect: true,
+            image_failed: false,
             link: Link::Down,
             refused: Refused::default(),
             effects: VecDeque::new(),
@@ -176,6 +179,7 @@ impl Agent {
                 self.with(now_ms, &container, |slot, number, turn| slot.image_ready(number, turn));
             }
             Input::ImageFailed { container, reason } => {
+                self.image_failed = true;
                 self.with(now_ms, &container, |slot, n, turn| slot.image_failed(n, reason, turn));
             }
             Input::Started { container, pid } => {
@@ -323,12 +327,14 @@ impl Agent {
         self.tell(now_ms);
     }
 
-    /// Orders what nothing needs to be removed, once all that should run does: until then what ran
-    /// before may be needed again.
+    /// Has what nothing needs removed: when what should run has changed and does, and when an image
+    /// cannot be had, which may be for want of room.
     fn collect(&mut self) {
-        if self.collect && self.desired.is_some() && self.slots.values().all(Slot::is_settled) {
-            self.collect = false;
-            let keep = self.slots.values().filter_map(Slot::image).collect();
+        let settled = self.slots.values().all(Slot::is_settled);
+        let failed = std::mem::take(&mut self.image_failed);
+        if self.desired.is_some() && (failed || (self.collect && settled)) {
+            self.collect &= !settled;
+            let keep = self.slots.values().flat_map(Slot::images).collect();
             self.effects.push_back(Effect::Collect { keep });
         }
     }

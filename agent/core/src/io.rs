@@ -162,8 +162,8 @@ pub enum Effect {
         /// Which container.
         container: ContainerId,
     },
-    /// Remove images, layers and parts of them that none of these images and no container that runs
-    /// needs.
+    /// Where room is short, remove images, layers and parts of them that none of these images and no
+    /// container that runs needs.
     Collect {
         /// Names of images, as operators wrote them.
         keep: BTreeSet<String>,

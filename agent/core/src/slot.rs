@@ -18,8 +18,7 @@
 //! Starting with what ran before it.
 
 use limpet_protocol::{
-    ContainerId, Digest, EventKind, Exit, Phase, Restart, Signal, Workload, WorkloadId,
-    WorkloadStatus,
+    ContainerId, Digest, EventKind, Exit, Restart, Signal, Workload, WorkloadId,
 };
 
 use crate::agent::Turn;
@@ -28,6 +27,7 @@ use crate::io::Effect;
 use crate::outbox::{Note, clip};
 
 mod restart;
+mod status;
 
 /// A container that ran for this long has shown that it works: its failures are forgotten.
 const STEADY_MS: u64 = 60_000;
@@ -205,9 +205,10 @@ impl Slot {
         at_rest && self.current() == Some(true)
     }
 
-    /// The image that is wanted.
-    pub(crate) fn image(&self) -> Option<String> {
-        self.wanted.as_ref().map(|wanted| wanted.spec.image.clone())
+    /// The images that are needed: of what is wanted, and of what goes on until it can be had.
+    pub(crate) fn images(&self) -> impl Iterator<Item = String> + use<> {
+        let image = |workload: &Option<Workload>| workload.as_ref().map(|w| w.spec.image.clone());
+        image(&self.wanted).into_iter().chain(image(&self.made))
     }
 
     fn revision(&self) -> Option<Digest> {
@@ -450,51 +451,5 @@ impl Slot {
         let workload = Some(self.id.clone());
         let container = (self.container > 0).then_some(self.container);
         turn.note(Note { kind, workload, container, exit, message });
-    }
-
-    /// The containers whose logs tell of this workload, in order.
-    pub(crate) fn logs(&self) -> Vec<ContainerId> {
-        let latest = (self.container > 0).then_some(self.container);
-        let kept = self.kept.filter(|kept| Some(*kept) != latest);
-        kept.into_iter().chain(latest).map(|number| self.id_of(number)).collect()
-    }
-
-    /// What is told to the controller.
-    pub(crate) fn status(&self) -> WorkloadStatus {
-        let waiting = |image| match image {
-            Image::Asked { pulling: true, .. } => Phase::Pulling,
-            Image::Failed { .. } => Phase::Backoff,
-            Image::Unknown | Image::Asked { .. } | Image::Ready => Phase::Pending,
-        };
-        let between = self.current() == Some(false);
-        let (phase, pid) = match self.life {
-            Life::Absent => (waiting(self.image), None),
-            Life::Waiting { .. } | Life::Finished { .. } if between => (waiting(self.image), None),
-            Life::Sought { .. } | Life::Starting => (Phase::Starting, None),
-            Life::Running { pid, .. } => (Phase::Running, Some(pid)),
-            Life::Stopping { pid, .. } => (Phase::Stopping, Some(pid)),
-            Life::Waiting { .. } => (Phase::Backoff, None),
-            Life::Finished { success: true } => (Phase::Exited, None),
-            Life::Finished { success: false } | Life::Unable { .. } => (Phase::Failed, None),
-        };
-        let wanted = self.wanted.as_ref().map(|wanted| wanted.revision);
-        let nothing_runs = match self.life {
-            Life::Absent | Life::Unable { .. } => true,
-            Life::Waiting { .. } | Life::Finished { .. } => between,
-            Life::Sought { .. } | Life::Starting | Life::Running { .. } | Life::Stopping { .. } => {
-                false
-            }
-        };
-        let revision = if nothing_runs { wanted.or(self.revision()) } else { self.revision() };
-        WorkloadStatus {
-            deployment: self.id.deployment(),
-            revision: revision.unwrap_or(Digest([0; 32])),
-            phase,
-            container: self.container,
-            pid,
-            restarts: self.restarts,
-            exit: self.exit,
-            message: self.message.clone(),
-        }
     }
 }

@@ -150,7 +150,6 @@ impl Shell {
                 self.spawn(remove(runtime, container));
             }
             Effect::Collect { keep } => {
-                self.ready.borrow_mut().retain(|image, _| keep.contains(image));
                 let shell = Rc::clone(self);
                 self.spawn(async move { shell.collect(keep).await });
             }
@@ -185,13 +184,18 @@ impl Shell {
         // Nobody looks for an image, or pulls one, while images go.
         let _alone = self.images_in_use.write().await;
         let (images, runtime) = (Arc::clone(&self.images), Arc::clone(&self.runtime));
+        let kept = keep.clone();
         let collected = smol::unblock(move || {
+            if !images.is_short_of_room() {
+                return Ok(());
+            }
             let names = keep.iter().filter_map(|name| name.parse().ok()).collect::<Vec<_>>();
             images.collect(&names, &runtime.layers_in_use())
         });
         if let Err(error) = collected.await {
             log::warn!("{error}: images that nothing needs stay for now");
         }
+        self.ready.borrow_mut().retain(|image, _| kept.contains(image));
     }
 
     async fn have(&self, container: &ContainerId, image: &str) -> Result<Image, String> {

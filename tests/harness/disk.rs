@@ -1,0 +1,25 @@
+//! A disk that is small enough to be filled.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::run;
+
+/// A file system of its own, in memory; taken away when it is dropped.
+pub struct Disk(PathBuf);
+
+impl Disk {
+    /// Makes the folder, and mounts a file system of this size there: `24m`.
+    pub fn mount(path: &Path, size: &str) -> Self {
+        std::fs::create_dir(path).unwrap();
+        let (shown, size) = (path.display().to_string(), format!("size={size}"));
+        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &shown]);
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
