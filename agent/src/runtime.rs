@@ -309,11 +309,8 @@ impl Runtime {
     /// disk; its log stays.
     fn forget_writable(&self, container: &ContainerId) {
         let path = self.writable.join(container.as_str());
-        match std::fs::remove_dir_all(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                log::warn!("cannot remove {}: {e}", path.display());
-            }
-            Ok(()) | Err(_) => {}
+        if let Err(error) = gone(std::fs::remove_dir_all(&path)) {
+            log::warn!("cannot remove {}: {error}", path.display());
         }
     }
 
@@ -354,14 +351,12 @@ impl Runtime {
             .remove(&group)
             .map_err(io("remove the control group", Path::new(&group)))?;
         self.hierarchies.remove_if_empty(&self.cgroup_parent);
+        // The order first: with its exit gone and its order there it would pass for one that stands
+        // on its layers.
+        let order = folder.join("order");
+        gone(std::fs::remove_file(&order)).map_err(io("remove", &order))?;
         for path in [self.writable.join(container.as_str()), folder] {
-            match std::fs::remove_dir_all(&path) {
-                Ok(()) => {}
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(source) => {
-                    return Err(RuntimeError::Io { action: "remove", path, source });
-                }
-            }
+            gone(std::fs::remove_dir_all(&path)).map_err(io("remove", &path))?;
         }
         Ok(())
     }
@@ -379,6 +374,14 @@ impl Runtime {
 fn is_over(process: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(process, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap_or(0) > 0
+}
+
+/// What was gone before is as gone as what has been removed.
+fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
+    match removed {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 fn make_folder(path: &Path) -> Result<(), RuntimeError> {
