@@ -185,7 +185,11 @@ impl Images {
 
     /// The image if it is complete here; asks nobody.
     pub fn local(&self, name: &ImageName) -> Option<Image> {
-        let Parts { manifest, file, .. } = self.parts(name)?;
+        let named = self.named(name);
+        if read_named(&named)?.name != name.to_string() {
+            return None;
+        }
+        let Parts { manifest, file, .. } = self.parts(&named)?;
         let diff_ids = file.rootfs.diff_ids.iter();
         let layers: Option<Vec<String>> = diff_ids.map(|id| self.layers.find(id)).collect();
         Some(Image {
@@ -196,17 +200,13 @@ impl Images {
         })
     }
 
-    /// The documents of an image, if they are here.
-    fn parts(&self, name: &ImageName) -> Option<Parts> {
-        let named: Named = serde_json::from_slice(&std::fs::read(self.named(name)).ok()?).ok()?;
-        if named.name != name.to_string() {
-            return None;
-        }
-        let manifest: Manifest =
-            serde_json::from_slice(&self.blobs.document(&named.manifest)?).ok()?;
+    /// The documents of the image that a file of `names/` names, if they are here.
+    fn parts(&self, named: &Path) -> Option<Parts> {
+        let Named { manifest: digest, .. } = read_named(named)?;
+        let manifest: Manifest = serde_json::from_slice(&self.blobs.document(&digest)?).ok()?;
         let config = manifest.config?.digest;
         let file = serde_json::from_slice(&self.blobs.document(&config)?).ok()?;
-        Some(Parts { manifest: named.manifest, config, file })
+        Some(Parts { manifest: digest, config, file })
     }
 
     /// Whether less than a quarter of the disk is free: until then what is not needed stays, because
@@ -216,27 +216,47 @@ impl Images {
         stat.is_ok_and(|stat| stat.f_bavail < stat.f_blocks / 4)
     }
 
-    /// Removes everything but these images and these layers. Nothing may be pulled meanwhile.
+    /// Removes all complete images but these, and what only they need but for these layers; where
+    /// asked, also what belongs to no complete image. Nothing may be pulled meanwhile.
     ///
     /// # Errors
     /// When something would not go; the rest stays, and goes another time.
-    pub fn collect(&self, keep: &[ImageName], layers: &BTreeSet<String>) -> Result<(), ImageError> {
-        let (mut names, mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new(), layers.clone());
-        for name in keep {
-            if let Some(Parts { manifest, config, file }) = self.parts(name) {
-                names.insert(self.named(name));
-                blobs.extend([manifest, config].map(|digest| self.blobs.path(&digest)));
-                layers.extend(file.rootfs.diff_ids.iter().filter_map(|id| self.layers.find(id)));
+    pub fn collect(
+        &self,
+        keep: &[ImageName],
+        layers: &BTreeSet<String>,
+        orphans: bool,
+    ) -> Result<(), ImageError> {
+        let kept: BTreeSet<PathBuf> = keep.iter().map(|name| self.named(name)).collect();
+        let names = entries(&self.names)?;
+        let (stay, go): (Vec<_>, Vec<_>) = names.into_iter().partition(|path| kept.contains(path));
+        let (blobs, mut needed) = self.needs(&stay);
+        needed.extend(layers.iter().map(|name| self.layers.folder.join(name)));
+        let (go_blobs, go_layers) = match orphans {
+            true => (entries(&self.blobs.folder)?, entries(&self.layers.folder)?),
+            false => {
+                let (blobs, layers) = self.needs(&go);
+                (blobs.into_iter().collect(), layers.into_iter().collect())
             }
-        }
+        };
         // What names comes before what is named: a power cut leaves nothing that is half there.
-        for path in entries(&self.names)?.into_iter().filter(|path| !names.contains(path)) {
+        let go_blobs = go_blobs.into_iter().filter(|path| !blobs.contains(path));
+        for path in go.into_iter().chain(go_blobs) {
             std::fs::remove_file(&path).map_err(io("remove", &path))?;
         }
-        for path in entries(&self.blobs.folder)?.into_iter().filter(|path| !blobs.contains(path)) {
-            std::fs::remove_file(&path).map_err(io("remove", &path))?;
+        let mut go_layers = go_layers.into_iter().filter(|path| !needed.contains(path));
+        go_layers.try_for_each(|path| self.layers.remove(&path))
+    }
+
+    /// The blobs and layers that named images stand on.
+    fn needs(&self, names: &[PathBuf]) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
+        let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());
+        for Parts { manifest, config, file } in names.iter().filter_map(|path| self.parts(path)) {
+            blobs.extend([manifest, config].map(|digest| self.blobs.path(&digest)));
+            let found = file.rootfs.diff_ids.iter().filter_map(|id| self.layers.find(id));
+            layers.extend(found.map(|name| self.layers.folder.join(name)));
         }
-        self.layers.collect(&layers)
+        (blobs, layers)
     }
 
     /// Makes the image complete here, from a mirror or its own registry.
@@ -373,6 +393,10 @@ impl Images {
     fn named(&self, name: &ImageName) -> PathBuf {
         self.names.join(Digest::of(name.to_string().as_bytes()).short())
     }
+}
+
+fn read_named(path: &Path) -> Option<Named> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
 /// What is in a folder.

@@ -349,9 +349,12 @@ fn what_nothing_needs_goes_when_room_is_short_and_nothing_else() {
     count(&fleet, "both to stay while there is room", [2, 4, 3]);
     // Three quarters of the disk are taken.
     std::fs::write(data.join("filler"), vec![0; 32 << 20]).unwrap();
+    let part = images.join("blobs/sha256-of-a-pull-that-was-cut.part");
+    std::fs::write(&part, "half").unwrap();
     let why = fleet.controller.fails(&["run", "web", "--image=absent"]);
     assert!(why.contains("not found"), "{why}");
-    count(&fleet, "what runs to stay while the next cannot be had", [1, 2, 2]);
+    count(&fleet, "what runs, and what was received, to stay", [1, 3, 2]);
+    assert!(part.exists());
     fleet.controller.ok(&["run", "web", "--image=three"]);
     count(&fleet, "the other image, and the layer that both share", [1, 2, 2]);
     assert!(folders(&images.join("layers")).any(|layer| layer.join("three").exists()));

@@ -335,7 +335,7 @@ impl Agent {
         if self.desired.is_some() && (failed || (self.collect && settled)) {
             self.collect &= !settled;
             let keep = self.slots.values().flat_map(Slot::images).collect();
-            self.effects.push_back(Effect::Collect { keep });
+            self.effects.push_back(Effect::Collect { keep, orphans: settled });
         }
     }
 

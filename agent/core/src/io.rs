@@ -167,6 +167,9 @@ pub enum Effect {
     Collect {
         /// Names of images, as operators wrote them.
         keep: BTreeSet<String>,
+        /// Also what belongs to no complete image. Only where nothing is being had: a pull that was
+        /// cut goes on from there.
+        orphans: bool,
     },
     /// Send a message, if the connection that it was made for is still up.
     Publish(Message),

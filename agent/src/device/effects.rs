@@ -149,9 +149,9 @@ impl Shell {
                 let runtime = Arc::clone(&self.runtime);
                 self.spawn(remove(runtime, container));
             }
-            Effect::Collect { keep } => {
+            Effect::Collect { keep, orphans } => {
                 let shell = Rc::clone(self);
-                self.spawn(async move { shell.collect(keep).await });
+                self.spawn(async move { shell.collect(keep, orphans).await });
             }
             Effect::Publish(message) => self.publish(message),
             Effect::Stream(order) => self.stream(order),
@@ -180,9 +180,12 @@ impl Shell {
         tell(&self.inputs, input).await;
     }
 
-    async fn collect(self: Rc<Self>, keep: BTreeSet<String>) {
-        // Nobody looks for an image, or pulls one, while images go.
-        let _alone = self.images_in_use.write().await;
+    async fn collect(self: Rc<Self>, keep: BTreeSet<String>, orphans: bool) {
+        // Nobody looks for an image, or pulls one, while images go; and nobody waits behind a pull
+        // for images to go: the next change tries again.
+        let Some(_alone) = self.images_in_use.try_write() else {
+            return;
+        };
         let (images, runtime) = (Arc::clone(&self.images), Arc::clone(&self.runtime));
         let kept = keep.clone();
         let collected = smol::unblock(move || {
@@ -190,7 +193,7 @@ impl Shell {
                 return Ok(());
             }
             let names = keep.iter().filter_map(|name| name.parse().ok()).collect::<Vec<_>>();
-            images.collect(&names, &runtime.layers_in_use())
+            images.collect(&names, &runtime.layers_in_use(), orphans)
         });
         if let Err(error) = collected.await {
             log::warn!("{error}: images that nothing needs stay for now");
@@ -200,6 +203,7 @@ impl Shell {
 
     async fn have(&self, container: &ContainerId, image: &str) -> Result<Image, String> {
         let name: ImageName = image.parse().map_err(|e: crate::image::NameError| e.to_string())?;
+        let _in_use = self.images_in_use.read().await;
         let (images, wanted) = (Arc::clone(&self.images), name.clone());
         if let Some(found) = smol::unblock(move || images.local(&wanted)).await {
             return Ok(found);

@@ -1,6 +1,6 @@
 //! Unpacked layers, each once, whichever images share it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -40,18 +40,12 @@ impl Layers {
         self.folder.join(&name).is_dir().then_some(name)
     }
 
-    /// Removes every layer but these.
-    pub(super) fn collect(&self, keep: &BTreeSet<String>) -> Result<(), ImageError> {
-        for path in entries(&self.folder)? {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !keep.contains(&name) {
-                // Under a name that is swept at the next start: no half of it passes for a layer.
-                let gone = path.with_extension("new");
-                rename(&path, &gone).map_err(io("remove", &path))?;
-                std::fs::remove_dir_all(&gone).map_err(io("remove", &gone))?;
-            }
-        }
-        Ok(())
+    /// Removes a layer, first under a name that is swept at the next start: no half of it passes
+    /// for a layer.
+    pub(super) fn remove(&self, layer: &Path) -> Result<(), ImageError> {
+        let gone = layer.with_extension("new");
+        rename(layer, &gone).map_err(io("remove", layer))?;
+        std::fs::remove_dir_all(&gone).map_err(io("remove", &gone))
     }
 
     /// Has a layer made by `make`, unless it is there, or another thread is at it already.

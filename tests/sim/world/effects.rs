@@ -52,7 +52,7 @@ impl World {
                 let alive = matches!(state, Some(State::Running { .. }));
                 assert!(!alive, "{container} is removed alive");
             }
-            Effect::Collect { keep } => {
+            Effect::Collect { keep, .. } => {
                 let it = &mut self.devices[device];
                 for container in it.containers.values().filter(|c| c.state != State::Making) {
                     let needed = !matches!(container.state, State::Running { .. })
