@@ -10,6 +10,13 @@ fn refused(done: &Output, status: i32, texts: &[&str]) {
     }
 }
 
+/// A controller on a data folder, on whatever ports.
+fn up_on(data: &str) -> Output {
+    let ports = ["--listen", "127.0.0.1:0", "--mqtt-listen", "127.0.0.1:0"];
+    let args = ["up", "--insecure", "--data-dir", data];
+    output(program("limpet"), &[&args[..], &ports].concat())
+}
+
 #[test]
 fn plain_text_is_for_loopback_and_must_be_asked_for() {
     let lab = Lab::new();
@@ -80,19 +87,7 @@ fn a_folder_of_a_newer_version_is_left_alone() {
         &[store.display().to_string().as_str(), "PRAGMA user_version = 99"],
     );
     let data = fleet.lab.path("controller").display().to_string();
-    let done = output(
-        program("limpet"),
-        &[
-            "up",
-            "--insecure",
-            "--data-dir",
-            &data,
-            "--listen",
-            "127.0.0.1:0",
-            "--mqtt-listen",
-            "127.0.0.1:0",
-        ],
-    );
+    let done = up_on(&data);
     refused(&done, 1, &["limpet.db", "newer version"]);
     limpet_tests::run(
         "sqlite3",
@@ -126,19 +121,7 @@ fn one_folder_has_one_user() {
     let run = ["run", "--insecure", "--broker", mqtt, "--data-dir", &own, "--run-dir", &taken];
     refused(&output(program("limpet-agent"), &run), 1, &["another agent uses the run folder"]);
     let data = fleet.lab.path("controller").display().to_string();
-    let done = output(
-        program("limpet"),
-        &[
-            "up",
-            "--insecure",
-            "--data-dir",
-            &data,
-            "--listen",
-            "127.0.0.1:0",
-            "--mqtt-listen",
-            "127.0.0.1:0",
-        ],
-    );
+    let done = up_on(&data);
     refused(&done, 1, &["another controller"]);
 }
 

@@ -278,25 +278,17 @@ impl Agent {
         let Some((id, number)) = container.parts() else {
             return;
         };
-        let mut turn = Turn {
-            now_ms,
-            jitter: &mut self.jitter,
-            features: &self.features,
-            next_container: &mut self.next_container,
-            effects: &mut self.effects,
-            outbox: &mut self.outbox,
-            changed: &mut self.disk.changed,
-        };
-        match self.slots.get_mut(&id) {
+        let (slots, mut turn) = self.turn(now_ms);
+        match slots.get_mut(&id) {
             Some(slot) => act(slot, number, &mut turn),
             // It was dropped while this was under way; whatever came of it goes.
             None => turn.order(Effect::Remove { container: container.clone() }),
         }
     }
 
-    /// Lets every slot act; drops those that say so.
-    fn each(&mut self, now_ms: u64, mut act: impl FnMut(&mut Slot, &mut Turn<'_>) -> bool) {
-        let mut turn = Turn {
+    /// The slots, and what they may touch of the rest.
+    fn turn(&mut self, now_ms: u64) -> (&mut BTreeMap<WorkloadId, Slot>, Turn<'_>) {
+        let turn = Turn {
             now_ms,
             jitter: &mut self.jitter,
             features: &self.features,
@@ -305,7 +297,13 @@ impl Agent {
             outbox: &mut self.outbox,
             changed: &mut self.disk.changed,
         };
-        self.slots.retain(|id, slot| {
+        (&mut self.slots, turn)
+    }
+
+    /// Lets every slot act; drops those that say so.
+    fn each(&mut self, now_ms: u64, mut act: impl FnMut(&mut Slot, &mut Turn<'_>) -> bool) {
+        let (slots, mut turn) = self.turn(now_ms);
+        slots.retain(|id, slot| {
             let gone = act(slot, &mut turn);
             let status = (!gone).then(|| slot.status());
             let changed = turn.outbox.record(id, status);
