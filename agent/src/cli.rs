@@ -8,12 +8,22 @@ use std::process::ExitCode;
 use lexopt::prelude::*;
 
 use crate::config::{self, Config, Flags};
+use crate::runtime::wait::Waited;
 use crate::runtime::{shim, wait};
+
+mod local;
+mod time;
 
 const HELP: &str = "\
 Runs the containers that a Limpet controller publishes for this device.
 
 Usage: limpet-agent run [--broker mqtt://HOST:PORT] [--insecure] [OPTIONS]
+       limpet-agent status [-o json]             where this device stands
+       limpet-agent logs WORKLOAD [-f] [--tail N]
+       limpet-agent stop WORKLOAD                until the next change, or `start`
+       limpet-agent start|restart WORKLOAD
+       limpet-agent sleep --until TIME | --for DURATION
+       limpet-agent wake
        limpet-agent version
 
 Options of run (each is also a key of the configuration file; flags win):
@@ -23,9 +33,17 @@ Options of run (each is also a key of the configuration file; flags win):
   --data-dir DIR         what survives a reboot [/var/lib/limpet]
   --run-dir DIR          containers and their logs, best in memory [/run/limpet]
   --cgroup-parent PATH   the control group above all containers [/limpet]
+
+Options of all:
   --config FILE          the configuration file [/etc/limpet/agent.toml]
+  --run-dir DIR          which agent is meant, where several run
   -h, --help             this text
   -V, --version          the version
+
+status, logs, stop, start, restart, sleep and wake talk to the agent of this machine, whether or not
+it has a link: they are for root and the group `limpet`. A workload's id is as in status. sleep tells
+the controller that the device is away on purpose, and keeps off the network until then; containers
+go on. TIME is RFC 3339, as 2026-11-26T06:00:00Z; DURATION is a number with s, m, h or d.
 
 Several agents can run on one machine, each with its own --device-id, --data-dir, --run-dir and
 --cgroup-parent. Ending an agent ends no container: the next one goes on with them.
@@ -36,8 +54,9 @@ Example: limpet-agent run --insecure --broker mqtt://127.0.0.1:1883 --device-id 
 /// What was asked for.
 enum Command {
     Run(Flags),
+    Local(local::Asked),
     Shim(PathBuf),
-    Wait { folder: PathBuf, pid: i32, stdout: i32, stderr: i32 },
+    Wait(Waited),
     Help,
     Version,
 }
@@ -47,9 +66,8 @@ pub fn main() -> ExitCode {
     match parse(lexopt::Parser::from_env()) {
         Ok(Command::Run(flags)) => run(flags),
         Ok(Command::Shim(folder)) => shim::run(&folder),
-        Ok(Command::Wait { folder, pid, stdout, stderr }) => {
-            wait::run(&folder, pid, stdout, stderr)
-        }
+        Ok(Command::Wait(waited)) => wait::run(&waited),
+        Ok(Command::Local(asked)) => report(local::ask(&asked)),
         Ok(Command::Help) => print(HELP),
         Ok(Command::Version) => print(concat!("limpet-agent ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {
@@ -61,7 +79,10 @@ pub fn main() -> ExitCode {
 
 fn run(flags: Flags) -> ExitCode {
     begin_logging();
-    let done = Config::load(flags).map_err(Into::into).and_then(crate::device::run);
+    report(Config::load(flags).map_err(Into::into).and_then(crate::device::run))
+}
+
+fn report(done: anyhow::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -93,15 +114,19 @@ fn parse(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
     };
     match verb.as_str() {
         "run" => parse_run(parser),
+        "status" | "logs" | "stop" | "start" | "restart" | "sleep" | "wake" => {
+            Ok(local::parse(&verb, parser)?.map_or(Command::Help, Command::Local))
+        }
         "version" => Ok(Command::Version),
         "help" => Ok(Command::Help),
         "shim" => Ok(Command::Shim(parser.value()?.into())),
-        "shim-wait" => Ok(Command::Wait {
+        "shim-wait" => Ok(Command::Wait(Waited {
             folder: parser.value()?.into(),
             pid: parser.value()?.parse()?,
             stdout: parser.value()?.parse()?,
             stderr: parser.value()?.parse()?,
-        }),
+            logs: parser.value()?.into(),
+        })),
         _ => Err(format!("there is no command {verb:?}").into()),
     }
 }

@@ -1,7 +1,18 @@
 //! The device's clocks, read at the process edge only.
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use limpet_protocol::BootId;
 use rustix::time::{ClockId, clock_gettime};
+
+/// It is later than this, in milliseconds since 1970: a board without a real-time clock begins in
+/// 1970 after every power cut.
+static FLOOR_MS: AtomicU64 = AtomicU64::new(0);
+
+/// A wall clock, in seconds since 1970, in place of the machine's: it begins with the process. To
+/// try what a wrong clock does.
+const WALL_CLOCK: &str = "LIMPET_WALL_CLOCK_S";
 
 /// Milliseconds since boot, time asleep included: never set, never goes back.
 pub fn boot_ms() -> u64 {
@@ -10,7 +21,22 @@ pub fn boot_ms() -> u64 {
 
 /// Milliseconds since 1970, as far as the device knows.
 pub fn wall_ms() -> u64 {
-    millis(clock_gettime(ClockId::Realtime))
+    static BEGUN: OnceLock<Option<(u64, u64)>> = OnceLock::new();
+    let begun = BEGUN.get_or_init(|| {
+        let seconds: u64 = std::env::var(WALL_CLOCK).ok()?.parse().ok()?;
+        Some((seconds.saturating_mul(1000), boot_ms()))
+    });
+    let now = match begun {
+        Some((wall_ms, at_ms)) => wall_ms.saturating_add(boot_ms().saturating_sub(*at_ms)),
+        None => millis(clock_gettime(ClockId::Realtime)),
+    };
+    now.max(FLOOR_MS.load(Ordering::Relaxed))
+}
+
+/// It is at least this late, in milliseconds since 1970. Told by what was signed, never by the
+/// machine's own clock: one that was wrong for a moment would be believed for ever.
+pub fn raise_floor(floor_ms: u64) {
+    FLOOR_MS.fetch_max(floor_ms, Ordering::Relaxed);
 }
 
 fn millis(time: rustix::time::Timespec) -> u64 {

@@ -8,9 +8,13 @@ use limpet_protocol::{DeviceId, Labels};
 use serde::Deserialize;
 
 use crate::image::Registries;
+use crate::logs::Storage;
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const PATH: &str = "/etc/limpet/agent.toml";
+
+/// What does not survive a reboot, unless `--run-dir` says otherwise.
+const RUN_DIR: &str = "/run/limpet";
 
 /// The shortest keep-alive: below it a device would do little else.
 const KEEP_ALIVE_S_MIN: u16 = 5;
@@ -26,6 +30,7 @@ struct File {
     run_dir: Option<PathBuf>,
     cgroup_parent: Option<String>,
     keep_alive_s: Option<u16>,
+    logs: Storage,
     labels: BTreeMap<String, String>,
     registries: Registries,
 }
@@ -64,6 +69,8 @@ pub struct Config {
     pub cgroup_parent: String,
     /// Time between signs of life on an idle connection.
     pub keep_alive: Duration,
+    /// Where containers' output goes.
+    pub logs: Storage,
     /// Labels of the device.
     pub labels: Labels,
     /// How images are had.
@@ -120,14 +127,7 @@ impl Config {
     /// # Errors
     /// When the file cannot be read or says something that cannot be.
     pub fn load(flags: Flags) -> Result<Self, ConfigError> {
-        let path = flags.config.clone().unwrap_or_else(|| PATH.into());
-        let file = match std::fs::read_to_string(&path) {
-            Ok(text) => parse(&path, &text)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() => {
-                File::default()
-            }
-            Err(source) => return Err(ConfigError::Read { path, source }),
-        };
+        let (path, file) = read(flags.config.as_deref())?;
         if !(flags.insecure || file.insecure) {
             return Err(ConfigError::NotInsecure);
         }
@@ -148,13 +148,33 @@ impl Config {
                 })
                 .transpose()?,
             data_dir: absolute(flags.data_dir.or(file.data_dir), "/var/lib/limpet"),
-            run_dir: absolute(flags.run_dir.or(file.run_dir), "/run/limpet"),
+            run_dir: absolute(flags.run_dir.or(file.run_dir), RUN_DIR),
             cgroup_parent: cgroup(flags.cgroup_parent.or(file.cgroup_parent))?,
             keep_alive: Duration::from_secs(keep_alive_s.into()),
+            logs: file.logs,
             labels: labels(file.labels)?,
             registries: file.registries,
         })
     }
+}
+
+/// The run folder of the agent on this machine, for those who talk to it.
+///
+/// # Errors
+/// When the file cannot be read or says something that cannot be.
+pub fn run_dir(flags: &Flags) -> Result<PathBuf, ConfigError> {
+    let (_, file) = read(flags.config.as_deref())?;
+    Ok(absolute(flags.run_dir.clone().or(file.run_dir), RUN_DIR))
+}
+
+fn read(named: Option<&Path>) -> Result<(PathBuf, File), ConfigError> {
+    let path = named.unwrap_or(Path::new(PATH)).to_owned();
+    let file = match std::fs::read_to_string(&path) {
+        Ok(text) => parse(&path, &text)?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => File::default(),
+        Err(source) => return Err(ConfigError::Read { path, source }),
+    };
+    Ok((path, file))
 }
 
 fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {

@@ -1,6 +1,7 @@
 //! The device's program: a loop that feeds the core and carries out what it orders.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,19 +13,22 @@ use smol::channel::{Receiver, Sender};
 use smol::future::FutureExt;
 
 use crate::config::Config;
-use crate::device::effects::Shell;
+use crate::device::effects::{Parts, Sends, Shell};
 use crate::device::inbox::Inbox;
 use crate::image::Images;
-use crate::link::{self, FromLink};
-use crate::runtime::{Folders, Running, Runtime};
-use crate::state::{self, Identity, State};
-use crate::{clock, facts};
+use crate::link::{self, FromLink, Pace};
+use crate::local::server::Asked;
+use crate::logs::Logs;
+use crate::runtime::{Folders, Runtime};
+use crate::state::{Identity, Opened, State};
+use crate::{clock, facts, local};
 
 mod effects;
 
 pub(crate) use effects::header;
 
 mod inbox;
+mod on_site;
 
 /// Inputs that wait for the core.
 const INPUTS: usize = 256;
@@ -34,8 +38,9 @@ const INPUTS: usize = 256;
 /// # Errors
 /// When it cannot begin; once begun, it goes on through whatever comes.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    let state = State::open(&config.data_dir)?;
-    let identity = state.identity(config.device_id.clone())?;
+    let Opened { state, identity, desired, checkpoint, clock_floor_ms, mut lost } =
+        State::open(&config.data_dir, config.device_id.clone())?;
+    clock::raise_floor(clock_floor_ms);
     let boot = clock::boot_id();
     let runtime = Runtime::open(Folders {
         run_dir: config.run_dir.clone(),
@@ -44,14 +49,17 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         program: "/proc/self/exe".into(),
     })?;
     let images = Images::open(&config.data_dir.join("images"), config.registries)?;
-    let found = runtime.scan()?;
-    let mut running = Vec::new();
-    let mut seen = Vec::new();
-    for (found, handle) in found {
+    let logs = Logs::new(config.logs, &config.data_dir, runtime.containers());
+    let (mut seen, mut running) = (Vec::new(), Vec::new());
+    for (found, handle) in runtime.scan()? {
         running.extend(handle.map(|handle| (found.container.clone(), handle)));
         seen.push(found);
     }
-    let checkpoint = match state::best(state.checkpoint())? {
+    let desired = stored_desired(&identity, desired, &mut lost);
+    for lost in &lost {
+        log::error!("{lost}");
+    }
+    let checkpoint = match checkpoint {
         Some(checkpoint) => checkpoint,
         None => first_checkpoint(&state)?,
     };
@@ -63,33 +71,39 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         features: runtime.features(),
         labels: config.labels,
         facts: facts::gather(),
-        desired: stored_desired(&state, &identity)?,
+        desired,
         checkpoint,
         found: seen,
+        lost,
     });
     log::info!("device {} with {} containers", identity.device, running.len());
+    let pace = Arc::new(Pace::default());
     let link = link::start(link::Options {
-        broker: config.broker,
+        broker: config.broker.clone(),
         prefix: Prefix::default(),
         device: identity.device.clone(),
         key: limpet_protocol::SigningKey::from_seed(identity.key.seed())?,
         boot,
         keep_alive: config.keep_alive,
+        seed: u64::from_be_bytes(random()?),
+        pace: Arc::clone(&pace),
     })
     .context("cannot start the MQTT thread")?;
     let (inputs, received) = smol::channel::bounded(INPUTS);
     let executor = Rc::new(LocalExecutor::new());
-    let shell = Rc::new(Shell::new(
-        Rc::clone(&executor),
-        state,
-        identity,
-        images,
-        runtime,
-        link.to_link,
-        link.streams,
-        inputs,
-    ));
-    smol::block_on(executor.run(serve(agent, shell, running, received, link.from_link)))
+    let (asks, asked) = smol::channel::bounded(1);
+    if let Err(error) = local::server::start(&executor, &config.run_dir, asks) {
+        log::error!("nobody can talk to this agent on this machine: {error}");
+    }
+    let parts = Parts { state, identity, boot, clock_floor_ms, images, runtime, logs };
+    let sends = Sends { to_link: link.to_link, pieces: link.streams, pace, inputs };
+    let shell = Rc::new(Shell::new(Rc::clone(&executor), parts, sends));
+    for (container, handle) in running {
+        shell.watch(container, handle);
+    }
+    let sources = Sources { received, from_link: link.from_link, asked };
+    let device = Device { agent, shell, inbox: Inbox::default(), broker: config.broker };
+    smol::block_on(executor.run(device.serve(sources)))
 }
 
 /// A device that cannot store it goes on all the same: better seen twice than not at all.
@@ -102,47 +116,56 @@ fn first_checkpoint(state: &State) -> anyhow::Result<Checkpoint> {
 }
 
 /// The desired state that was stored, if its signature still holds.
-fn stored_desired(state: &State, identity: &Identity) -> anyhow::Result<Option<DesiredState>> {
-    let Some(signed) = state::best(state.desired())? else {
-        return Ok(None);
-    };
-    match inbox::verify(identity, Kind::Desired, &signed).map(|envelope| envelope.read()) {
-        Ok(Ok(desired)) => Ok(Some(desired)),
+fn stored_desired(
+    identity: &Identity,
+    signed: Option<Vec<u8>>,
+    lost: &mut Vec<String>,
+) -> Option<DesiredState> {
+    match inbox::verify(identity, Kind::Desired, &signed?).map(|envelope| envelope.read()) {
+        Ok(Ok(desired)) => Some(desired),
         Ok(Err(error)) => {
-            log::error!("the stored desired state cannot be read: {error}");
-            Ok(None)
+            lost.push(format!("the stored desired state cannot be read: {error}"));
+            None
         }
         Err(error) => {
-            log::error!("the stored desired state is not the controller's: {error}");
-            Ok(None)
+            lost.push(format!("the stored desired state is not the controller's: {error}"));
+            None
         }
     }
 }
 
-async fn serve(
-    mut agent: Agent,
+/// A device that runs.
+struct Device {
+    agent: Agent,
     shell: Rc<Shell>,
-    running: Vec<(limpet_protocol::ContainerId, Running)>,
+    inbox: Inbox,
+    broker: (String, u16),
+}
+
+/// Where everything comes from that the core is told.
+struct Sources {
     received: Receiver<Input>,
     from_link: Receiver<FromLink>,
-) -> anyhow::Result<()> {
-    for (container, handle) in running {
-        shell.watch(container, handle);
-    }
-    let mut inbox = Inbox::default();
-    loop {
-        while let Some(effect) = agent.poll_effect() {
-            shell.carry_out(effect);
-        }
-        let timeout = agent.poll_timeout();
-        let input = next(&received, &from_link, timeout).await?;
-        let input = match input {
-            Woken::Input(input) => Some(input),
-            Woken::Link(event) => inbox.read(&shell, event),
-            Woken::Time => Some(Input::Tick),
-        };
-        if let Some(input) = input {
-            agent.handle(clock::boot_ms(), input);
+    asked: Receiver<Asked>,
+}
+
+impl Device {
+    async fn serve(mut self, sources: Sources) -> anyhow::Result<()> {
+        self.shell.heed(self.agent.desired_state());
+        loop {
+            while let Some(effect) = self.agent.poll_effect() {
+                self.shell.carry_out(effect);
+            }
+            let input = match sources.next(self.agent.poll_timeout()).await? {
+                Woken::Input(input) => Some(input),
+                Woken::Link(event) => self.inbox.read(&self.shell, event),
+                Woken::Asked(asked) => self.asked(asked),
+                Woken::Time => Some(Input::Tick),
+            };
+            if let Some(input) = input {
+                self.agent.handle(clock::boot_ms(), input);
+                self.shell.heed(self.agent.desired_state());
+            }
         }
     }
 }
@@ -150,27 +173,36 @@ async fn serve(
 enum Woken {
     Input(Input),
     Link(FromLink),
+    Asked(Asked),
     Time,
 }
 
-async fn next(
-    received: &Receiver<Input>,
-    from_link: &Receiver<FromLink>,
-    timeout_ms: Option<u64>,
-) -> anyhow::Result<Woken> {
-    let input = async { Ok(Woken::Input(received.recv().await.context("no more inputs")?)) };
-    let link = async { Ok(Woken::Link(from_link.recv().await.context("the MQTT thread ended")?)) };
-    let time = async {
-        match timeout_ms {
-            Some(at_ms) => {
-                let wait = at_ms.saturating_sub(clock::boot_ms());
-                smol::Timer::after(Duration::from_millis(wait)).await;
-                Ok(Woken::Time)
+impl Sources {
+    async fn next(&self, timeout_ms: Option<u64>) -> anyhow::Result<Woken> {
+        let input =
+            async { Ok(Woken::Input(self.received.recv().await.context("no more inputs")?)) };
+        let link = async {
+            Ok(Woken::Link(self.from_link.recv().await.context("the MQTT thread ended")?))
+        };
+        let asked = async {
+            match self.asked.recv().await {
+                Ok(asked) => Ok(Woken::Asked(asked)),
+                // There is no socket.
+                Err(_) => smol::future::pending().await,
             }
-            None => smol::future::pending().await,
-        }
-    };
-    input.or(link).or(time).await
+        };
+        let time = async {
+            match timeout_ms {
+                Some(at_ms) => {
+                    let wait = at_ms.saturating_sub(clock::boot_ms());
+                    smol::Timer::after(Duration::from_millis(wait)).await;
+                    Ok(Woken::Time)
+                }
+                None => smol::future::pending().await,
+            }
+        };
+        input.or(link).or(asked).or(time).await
+    }
 }
 
 fn random<const N: usize>() -> anyhow::Result<[u8; N]> {

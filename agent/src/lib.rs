@@ -8,6 +8,7 @@ pub mod device;
 pub mod facts;
 pub mod image;
 pub mod link;
+pub mod local;
 pub mod logs;
 pub mod runtime;
 pub mod state;

@@ -4,8 +4,12 @@
 //! is a fresh client with a clean session, so that nothing of one reaches into the next: what has
 //! to survive is in the core's outbox.
 
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use limpet_agent_core::{KeepAlive, Reconnect};
 use limpet_protocol::{
     BootId, DeviceId, Header, Kind, Prefix, Presence, PresenceState, SigningKey, Topic, envelope,
 };
@@ -29,9 +33,10 @@ const STREAM_QUEUE: usize = 2;
 /// Messages handed to the client ahead of the network.
 const CLIENT_QUEUE: usize = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Waits between tries: the first, and the longest.
-const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_LONGEST: Duration = Duration::from_secs(30);
+const ENDING: &str = "the agent is ending";
+/// How often a device that sleeps looks whether it is time: timers stand still in a machine that is
+/// suspended, and the clock since boot does not.
+const ASLEEP_LOOK: Duration = Duration::from_secs(10);
 
 /// Where to connect, and as whom.
 pub struct Options {
@@ -45,15 +50,33 @@ pub struct Options {
     pub key: SigningKey,
     /// This boot.
     pub boot: BootId,
-    /// Time between signs of life.
+    /// Time between signs of life, at most.
     pub keep_alive: Duration,
+    /// Spreads waits; any number.
+    pub seed: u64,
+    /// What changes meanwhile.
+    pub pace: Arc<Pace>,
+}
+
+/// When the link may connect, as the rest of the agent has it.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// The window over which a fleet spreads its reconnects, in milliseconds.
+    pub spread_ms: AtomicU32,
+    /// No connection before this, in milliseconds since boot.
+    pub quiet_until_ms: AtomicU64,
 }
 
 /// What comes from the broker.
 #[derive(Debug)]
 pub enum FromLink {
-    /// Connected and subscribed; the number orders the connections of a boot.
-    Up(u64),
+    /// Connected and subscribed.
+    Up {
+        /// Orders the connections of a boot.
+        connection: u64,
+        /// The keep-alive of this one, in seconds.
+        keep_alive_s: u16,
+    },
     /// Not connected any more.
     Down,
     /// A message.
@@ -70,10 +93,24 @@ pub enum FromLink {
 pub struct ToLink {
     /// The connection it was made for: it is dropped on any other.
     pub connection: u64,
-    /// Its topic.
-    pub topic: String,
-    /// Its bytes.
-    pub payload: Vec<u8>,
+    /// What to do there.
+    pub order: Order,
+}
+
+/// What is done on a connection.
+#[derive(Debug)]
+pub enum Order {
+    /// Send a message.
+    Publish {
+        /// Its topic.
+        topic: String,
+        /// Its bytes.
+        payload: Vec<u8>,
+        /// The broker keeps it for those who ask later.
+        retain: bool,
+    },
+    /// End it.
+    Disconnect,
 }
 
 /// The link's ends on this side.
@@ -123,44 +160,107 @@ impl Outgoing {
 }
 
 async fn run(options: Options, outgoing: Outgoing, incoming: Sender<FromLink>) {
-    let mut wait = RETRY_FIRST;
+    let mut reconnect = Reconnect::new(options.seed);
+    let longest = u16::try_from(options.keep_alive.as_secs()).unwrap_or(u16::MAX);
+    let mut keep_alive = KeepAlive::new(longest);
+    let spread_ms = || options.pace.spread_ms.load(Ordering::Relaxed);
+    let (host, port) = &options.broker;
+    let mut wait_ms = reconnect.first_ms(spread_ms());
     while !incoming.is_closed() {
+        wait(wait_ms, &options.pace).await;
         let connection = clock::boot_ms();
-        let ended = connect(&options, connection, &outgoing, &incoming).await;
+        let seconds = keep_alive.seconds();
+        let ended = match connect(&options, connection, seconds, &incoming).await {
+            Ok(connected) => {
+                keep_alive.connected(clock::boot_ms());
+                log::info!("link to {host}:{port} is up");
+                serve(connected, &outgoing, &incoming).await
+            }
+            Err(why) => {
+                keep_alive.failed();
+                Ended::Never(why)
+            }
+        };
+        let up = matches!(ended, Ended::Silent | Ended::Lost(_));
+        let up_ms = up.then(|| clock::boot_ms().saturating_sub(connection));
+        if matches!(ended, Ended::Silent) {
+            keep_alive.fell_silent();
+        }
         if incoming.send(FromLink::Down).await.is_err() {
             return;
         }
-        let lasted = Duration::from_millis(clock::boot_ms().saturating_sub(connection));
-        wait = if lasted > RETRY_LONGEST { RETRY_FIRST } else { (wait * 2).min(RETRY_LONGEST) };
-        let (host, port) = &options.broker;
-        log::warn!("link to {host}:{port}: {ended}; next try in {:.1} s", wait.as_secs_f32());
-        // A quarter more or less by chance, so that devices do not return in step.
-        let chance = u32::from(connection as u8);
-        tokio::time::sleep(wait * (384 + chance) / 512).await;
+        wait_ms = reconnect.wait_ms(up_ms, spread_ms());
+        let seconds = Duration::from_millis(wait_ms).as_secs_f32();
+        log::warn!("link to {host}:{port}: {ended}; next try in {seconds:.1} s");
     }
 }
 
-/// One connection, from its first byte to its last; says why it ended.
+/// Waits this long, and until the device no longer sleeps.
+async fn wait(wait_ms: u64, pace: &Pace) {
+    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    loop {
+        let until_ms = pace.quiet_until_ms.load(Ordering::Relaxed);
+        let left = Duration::from_millis(until_ms.saturating_sub(clock::boot_ms()));
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(ASLEEP_LOOK)).await;
+    }
+}
+
+/// A connection that is up and subscribed.
+struct Connected {
+    connection: u64,
+    client: AsyncClient,
+    events: EventLoop,
+    keep_alive: Duration,
+}
+
+/// Why there is no connection any more.
+enum Ended {
+    /// Its peer has fallen silent.
+    Silent,
+    /// It was up, and broke.
+    Lost(String),
+    /// It did not come about.
+    Never(String),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent => f.write_str("the broker has fallen silent"),
+            Self::Lost(why) | Self::Never(why) => f.write_str(why),
+        }
+    }
+}
+
 async fn connect(
     options: &Options,
     connection: u64,
-    outgoing: &Outgoing,
+    keep_alive_s: u16,
     incoming: &Sender<FromLink>,
-) -> String {
-    let (client, mut events) = AsyncClient::new(mqtt_options(options, connection), CLIENT_QUEUE);
+) -> Result<Connected, String> {
+    let keep_alive = Duration::from_secs(keep_alive_s.into());
+    let mqtt = mqtt_options(options, connection, keep_alive);
+    let (client, mut events) = AsyncClient::new(mqtt, CLIENT_QUEUE);
     let first =
         tokio::time::timeout(CONNECT_TIMEOUT, until_subscribed(options, &client, &mut events));
-    match first.await {
-        Ok(Ok(())) => {}
-        Ok(Err(why)) => return why,
-        Err(_) => return "no answer".to_owned(),
-    }
-    if incoming.send(FromLink::Up(connection)).await.is_err() {
-        return "the agent is ending".to_owned();
-    }
-    log::info!("link to {}:{} is up", options.broker.0, options.broker.1);
-    let publisher = tokio::spawn(publish(client, connection, outgoing.clone()));
-    let ended = receive(options.keep_alive, &mut events, incoming).await;
+    first.await.map_err(|_| "no answer".to_owned())??;
+    let up = FromLink::Up { connection, keep_alive_s };
+    incoming.send(up).await.map_err(|_| ENDING.to_owned())?;
+    Ok(Connected { connection, client, events, keep_alive })
+}
+
+/// One connection, until it is none.
+async fn serve(
+    mut connected: Connected,
+    outgoing: &Outgoing,
+    incoming: &Sender<FromLink>,
+) -> Ended {
+    let Connected { connection, client, .. } = &connected;
+    let publisher = tokio::spawn(publish(client.clone(), *connection, outgoing.clone()));
+    let ended = receive(connected.keep_alive, &mut connected.events, incoming).await;
     publisher.abort();
     ended
 }
@@ -200,12 +300,18 @@ async fn until_subscribed(
 }
 
 async fn publish(client: AsyncClient, connection: u64, outgoing: Outgoing) {
-    while let Some(message) = outgoing.next().await {
-        if message.connection == connection {
-            let ToLink { topic, payload, .. } = message;
-            if client.publish(topic, QoS::AtLeastOnce, false, payload).await.is_err() {
-                return;
+    while let Some(ToLink { connection: meant_for, order }) = outgoing.next().await {
+        if meant_for != connection {
+            continue;
+        }
+        let done = match order {
+            Order::Publish { topic, payload, retain } => {
+                client.publish(topic, QoS::AtLeastOnce, retain, payload).await
             }
+            Order::Disconnect => client.disconnect().await,
+        };
+        if done.is_err() {
+            return;
         }
     }
 }
@@ -214,21 +320,29 @@ async fn receive(
     keep_alive: Duration,
     events: &mut EventLoop,
     incoming: &Sender<FromLink>,
-) -> String {
+) -> Ended {
     // poll() never ends on a peer that has stalled: no packet for two keep-alives is the end.
     let silence = keep_alive * 2;
     loop {
         let event = match tokio::time::timeout(silence, events.poll()).await {
             Ok(Ok(event)) => event,
-            Ok(Err(error)) => return explain(error),
-            Err(_) => return "the broker has fallen silent".to_owned(),
-        };
-        if let Event::Incoming(Incoming::Publish(publish)) = event {
-            let topic = String::from_utf8_lossy(&publish.topic).into_owned();
-            let payload = publish.payload.to_vec();
-            if incoming.send(FromLink::Message { topic, payload }).await.is_err() {
-                return "the agent is ending".to_owned();
+            Ok(Err(ConnectionError::MqttState(StateError::AwaitPingResp))) | Err(_) => {
+                return Ended::Silent;
             }
+            Ok(Err(error)) => return Ended::Lost(explain(error)),
+        };
+        match event {
+            Event::Incoming(Incoming::Publish(publish)) => {
+                let topic = String::from_utf8_lossy(&publish.topic).into_owned();
+                let payload = publish.payload.to_vec();
+                if incoming.send(FromLink::Message { topic, payload }).await.is_err() {
+                    return Ended::Lost(ENDING.to_owned());
+                }
+            }
+            Event::Outgoing(rumqttc::Outgoing::Disconnect) => {
+                return Ended::Lost("this device sleeps".to_owned());
+            }
+            Event::Incoming(_) | Event::Outgoing(_) => {}
         }
     }
 }
@@ -252,12 +366,12 @@ fn explain(error: ConnectionError) -> String {
     }
 }
 
-fn mqtt_options(options: &Options, connection: u64) -> MqttOptions {
+fn mqtt_options(options: &Options, connection: u64, keep_alive: Duration) -> MqttOptions {
     let (host, port) = &options.broker;
     let fingerprint = options.key.public().fingerprint();
     let client_id = format!("limpet/{}/{fingerprint}", options.device);
     let mut mqtt = MqttOptions::new(client_id, host, *port);
-    mqtt.set_keep_alive(options.keep_alive)
+    mqtt.set_keep_alive(keep_alive)
         .set_clean_start(true)
         .set_max_packet_size(Some(PACKET_BYTES_MAX))
         .set_outgoing_inflight_upper_limit(IN_FLIGHT_MAX)

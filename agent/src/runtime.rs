@@ -137,20 +137,19 @@ impl Runtime {
         for path in [&runtime.containers, &runtime.writable] {
             make_folder(path)?;
         }
-        runtime.sweep()?;
+        runtime.sweep();
         Ok(runtime)
     }
 
     /// Removes the writable layers of containers that are gone: the machine lost power.
-    fn sweep(&self) -> Result<(), RuntimeError> {
-        let entries = std::fs::read_dir(&self.writable).map_err(io("read", &self.writable))?;
-        for entry in entries.flatten() {
-            if !self.containers.join(entry.file_name()).exists() {
-                let path = entry.path();
-                std::fs::remove_dir_all(&path).map_err(io("remove", &path))?;
+    fn sweep(&self) {
+        let entries = std::fs::read_dir(&self.writable).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| !self.containers.join(entry.file_name()).exists()) {
+            let path = entry.path();
+            if let Err(error) = std::fs::remove_dir_all(&path) {
+                log::error!("cannot remove {}, which nothing needs: {error}", path.display());
             }
         }
-        Ok(())
     }
 
     /// What can be enforced here.
@@ -158,12 +157,17 @@ impl Runtime {
         self.hierarchies.features()
     }
 
-    /// The run folder of a container; its log is there.
+    /// The folder that run folders are in.
+    pub fn containers(&self) -> PathBuf {
+        self.containers.clone()
+    }
+
+    /// The run folder of a container.
     pub fn folder(&self, container: &ContainerId) -> PathBuf {
         self.containers.join(container.as_str())
     }
 
-    /// Makes a container and starts its main process.
+    /// Makes a container and starts its main process; its log goes to `logs`, or its run folder.
     ///
     /// # Errors
     /// When it could not be made; nothing of it runs, and [`Runtime::remove`] takes away the rest.
@@ -172,6 +176,7 @@ impl Runtime {
         container: &ContainerId,
         image: &Image,
         workload: Workload,
+        logs: Option<PathBuf>,
     ) -> Result<Running, RuntimeError> {
         let folder = self.folder(container);
         make_folder(&folder.join("bundle"))?;
@@ -184,6 +189,7 @@ impl Runtime {
             image: image.config.clone(),
             writable: self.writable.join(container.as_str()),
             cgroup: self.cgroup(container),
+            logs,
         };
         let path = folder.join("order");
         order::write(&path, &order).map_err(io("write", &path))?;

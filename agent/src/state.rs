@@ -1,8 +1,9 @@
-//! What survives a reboot: identity, desired state, checkpoint. Every document is replaced whole:
-//! temporary file, fsync, rename, fsync of the folder.
+//! What survives a reboot: identity, desired state, checkpoint, and how late it is at least.
+//!
+//! Whatever has become of these files, a device comes up with the best that they prove, and says
+//! what it lost. Only what a newer version wrote is left alone.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -11,14 +12,33 @@ use limpet_protocol::{DeviceId, PublicKey, SigningKey, cbor};
 use serde::{Deserialize, Serialize};
 
 mod document;
+mod slots;
 
 pub use document::DocumentError;
 use document::Kind;
+use slots::Slots;
 
 /// The data folder, held by one agent.
 pub struct State {
     folder: PathBuf,
+    slots: Slots,
     _lock: File,
+}
+
+/// The data folder and what was in it.
+pub struct Opened {
+    /// To be written to.
+    pub state: State,
+    /// Who this device is; made on first use.
+    pub identity: Identity,
+    /// The signed desired state that was stored last.
+    pub desired: Option<Vec<u8>>,
+    /// The checkpoint that was stored last.
+    pub checkpoint: Option<Checkpoint>,
+    /// It is later than this, in milliseconds since 1970.
+    pub clock_floor_ms: u64,
+    /// What was damaged or missing, and what took its place.
+    pub lost: Vec<String>,
 }
 
 /// Who this device is, and whom it trusts.
@@ -65,38 +85,51 @@ pub enum StateError {
     NoId,
 }
 
+/// Takes a data folder; makes it where it is missing.
+///
+/// # Errors
+/// When another process holds it, or it cannot be made.
+pub fn lock(folder: &Path) -> Result<File, StateError> {
+    let failed = |source| StateError::Folder { folder: folder.into(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let lock = File::create(folder.join("lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StateError::InUse(folder.into())),
+        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
 impl State {
-    /// Takes the data folder; makes it where it is missing.
+    /// Takes the data folder and reads what is in it. A device that has no identity gets one, with
+    /// `id` or the host's name.
     ///
     /// # Errors
-    /// When another agent holds it, or it cannot be made.
-    pub fn open(folder: &Path) -> Result<Self, StateError> {
-        let failed = |source| StateError::Folder { folder: folder.into(), source };
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-        let lock = File::create(folder.join("lock")).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {
-                document::take_reserve(folder);
-                Ok(Self { folder: folder.into(), _lock: lock })
-            }
-            Err(std::fs::TryLockError::WouldBlock) => Err(StateError::InUse(folder.into())),
-            Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+    /// When another agent holds it, a newer one wrote it, or no id is to be had.
+    pub fn open(folder: &Path, id: Option<DeviceId>) -> Result<Opened, StateError> {
+        let lock = lock(folder)?;
+        document::take_reserve(folder);
+        let mut lost = Vec::new();
+        let known = read::<StoredIdentity>(folder, Kind::Identity, &mut lost)?;
+        let desired = document::read(folder, Kind::Desired, &mut lost)?;
+        let floor = document::read(folder, Kind::Clock, &mut lost)?;
+        let (slots, checkpoint) = checkpoint(folder, &mut lost)?;
+        let begun = checkpoint.as_ref().is_some_and(|checkpoint| !checkpoint.slots.is_empty());
+        if begun && desired.is_none() && lost.is_empty() {
+            lost.push("desired state is missing: what runs goes on".to_owned());
         }
+        let state = Self { folder: folder.into(), slots, _lock: lock };
+        let identity = state.identity(known, id)?;
+        let floor = floor.and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
+        let clock_floor_ms = floor.unwrap_or(0);
+        Ok(Opened { state, identity, desired, checkpoint, clock_floor_ms, lost })
     }
 
-    /// The device's identity; made on first use, with `id` or the host's name.
-    ///
-    /// # Errors
-    /// When it cannot be read or written, or no id is to be had.
-    pub fn identity(&self, id: Option<DeviceId>) -> Result<Identity, StateError> {
-        let known = match self.read::<StoredIdentity>(Kind::Identity) {
-            Err(e @ DocumentError::Newer { .. }) => return Err(e.into()),
-            Err(e) => {
-                log::error!("{e}: this device begins with a new identity");
-                None
-            }
-            Ok(known) => known,
-        };
+    fn identity(
+        &self,
+        known: Option<StoredIdentity>,
+        id: Option<DeviceId>,
+    ) -> Result<Identity, StateError> {
         let identity = match known {
             Some(known) if id.as_ref().is_none_or(|id| *id == known.device) => {
                 let key = SigningKey::from_seed(&known.seed)?;
@@ -113,7 +146,10 @@ impl State {
                 controller: None,
             },
         };
-        self.store_identity(&identity)?;
+        // A device that cannot store it goes on all the same, as another after its next start.
+        if let Err(error) = self.store_identity(&identity) {
+            log::error!("{error}");
+        }
         Ok(identity)
     }
 
@@ -127,18 +163,11 @@ impl State {
             seed: identity.key.seed().to_vec(),
             controller: identity.controller,
         };
-        document::write(&self.folder, Kind::Identity, &cbor::encode(&stored))
+        document::write(&self.folder, Kind::Identity, &cbor::encode(&stored))?;
+        document::copy(&self.folder, Kind::Identity)
     }
 
-    /// The signed desired state that was stored last.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn desired(&self) -> Result<Option<Vec<u8>>, DocumentError> {
-        document::read(&self.folder, Kind::Desired)
-    }
-
-    /// Keeps a signed desired state.
+    /// Keeps a signed desired state; [`State::copy_desired`] is to follow.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -146,28 +175,73 @@ impl State {
         document::write(&self.folder, Kind::Desired, signed)
     }
 
-    /// The checkpoint that was stored last.
+    /// Keeps the stored desired state a second time. Nobody waits for that.
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub fn checkpoint(&self) -> Result<Option<Checkpoint>, DocumentError> {
-        self.read(Kind::Checkpoint)
+    /// When it cannot be written.
+    pub fn copy_desired(&self) -> Result<(), DocumentError> {
+        document::copy(&self.folder, Kind::Desired)
     }
 
-    /// Keeps a checkpoint.
+    /// Keeps a checkpoint; one at a time.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn store_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), DocumentError> {
-        document::write(&self.folder, Kind::Checkpoint, &cbor::encode(checkpoint))
+        self.slots.store(&self.folder, &cbor::encode(checkpoint))
     }
 
-    fn read<T: serde::de::DeserializeOwned>(&self, kind: Kind) -> Result<Option<T>, DocumentError> {
-        let Some(bytes) = document::read(&self.folder, kind)? else {
-            return Ok(None);
-        };
-        let value = cbor::decode(&bytes, document::BYTES_MAX);
-        value.map(Some).map_err(|_| DocumentError::Damaged { path: kind.path(&self.folder) })
+    /// Keeps how late it is at least, in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn store_clock_floor(&self, floor_ms: u64) -> Result<(), DocumentError> {
+        document::write(&self.folder, Kind::Clock, &floor_ms.to_be_bytes())
+    }
+}
+
+/// A document whose content is CBOR. One that cannot be understood is as good as none.
+fn read<T: serde::de::DeserializeOwned>(
+    folder: &Path,
+    kind: Kind,
+    lost: &mut Vec<String>,
+) -> Result<Option<T>, DocumentError> {
+    let bytes = document::read(folder, kind, lost)?;
+    Ok(bytes.and_then(|bytes| understand(&bytes, kind, lost)))
+}
+
+fn understand<T: serde::de::DeserializeOwned>(
+    bytes: &[u8],
+    kind: Kind,
+    lost: &mut Vec<String>,
+) -> Option<T> {
+    let read = cbor::decode(bytes, document::BYTES_MAX);
+    let tell = |error| lost.push(format!("the {} cannot be read: {error}", kind.name()));
+    read.map_err(tell).ok()
+}
+
+fn checkpoint(
+    folder: &Path,
+    lost: &mut Vec<String>,
+) -> Result<(Slots, Option<Checkpoint>), DocumentError> {
+    let slots::Stored { slots, content } = Slots::open(folder, lost)?;
+    if let Some(content) = content {
+        return Ok((slots, understand(&content, Kind::Checkpoint, lost)));
+    }
+    // Format 1 was one file, replaced whole.
+    let one = Kind::Checkpoint.path(folder);
+    match document::read_one(&one, Kind::Checkpoint) {
+        Ok(Some(content)) => {
+            slots.store(folder, &content)?;
+            // It is not looked at while there is a later one.
+            let _ = std::fs::remove_file(one);
+            Ok((slots, understand(&content, Kind::Checkpoint, lost)))
+        }
+        Ok(None) => Ok((slots, None)),
+        Err(error) => {
+            lost.push(format!("{error}: going on without"));
+            Ok((slots, None))
+        }
     }
 }
 
@@ -175,20 +249,5 @@ fn host_name() -> Option<DeviceId> {
     DeviceId::lossy(&rustix::system::uname().nodename().to_string_lossy())
 }
 
-/// A document that cannot be used is as good as none, unless a newer version wrote it.
-///
-/// # Errors
-/// When a newer version wrote it: going on would lose what it says.
-pub fn best<T>(read: Result<Option<T>, DocumentError>) -> Result<Option<T>, DocumentError> {
-    match read {
-        Err(e @ DocumentError::Newer { .. }) => Err(e),
-        Err(e) => {
-            let nothing = e.source_kind() == Some(ErrorKind::NotFound);
-            if !nothing {
-                log::error!("{e}: going on without it");
-            }
-            Ok(None)
-        }
-        Ok(value) => Ok(value),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -89,6 +89,14 @@ pub enum EventKind {
     Adopted,
     /// A document was refused.
     Refused,
+    /// Something in the data folder was damaged or missing.
+    DataLost,
+    /// A person on site stopped a workload.
+    StoppedOnSite,
+    /// A person on site started a workload.
+    StartedOnSite,
+    /// A person on site had a workload restarted.
+    RestartedOnSite,
     /// Sent by a later version.
     #[serde(other)]
     Unknown,
@@ -109,6 +117,10 @@ impl fmt::Display for EventKind {
             Self::Removed => "removed",
             Self::Adopted => "adopted",
             Self::Refused => "refused",
+            Self::DataLost => "data-lost",
+            Self::StoppedOnSite => "stopped-on-site",
+            Self::StartedOnSite => "started-on-site",
+            Self::RestartedOnSite => "restarted-on-site",
             Self::Unknown => "unknown",
         })
     }

@@ -57,6 +57,9 @@ pub struct Hello {
     /// The device's outbox.
     #[serde(rename = "o")]
     pub outbox: OutboxId,
+    /// Seconds between signs of life of this connection; 0 where an older agent does not say.
+    #[serde(rename = "k", default)]
+    pub keep_alive_s: u16,
 }
 
 /// What a machine is.
@@ -102,6 +105,13 @@ pub enum PresenceState {
     /// Gone, or going.
     #[serde(rename = "off")]
     Offline,
+    /// Gone on purpose, for this long, in milliseconds: a wrong clock does not matter.
+    #[serde(rename = "asleep")]
+    Asleep {
+        /// From when it was sent.
+        #[serde(rename = "f")]
+        for_ms: u64,
+    },
 }
 
 /// Something that an agent must be able to enforce; text, so that a stranger's is still a feature.

@@ -75,6 +75,7 @@ fn evil_hello() -> Hello {
         held: Held::default(),
         reported: limpet_protocol::Digest([0; 32]),
         outbox: limpet_protocol::OutboxId([1; 8]),
+        keep_alive_s: 600,
     }
 }
 

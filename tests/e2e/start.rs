@@ -61,7 +61,7 @@ fn a_folder_of_a_newer_version_is_left_alone() {
     fleet.controller.ok(&["run", "web", "--image=box"]);
     let agent = &mut fleet.agents[0];
     agent.kill();
-    for name in ["identity", "desired", "checkpoint"] {
+    for name in ["identity", "desired", "checkpoint.0"] {
         let path = agent.data.join(name);
         let whole = std::fs::read(&path).unwrap();
         let newer = newer(&whole);
@@ -101,7 +101,9 @@ fn a_folder_of_a_newer_version_is_left_alone() {
 fn newer(document: &[u8]) -> Vec<u8> {
     let mut newer = document.to_vec();
     newer[5] += 1;
-    let hashed = limpet_protocol::Digest::of(&[&newer[..16], &newer[24..]].concat());
+    let length = u64::from_be_bytes(newer[8..16].try_into().unwrap());
+    let content = &newer[24..24 + usize::try_from(length).unwrap()];
+    let hashed = limpet_protocol::Digest::of(&[&newer[..16], content].concat());
     newer[16..24].copy_from_slice(&hashed.0[..8]);
     newer
 }

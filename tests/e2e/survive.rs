@@ -260,25 +260,28 @@ fn a_workload_that_fills_the_disk_can_be_deleted() {
 }
 
 #[test]
-fn a_damaged_document_gives_way_to_the_one_before_it() {
+fn a_damaged_document_gives_way_to_its_copy_and_the_operator_is_told() {
     let mut fleet = Fleet::start(1);
     fleet.controller.ok(&["run", "web", "--image=box"]);
     fleet.controller.ok(&["run", "other", "--image=box"]);
     let before = fleet.until_phases("web", &["running"]).remove(0);
     let fingerprint = |fleet: &Fleet| fleet.controller.list("/api/v1/devices").len();
-    for name in ["identity", "desired", "checkpoint"] {
+    for name in ["identity", "desired", "checkpoint.0", "checkpoint.1"] {
         let agent = &mut fleet.agents[0];
         agent.kill();
         let path = agent.data.join(name);
         let mut bytes = std::fs::read(&path).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
+        bytes[30] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         agent.restart();
         agent.process.until_said(&format!("{name} is damaged"));
         fleet.until_online(1);
         let now = fleet.until_phases("web", &["running"]).remove(0);
         assert_eq!((&now["pid"], fingerprint(&fleet)), (&before["pid"], 1), "{name}");
+        fleet.eventually("the operator to be told", || {
+            let events = fleet.controller.ok(&["get", "events"]);
+            events.contains(&format!("{name} is damaged: going on with")).then_some(())
+        });
     }
     // With nothing left to say what should run, what does run goes on until the controller says.
     let agent = &mut fleet.agents[0];
@@ -288,7 +291,7 @@ fn a_damaged_document_gives_way_to_the_one_before_it() {
     }
     fleet.controller.kill();
     fleet.agents[0].restart();
-    fleet.agents[0].process.until_said("going on without it");
+    fleet.agents[0].process.until_said("so is its copy: going on without");
     assert_eq!(fleet.agents[0].shims().len(), 2);
     fleet.controller.restart();
     fleet.until_online(1);

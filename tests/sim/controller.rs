@@ -101,7 +101,7 @@ impl Seen {
                 }
                 vec![ToDevice::Ack(self.connection, inbox.ack(false))]
             }
-            Message::Result { .. } => vec![],
+            Message::Result { .. } | Message::Asleep { .. } => vec![],
         }
     }
 

@@ -97,6 +97,7 @@ impl Device {
             desired: self.desired.clone(),
             checkpoint: self.checkpoint.clone(),
             found: found.collect(),
+            lost: vec![],
         });
         // What was never completely made is gone with its shim.
         self.containers.retain(|_, container| container.state != State::Making);

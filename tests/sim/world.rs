@@ -218,7 +218,7 @@ impl World {
         let connection = now_ms - it.booted_ms + 1;
         it.connection = Some(connection);
         let nonce = Nonce(self.random.bytes());
-        self.tell(device, Input::LinkUp { connection, nonce });
+        self.tell(device, Input::LinkUp { connection, nonce, keep_alive_s: 600 });
     }
 
     fn made(&mut self, device: usize, container: ContainerId, life: u64) {

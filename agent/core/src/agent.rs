@@ -1,9 +1,10 @@
 //! The agent as a whole: desired state in, workloads stepped, the controller told.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use limpet_protocol::{
-    BootId, Command, ContainerId, DesiredState, EventKind, Facts, Feature, Held, Labels, WorkloadId,
+    BootId, Command, ContainerId, DesiredState, EventKind, Facts, Feature, Held, Labels,
+    WorkloadId, WorkloadStatus,
 };
 
 use crate::backoff::Jitter;
@@ -45,6 +46,8 @@ pub struct Start {
     pub checkpoint: Checkpoint,
     /// The containers that are there.
     pub found: Vec<Found>,
+    /// What the disk has lost since, for a person.
+    pub lost: Vec<String>,
 }
 
 /// The state of a device.
@@ -68,7 +71,11 @@ pub struct Agent {
     /// An image could not be had.
     image_failed: bool,
     link: Link,
+    /// Of the latest connection.
+    keep_alive_s: u16,
     refused: Refused,
+    /// Desired states whose images are on their way.
+    fetching: BTreeSet<Held>,
     effects: VecDeque<Effect>,
 }
 
@@ -85,6 +92,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) now_ms: u64,
     pub(crate) jitter: &'a mut Jitter,
     pub(crate) features: &'a [Feature],
+    /// Desired states whose images are on their way.
+    pub(crate) fetching: &'a BTreeSet<Held>,
     next_container: &'a mut u32,
     effects: &'a mut VecDeque<Effect>,
     outbox: &'a mut Outbox,
@@ -138,10 +147,15 @@ impl Agent {
             collect: true,
             image_failed: false,
             link: Link::Down,
+            keep_alive_s: 0,
             refused: Refused::default(),
+            fetching: BTreeSet::new(),
             effects: VecDeque::new(),
         };
         agent.note(start.now_ms, EventKind::AgentStarted, agent.version.to_string());
+        for lost in start.lost {
+            agent.note(start.now_ms, EventKind::DataLost, lost);
+        }
         agent.assign();
         agent.take_over(start.found, start.now_ms);
         agent.settle(start.now_ms);
@@ -152,7 +166,10 @@ impl Agent {
     pub fn handle(&mut self, now_ms: u64, input: Input) {
         match input {
             Input::Tick => {}
-            Input::LinkUp { connection, nonce } => self.greet(now_ms, connection, nonce),
+            Input::LinkUp { connection, nonce, keep_alive_s } => {
+                self.keep_alive_s = keep_alive_s;
+                self.greet(now_ms, connection, nonce);
+            }
             Input::LinkDown => self.link = Link::Down,
             Input::Desired { state, signed } => self.desired(state, signed),
             Input::DesiredStored(held) => self.desired_stored(held),
@@ -166,6 +183,13 @@ impl Agent {
             Input::Commanded { number, nonce, action } => {
                 self.command(now_ms, number, Command { nonce, action });
             }
+            Input::OnSite { workload, action } => {
+                let (slots, mut turn) = self.turn(now_ms);
+                if let Some(slot) = slots.get_mut(&workload) {
+                    slot.on_site(action, &mut turn);
+                }
+            }
+            Input::Sleep { for_ms } => self.sleep(for_ms),
             Input::Refused { reason } => self.refuse(reason),
             Input::Pulling { container } => {
                 self.with(now_ms, &container, |slot, number, turn| slot.pulling(number, turn));
@@ -219,6 +243,29 @@ impl Agent {
         self.desired.as_ref().map(|desired| desired.held).unwrap_or_default()
     }
 
+    /// The workloads, each with what is told of it, and the image that it is to run.
+    pub fn workloads(&self) -> impl Iterator<Item = (&WorkloadId, WorkloadStatus, String)> {
+        self.slots.iter().map(|(id, slot)| {
+            let image = slot.images().next().unwrap_or_default();
+            (id, slot.status(), image)
+        })
+    }
+
+    /// Whether the controller has answered on the present connection.
+    pub fn is_connected(&self) -> bool {
+        matches!(self.link, Link::Open { .. })
+    }
+
+    /// How many events the controller has yet to acknowledge.
+    pub fn events_waiting(&self) -> usize {
+        self.outbox.events_waiting()
+    }
+
+    /// The desired state that is in force.
+    pub fn desired_state(&self) -> Option<&DesiredState> {
+        self.desired.as_ref()
+    }
+
     /// Counts what was refused; [`Agent::tell_refused`] makes an event of it.
     fn refuse(&mut self, reason: String) {
         self.refused.count = self.refused.count.saturating_add(1);
@@ -233,12 +280,13 @@ impl Agent {
             .flat_map(|desired| &desired.workloads)
             .map(|workload| (workload.id.clone(), workload.clone()))
             .collect();
+        let held = self.held();
         for (id, slot) in &mut self.slots {
-            slot.want(wanted.remove(id));
+            slot.want(wanted.remove(id), held);
         }
         for (id, workload) in wanted {
             let mut slot = Slot::new(id.clone());
-            slot.want(Some(workload));
+            slot.want(Some(workload), held);
             self.slots.insert(id, slot);
         }
     }
@@ -292,6 +340,7 @@ impl Agent {
             now_ms,
             jitter: &mut self.jitter,
             features: &self.features,
+            fetching: &self.fetching,
             next_container: &mut self.next_container,
             effects: &mut self.effects,
             outbox: &mut self.outbox,
@@ -318,11 +367,21 @@ impl Agent {
         // Before the first desired state, or where it was lost, nobody knows what should run: what
         // does run goes on.
         let known = self.desired.is_some();
+        if known {
+            self.prefetch(now_ms);
+        }
         self.each(now_ms, |slot, turn| known && slot.step(turn));
         self.collect();
         self.tell_refused(now_ms);
         self.store(now_ms);
         self.tell(now_ms);
+    }
+
+    /// Asks for all images of what is wanted before anything that runs makes way for it.
+    fn prefetch(&mut self, now_ms: u64) {
+        let (slots, mut turn) = self.turn(now_ms);
+        slots.values_mut().for_each(|slot| slot.prefetch(&mut turn));
+        self.fetching = self.slots.values().filter_map(Slot::fetches).collect();
     }
 
     /// Has what nothing needs removed: when what should run has changed and does, and when an image

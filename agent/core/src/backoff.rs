@@ -23,7 +23,8 @@ pub(crate) fn wait_ms(failures: u32, jitter: &mut Jitter) -> u64 {
 pub(crate) struct Jitter(pub(crate) u64);
 
 impl Jitter {
-    fn below(&mut self, bound: u64) -> u64 {
+    /// A number from 0 to below `bound`; 0 where that is 0.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

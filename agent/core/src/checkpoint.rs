@@ -52,6 +52,9 @@ pub struct SlotRecord {
     pub exit: Option<Exit>,
     /// For a person.
     pub message: String,
+    /// A person on site has stopped it. Absent in format 1.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 /// The life of a workload's latest container, as far as it was told.

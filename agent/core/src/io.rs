@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use limpet_protocol::{
     Ack, Action, ContainerId, DesiredState, EventBatch, Exit, Held, Hello, Nonce, Reported, Signal,
-    StreamId, Workload,
+    StreamId, Workload, WorkloadId,
 };
 
 use crate::checkpoint::Checkpoint;
@@ -20,6 +20,8 @@ pub enum Input {
         connection: u64,
         /// Random, of this connection.
         nonce: Nonce,
+        /// Seconds between signs of life.
+        keep_alive_s: u16,
     },
     /// The connection is gone.
     LinkDown,
@@ -63,6 +65,18 @@ pub enum Input {
         nonce: Nonce,
         /// What to do.
         action: Action,
+    },
+    /// A person on site asks for something to be done to a workload.
+    OnSite {
+        /// The workload.
+        workload: WorkloadId,
+        /// What.
+        action: LocalAction,
+    },
+    /// The device is about to sleep: it says so and ends its connection.
+    Sleep {
+        /// For how long, in milliseconds.
+        for_ms: u64,
     },
     /// A message was refused.
     Refused {
@@ -118,6 +132,17 @@ pub enum Input {
     },
 }
 
+/// What a person on site can ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalAction {
+    /// End it; it stays ended until another desired state, or until it is started.
+    Stop,
+    /// Start it.
+    Start,
+    /// End it and start it anew.
+    Restart,
+}
+
 /// What is to be done.
 #[derive(Debug, Clone)]
 pub enum Effect {
@@ -162,6 +187,17 @@ pub enum Effect {
         /// Which container.
         container: ContainerId,
     },
+    /// Keep the end of a container's log where a power cut leaves it, in place of what was kept of
+    /// its workload before.
+    KeepLog {
+        /// Which container.
+        container: ContainerId,
+    },
+    /// Remove what was kept of a workload's logs.
+    ForgetLog {
+        /// Which workload.
+        workload: WorkloadId,
+    },
     /// Where room is short, remove images, layers and parts of them that none of these images and no
     /// container that runs needs.
     Collect {
@@ -177,6 +213,11 @@ pub enum Effect {
     Stream(StreamOrder),
     /// End a stream.
     EndStream(StreamId),
+    /// End the connection when all messages are sent, and begin none for this long.
+    Disconnect {
+        /// In milliseconds.
+        for_ms: u64,
+    },
 }
 
 /// A log to be sent.
@@ -184,8 +225,8 @@ pub enum Effect {
 pub struct StreamOrder {
     /// The stream it goes to.
     pub stream: StreamId,
-    /// Whose logs, in order: the container before, and the latest one.
-    pub containers: Vec<ContainerId>,
+    /// Whose logs: of its containers as far as they are there, in order.
+    pub workload: WorkloadId,
     /// How many of the latest lines come first.
     pub tail: u32,
     /// Go on with what is written from then on.
@@ -203,6 +244,11 @@ pub enum Message {
     Reported(Reported),
     /// Events, in order.
     Events(EventBatch),
+    /// The device is about to sleep.
+    Asleep {
+        /// For how long, in milliseconds.
+        for_ms: u64,
+    },
     /// What became of a command.
     Result {
         /// The command.

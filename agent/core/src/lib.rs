@@ -13,8 +13,10 @@ mod backoff;
 mod checkpoint;
 mod io;
 mod outbox;
+mod reconnect;
 mod slot;
 
 pub use agent::{Agent, Start};
 pub use checkpoint::{Checkpoint, RecordedLife, SlotRecord};
-pub use io::{Effect, Found, FoundState, Input, Message, StreamOrder};
+pub use io::{Effect, Found, FoundState, Input, LocalAction, Message, StreamOrder};
+pub use reconnect::{KeepAlive, Reconnect};

@@ -46,6 +46,8 @@ pub(crate) struct Outbox {
     next_event: u64,
     /// Events below this number are on disk.
     stored_event: u64,
+    /// The next event's number as it was found on disk, until the controller has been heard.
+    found_event: Option<u64>,
     /// Events up to this number were sent on this connection.
     sent_event: u64,
     statuses: BTreeMap<WorkloadId, Changed>,
@@ -65,6 +67,7 @@ impl Outbox {
             events: checkpoint.events.iter().cloned().collect(),
             next_event: checkpoint.next_event,
             stored_event: checkpoint.next_event,
+            found_event: Some(checkpoint.next_event),
             sent_event: 0,
             statuses: BTreeMap::new(),
             next_sequence: checkpoint.next_sequence,
@@ -131,11 +134,13 @@ impl Outbox {
         self.sent_sequence = self.acked_sequence;
     }
 
-    /// Takes over an acknowledgement; false where it speaks of another outbox.
+    /// Takes over an acknowledgement. True where events have got other numbers, and must be stored
+    /// before they are told.
     pub(crate) fn acked(&mut self, ack: &Ack) -> bool {
         if ack.outbox != self.id {
             return false;
         }
+        let renumbered = self.catch_up(ack.events);
         while self.events.front().is_some_and(|event| event.number <= ack.events) {
             self.events.pop_front();
         }
@@ -149,6 +154,22 @@ impl Outbox {
         let acked = self.acked_sequence;
         self.statuses.retain(|_, known| known.status.is_some() || known.sequence > acked);
         self.send_whole |= ack.send_whole;
+        renumbered
+    }
+
+    /// The controller has events that this disk knows nothing of: the latest checkpoint was lost, and
+    /// the one before it gave numbers out a second time. What has happened since follows what the
+    /// controller has.
+    fn catch_up(&mut self, heard: u64) -> bool {
+        let Some(found) = self.found_event.take().filter(|found| *found <= heard) else {
+            return false;
+        };
+        let shift = heard.saturating_add(1).saturating_sub(found);
+        for event in self.events.iter_mut().filter(|event| event.number >= found) {
+            event.number = event.number.saturating_add(shift);
+        }
+        self.next_event = self.next_event.saturating_add(shift);
+        self.stored_event = 0;
         true
     }
 
@@ -168,6 +189,10 @@ impl Outbox {
 
     pub(crate) fn stored(&mut self, next_event: u64) {
         self.stored_event = self.stored_event.max(next_event);
+    }
+
+    pub(crate) fn events_waiting(&self) -> usize {
+        self.events.len()
     }
 
     pub(crate) fn next_event(&self) -> u64 {
@@ -190,6 +215,7 @@ impl Outbox {
         let events = self.events.iter().take_while(stored);
         let events: Vec<Event> = events.take(BATCH_EVENTS_MAX).cloned().collect();
         self.sent_event = events.last()?.number;
+        self.found_event = None;
         Some(EventBatch {
             outbox: self.id,
             boot: self.boot,

@@ -14,11 +14,11 @@
 //!
 //! [`Slot::step`] looks at what is wanted and where life stands, and orders the one thing that is
 //! missing; the other methods record what the shell answered. Nothing that runs is stopped before
-//! the image that follows it is here, and while what is wanted cannot run, Absent leads back to
+//! the images of the desired state that wants it so are here, and while what is wanted cannot run, Absent leads back to
 //! Starting with what ran before it.
 
 use limpet_protocol::{
-    ContainerId, Digest, EventKind, Exit, Restart, Signal, Workload, WorkloadId,
+    ContainerId, Digest, EventKind, Exit, Held, Restart, Signal, Workload, WorkloadId,
 };
 
 use crate::agent::Turn;
@@ -26,11 +26,18 @@ use crate::backoff::wait_ms;
 use crate::io::Effect;
 use crate::outbox::{Note, clip};
 
+mod image;
+mod local;
 mod restart;
 mod status;
 
+use image::Image;
+
 /// A container that ran for this long has shown that it works: its failures are forgotten.
 const STEADY_MS: u64 = 60_000;
+
+/// The last words of a container that ended badly go to flash at most once in this time.
+const KEEP_LOG_EVERY_MS: u64 = 1_800_000;
 
 /// SIGKILL is repeated after this long, should a process have been busy in the kernel.
 const KILL_AGAIN_MS: u64 = 10_000;
@@ -41,6 +48,10 @@ pub(crate) struct Slot {
     id: WorkloadId,
     /// None: it should go.
     wanted: Option<Workload>,
+    /// The desired state that made it so.
+    asked_by: Held,
+    /// A person on site has stopped it: until another desired state, or until they start it.
+    stopped: bool,
     life: Life,
     image: Image,
     /// The latest container, and what it was made from.
@@ -52,6 +63,8 @@ pub(crate) struct Slot {
     restarts: u32,
     exit: Option<Exit>,
     message: String,
+    /// Why it ended is not written to flash again before this.
+    keep_log_at_ms: u64,
 }
 
 /// The life of the latest container.
@@ -83,30 +96,13 @@ enum Life {
     },
 }
 
-/// Whether the image that is wanted is here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Image {
-    Unknown,
-    Asked { number: u32, pulling: bool },
-    Ready,
-    Failed { retry_at_ms: u64 },
-}
-
-impl Image {
-    /// Whether it is known not to be here.
-    fn is_missing(self) -> bool {
-        match self {
-            Self::Asked { pulling: true, .. } | Self::Failed { .. } => true,
-            Self::Unknown | Self::Asked { pulling: false, .. } | Self::Ready => false,
-        }
-    }
-}
-
 impl Slot {
     pub(crate) fn new(id: WorkloadId) -> Self {
         Self {
             id,
             wanted: None,
+            asked_by: Held::default(),
+            stopped: false,
             life: Life::Absent,
             image: Image::Unknown,
             container: 0,
@@ -116,14 +112,16 @@ impl Slot {
             restarts: 0,
             exit: None,
             message: String::new(),
+            keep_log_at_ms: 0,
         }
     }
 
-    /// Takes over what is wanted from here on; None where it should go.
-    pub(crate) fn want(&mut self, wanted: Option<Workload>) {
+    /// Takes over what `held` wants from here on; None where it should go.
+    pub(crate) fn want(&mut self, wanted: Option<Workload>, held: Held) {
         let revision = |workload: &Option<Workload>| workload.as_ref().map(|w| w.revision);
         if revision(&self.wanted) != revision(&wanted) {
             self.image = Image::Unknown;
+            self.asked_by = held;
             // After a restart of the agent nothing was wanted before: what was said still holds.
             if self.wanted.is_some() {
                 self.message.clear();
@@ -142,7 +140,12 @@ impl Slot {
                 turn.order(Effect::Signal { container, signal: Some(Signal::KILL) });
             }
             (_, Life::Sought { .. } | Life::Starting | Life::Stopping { .. }) => {}
-            (None, Life::Running { pid, .. }) => self.stop(pid, turn),
+            (Some(_), _) if self.stopped => self.stay_stopped(turn),
+            (None, Life::Running { pid, .. }) => {
+                if !turn.fetching.contains(&self.asked_by) {
+                    self.stop(pid, turn);
+                }
+            }
             (
                 None,
                 Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable { .. },
@@ -153,7 +156,8 @@ impl Slot {
             (Some(true), Life::Waiting { until_ms }) if until_ms > turn.now_ms => {}
             (Some(true), Life::Finished { .. } | Life::Unable { .. } | Life::Running { .. }) => {}
             (Some(false), Life::Running { pid, .. }) => {
-                if self.able(turn) && self.ready(turn) {
+                let able = self.able(turn) && self.ready(turn);
+                if able && !turn.fetching.contains(&self.asked_by) {
                     self.stop(pid, turn);
                 }
             }
@@ -205,12 +209,6 @@ impl Slot {
         at_rest && self.current() == Some(true)
     }
 
-    /// The images that are needed: of what is wanted, and of what goes on until it can be had.
-    pub(crate) fn images(&self) -> impl Iterator<Item = String> + use<> {
-        let image = |workload: &Option<Workload>| workload.as_ref().map(|w| w.spec.image.clone());
-        image(&self.wanted).into_iter().chain(image(&self.made))
-    }
-
     fn revision(&self) -> Option<Digest> {
         self.made.as_ref().map(|made| made.revision)
     }
@@ -226,7 +224,15 @@ impl Slot {
         };
         self.say(format!("this agent or its kernel cannot do {lacking}"));
         // Another revision that was made before goes on.
-        if self.revision().is_none_or(|made| made == revision) {
+        let nothing_runs = match self.life {
+            Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable { .. } => {
+                true
+            }
+            Life::Sought { .. } | Life::Starting | Life::Running { .. } | Life::Stopping { .. } => {
+                false
+            }
+        };
+        if nothing_runs && self.revision().is_none_or(|made| made == revision) {
             self.life = Life::Unable { revision };
         }
         false
@@ -246,6 +252,7 @@ impl Slot {
         let life = match self.life {
             Life::Stopping { kill_at_ms, .. } => return Some(kill_at_ms),
             Life::Sought { .. } | Life::Starting => return None,
+            _ if self.stopped => return None,
             Life::Waiting { until_ms } => Some(until_ms),
             Life::Absent | Life::Running { .. } | Life::Finished { .. } | Life::Unable { .. } => {
                 None
@@ -258,54 +265,6 @@ impl Slot {
             Image::Failed { .. } | Image::Unknown | Image::Asked { .. } | Image::Ready => None,
         };
         life.into_iter().chain(image).min()
-    }
-
-    pub(crate) fn pulling(&mut self, number: u32, turn: &mut Turn<'_>) {
-        if self.image == (Image::Asked { number, pulling: false }) {
-            self.image = Image::Asked { number, pulling: true };
-            // Why it failed before is said again should it fail again.
-            if !matches!(self.life, Life::Running { .. }) {
-                self.message.clear();
-            }
-            let image = self.wanted.as_ref().map(|w| w.spec.image.clone()).unwrap_or_default();
-            self.note(turn, EventKind::Pulling, None, image);
-        }
-    }
-
-    pub(crate) fn pull_progressed(&mut self, number: u32, received: u64, total: u64) {
-        let ours = self.image == (Image::Asked { number, pulling: true });
-        // What runs meanwhile has nothing to explain.
-        if ours && !matches!(self.life, Life::Running { .. }) {
-            let mb = |bytes: u64| bytes.div_ceil(1_000_000);
-            self.say(format!("{} of {} MB", mb(received), mb(total)));
-        }
-    }
-
-    pub(crate) fn image_ready(&mut self, number: u32, turn: &mut Turn<'_>) {
-        let Image::Asked { number: asked, pulling } = self.image else {
-            return;
-        };
-        if asked != number {
-            return;
-        }
-        self.image = Image::Ready;
-        self.message.clear();
-        if pulling {
-            let image = self.wanted.as_ref().map(|w| w.spec.image.clone()).unwrap_or_default();
-            self.note(turn, EventKind::Pulled, None, image);
-        }
-    }
-
-    pub(crate) fn image_failed(&mut self, number: u32, reason: String, turn: &mut Turn<'_>) {
-        if !matches!(self.image, Image::Asked { number: asked, .. } if asked == number) {
-            return;
-        }
-        self.failures = self.failures.saturating_add(1);
-        let wait = wait_ms(self.failures, turn.jitter);
-        let retry_at_ms = turn.now_ms.saturating_add(wait);
-        self.image = Image::Failed { retry_at_ms };
-        self.say(reason.clone());
-        self.note(turn, EventKind::PullFailed, None, reason);
     }
 
     pub(crate) fn started(&mut self, number: u32, pid: u32, turn: &mut Turn<'_>) {
@@ -353,6 +312,10 @@ impl Slot {
         self.exit = Some(exit);
         if let Some(previous) = self.kept.replace(number) {
             turn.order(Effect::Remove { container: self.id_of(previous) });
+        }
+        if !asked && !exit.is_success() && self.keep_log_at_ms <= turn.now_ms {
+            self.keep_log_at_ms = turn.now_ms.saturating_add(KEEP_LOG_EVERY_MS);
+            turn.order(Effect::KeepLog { container: self.id_of(number) });
         }
         if asked {
             self.life = Life::Absent;
@@ -414,28 +377,11 @@ impl Slot {
         self.made = Some(workload);
     }
 
-    /// Whether the wanted image is here; asks for it where that is not known.
-    fn ready(&mut self, turn: &mut Turn<'_>) -> bool {
-        match self.image {
-            Image::Ready => return true,
-            Image::Asked { .. } => return false,
-            Image::Failed { retry_at_ms } if retry_at_ms > turn.now_ms => return false,
-            Image::Failed { .. } | Image::Unknown => {}
-        }
-        let Some(wanted) = &self.wanted else {
-            return false;
-        };
-        let image = wanted.spec.image.clone();
-        let number = turn.take_number();
-        self.image = Image::Asked { number, pulling: false };
-        turn.order(Effect::Prepare { container: self.id_of(number), image });
-        false
-    }
-
     fn clear(&mut self, turn: &mut Turn<'_>) {
         if let Some(kept) = self.kept.take() {
             turn.order(Effect::Remove { container: self.id_of(kept) });
         }
+        turn.order(Effect::ForgetLog { workload: self.id.clone() });
         self.note(turn, EventKind::Removed, None, String::new());
     }
 

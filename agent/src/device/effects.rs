@@ -9,18 +9,19 @@ use std::time::Duration;
 
 use limpet_agent_core::{Effect, Input, Message, StreamOrder};
 use limpet_protocol::{
-    CommandResult, ContainerId, Header, Kind, Prefix, PublicKey, SigningKey, StreamId, Topic,
-    Workload, envelope,
+    BootId, CommandResult, ContainerId, DesiredState, Header, Held, Kind, Prefix, Presence,
+    PresenceState, PublicKey, SigningKey, StreamId, Topic, Workload, WorkloadId, envelope,
 };
-use serde::Serialize;
 use smol::channel::Sender;
 use smol::lock::{RwLock, Semaphore};
 use smol::{Async, LocalExecutor, Task};
 
 use super::tell;
+use crate::clock;
 use crate::image::{Image, ImageName, Images, Progress};
-use crate::link::ToLink;
-use crate::logs::stream;
+use crate::link::{Order, Pace, ToLink};
+use crate::logs::ring::Reader;
+use crate::logs::{Logs, stream};
 use crate::runtime::{Running, Runtime};
 use crate::state::{Identity, State};
 
@@ -30,6 +31,8 @@ const STARTS_AT_ONCE: usize = 2;
 const PULLS_AT_ONCE: usize = 3;
 /// How often at most a pull says how far it has come: each time costs a report.
 const PROGRESS_STEPS: u64 = 10;
+/// The clock floor goes to disk when it has risen by a week: flash wears out.
+const CLOCK_FLOOR_EVERY_MS: u64 = 7 * 86_400_000;
 /// What would not be removed is tried again after this long.
 const REMOVE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -38,10 +41,15 @@ pub(super) struct Shell {
     executor: Rc<LocalExecutor<'static>>,
     state: Arc<State>,
     identity: RefCell<Arc<Identity>>,
+    boot: BootId,
+    /// As it is on disk.
+    clock_floor_ms: Cell<u64>,
     images: Arc<Images>,
     runtime: Arc<Runtime>,
+    logs: Logs,
     to_link: Sender<ToLink>,
     pieces: Sender<ToLink>,
+    pace: Arc<Pace>,
     inputs: Sender<Input>,
     connection: Cell<Option<u64>>,
     ready: RefCell<BTreeMap<String, Image>>,
@@ -54,26 +62,41 @@ pub(super) struct Shell {
 /// When a stream's lease ends, in milliseconds since boot, and the task that sends it.
 type Leased = (Rc<Cell<u64>>, Task<()>);
 
+/// The parts of a device.
+pub(super) struct Parts {
+    pub(super) state: State,
+    pub(super) identity: Identity,
+    pub(super) boot: BootId,
+    pub(super) clock_floor_ms: u64,
+    pub(super) images: Images,
+    pub(super) runtime: Runtime,
+    pub(super) logs: Logs,
+}
+
+/// Where effects send what comes of them.
+pub(super) struct Sends {
+    pub(super) to_link: Sender<ToLink>,
+    pub(super) pieces: Sender<ToLink>,
+    pub(super) pace: Arc<Pace>,
+    pub(super) inputs: Sender<Input>,
+}
+
 impl Shell {
-    #[expect(clippy::too_many_arguments, reason = "one value of each part that the device has")]
-    pub(super) fn new(
-        executor: Rc<LocalExecutor<'static>>,
-        state: State,
-        identity: Identity,
-        images: Images,
-        runtime: Runtime,
-        to_link: Sender<ToLink>,
-        pieces: Sender<ToLink>,
-        inputs: Sender<Input>,
-    ) -> Self {
+    pub(super) fn new(executor: Rc<LocalExecutor<'static>>, parts: Parts, sends: Sends) -> Self {
+        let Parts { state, identity, boot, clock_floor_ms, images, runtime, logs } = parts;
+        let Sends { to_link, pieces, pace, inputs } = sends;
         Self {
             executor,
             state: Arc::new(state),
             identity: RefCell::new(Arc::new(identity)),
+            boot,
+            clock_floor_ms: Cell::new(clock_floor_ms),
             images: Arc::new(images),
             runtime: Arc::new(runtime),
+            logs,
             to_link,
             pieces,
+            pace,
             inputs,
             connection: Cell::new(None),
             ready: RefCell::default(),
@@ -111,13 +134,8 @@ impl Shell {
     pub(super) fn carry_out(self: &Rc<Self>, effect: Effect) {
         match effect {
             Effect::StoreDesired { held, signed } => {
-                let state = Arc::clone(&self.state);
-                self.then(move || match state.store_desired(&signed) {
-                    Ok(()) => Input::DesiredStored(held),
-                    Err(error) => {
-                        Input::DesiredNotStored { held, signed, reason: error.to_string() }
-                    }
-                });
+                let shell = Rc::clone(self);
+                self.spawn(async move { shell.store_desired(held, signed).await });
             }
             Effect::StoreCheckpoint { version, checkpoint } => {
                 let state = Arc::clone(&self.state);
@@ -153,9 +171,15 @@ impl Shell {
                 let shell = Rc::clone(self);
                 self.spawn(async move { shell.collect(keep, orphans).await });
             }
+            Effect::KeepLog { container } => self.change_logs(move |logs| logs.keep(&container)),
+            Effect::ForgetLog { workload } => self.change_logs(move |logs| logs.forget(&workload)),
             Effect::Publish(message) => self.publish(message),
             Effect::Stream(order) => self.stream(order),
             Effect::EndStream(stream) => drop(self.streams.borrow_mut().remove(&stream)),
+            Effect::Disconnect { for_ms } => {
+                self.quiet_until(clock::boot_ms().saturating_add(for_ms));
+                self.to_link(Order::Disconnect);
+            }
         }
     }
 
@@ -167,6 +191,34 @@ impl Shell {
     fn then(&self, work: impl FnOnce() -> Input + Send + 'static) {
         let inputs = self.inputs.clone();
         self.spawn(async move { tell(&inputs, smol::unblock(work).await).await });
+    }
+
+    async fn store_desired(self: Rc<Self>, held: Held, signed: Vec<u8>) {
+        let state = Arc::clone(&self.state);
+        let input = smol::unblock(move || match state.store_desired(&signed) {
+            Ok(()) => Input::DesiredStored(held),
+            Err(error) => Input::DesiredNotStored { held, signed, reason: error.to_string() },
+        });
+        tell(&self.inputs, input.await).await;
+        let state = Arc::clone(&self.state);
+        if let Err(error) = smol::unblock(move || state.copy_desired()).await {
+            log::warn!("{error}: there is one copy of desired state only");
+        }
+    }
+
+    /// Changes what is on disk of logs; it is not worth more than a line where that fails.
+    fn change_logs(&self, change: impl FnOnce(&Logs) -> std::io::Result<()> + Send + 'static) {
+        let logs = self.logs.clone();
+        self.spawn(smol::unblock(move || {
+            if let Err(error) = change(&logs) {
+                log::warn!("cannot keep a log on disk: {error}");
+            }
+        }));
+    }
+
+    /// Readers of a workload's logs.
+    pub(super) fn readers(&self, workload: &WorkloadId) -> Vec<Reader> {
+        self.logs.readers(workload)
     }
 
     async fn prepare(self: Rc<Self>, container: ContainerId, image: String) {
@@ -232,7 +284,13 @@ impl Shell {
         let started = {
             let _turn = self.starts.acquire().await;
             let (runtime, id) = (Arc::clone(&self.runtime), container.clone());
-            smol::unblock(move || runtime.start(&id, &image, workload)).await
+            let logs = self.logs.clone();
+            smol::unblock(move || {
+                // Without a folder on disk the log goes where it always can.
+                let logs = logs.begin(&id).unwrap_or_default();
+                runtime.start(&id, &image, workload, logs)
+            })
+            .await
         };
         match started {
             Ok(running) => {
@@ -276,30 +334,59 @@ impl Shell {
                 (Kind::Event, batch.events.last().map_or(0, |event| event.number), 0)
             }
             Message::Result { number, .. } => (Kind::Result, *number, 0),
+            Message::Asleep { .. } => (Kind::Presence, self.connection.get().unwrap_or(0), 0),
         };
-        let topic = Topic::Device(identity.device.clone(), kind);
-        let send = |header: Header| match &message {
-            Message::Hello(hello) => self.send(&identity, &topic, &header, hello),
-            Message::Reported(report) => self.send(&identity, &topic, &header, report),
-            Message::Events(batch) => self.send(&identity, &topic, &header, batch),
+        let head = header(&identity, kind, epoch, number);
+        let key = &identity.key;
+        let payload = match &message {
+            Message::Hello(hello) => envelope::seal(key, &head, hello),
+            Message::Reported(report) => envelope::seal(key, &head, report),
+            Message::Events(batch) => envelope::seal(key, &head, batch),
             Message::Result { error, .. } => {
-                let result = CommandResult { error: error.clone() };
-                self.send(&identity, &topic, &header, &result)
+                envelope::seal(key, &head, &CommandResult { error: error.clone() })
+            }
+            Message::Asleep { for_ms } => {
+                let state = PresenceState::Asleep { for_ms: *for_ms };
+                envelope::seal(key, &head, &Presence { state, boot: self.boot, connection: number })
             }
         };
-        send(header(&identity, kind, epoch, number));
+        let retain = kind == Kind::Presence;
+        let topic = Topic::Device(identity.device.clone(), kind).under(&Prefix::default());
+        self.to_link(Order::Publish { topic, payload, retain });
     }
 
-    fn send<T: Serialize>(&self, identity: &Identity, topic: &Topic, header: &Header, body: &T) {
+    fn to_link(&self, order: Order) {
         let Some(connection) = self.connection.get() else {
             return;
         };
-        let payload = envelope::seal(&identity.key, header, body);
-        let topic = topic.under(&Prefix::default());
         // A full queue is a link that does not move: the core sends again what is not acknowledged.
-        if self.to_link.try_send(ToLink { connection, topic, payload }).is_err() {
+        if self.to_link.try_send(ToLink { connection, order }).is_err() {
             log::warn!("the link is behind: a message is held back");
         }
+    }
+
+    /// No connection is made before this, in milliseconds since boot.
+    pub(super) fn quiet_until(&self, at_ms: u64) {
+        self.pace.quiet_until_ms.store(at_ms, Ordering::Relaxed);
+    }
+
+    /// Takes over what desired state says of the fleet and of the time.
+    pub(super) fn heed(&self, desired: Option<&DesiredState>) {
+        let Some(DesiredState { at_ms, reconnect_spread_ms, .. }) = desired else {
+            return;
+        };
+        self.pace.spread_ms.store(*reconnect_spread_ms, Ordering::Relaxed);
+        clock::raise_floor(*at_ms);
+        if *at_ms < self.clock_floor_ms.get().saturating_add(CLOCK_FLOOR_EVERY_MS) {
+            return;
+        }
+        self.clock_floor_ms.set(*at_ms);
+        let (state, at_ms) = (Arc::clone(&self.state), *at_ms);
+        self.spawn(smol::unblock(move || {
+            if let Err(error) = state.store_clock_floor(at_ms) {
+                log::warn!("{error}: after a reboot this device may not know how late it is");
+            }
+        }));
     }
 
     fn stream(self: &Rc<Self>, order: StreamOrder) {
@@ -313,7 +400,7 @@ impl Shell {
             return;
         };
         let until_ms = Rc::new(Cell::new(order.until_ms));
-        let folders = order.containers.iter().map(|c| self.runtime.folder(c)).collect();
+        let readers = self.readers(&order.workload);
         let id = order.stream;
         let sender = stream::Sender {
             identity: self.identity(),
@@ -321,7 +408,7 @@ impl Shell {
             connection,
             stream: id,
         };
-        let work = stream::run(sender, folders, order.tail, order.follow, Rc::clone(&until_ms));
+        let work = stream::run(sender, readers, order.tail, order.follow, Rc::clone(&until_ms));
         streams.insert(id, (until_ms, self.executor.spawn(work)));
     }
 }

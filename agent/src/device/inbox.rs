@@ -38,11 +38,11 @@ pub(super) struct Inbox {
 impl Inbox {
     pub(super) fn read(&mut self, shell: &Shell, event: FromLink) -> Option<Input> {
         let read = match event {
-            FromLink::Up(connection) => {
+            FromLink::Up { connection, keep_alive_s } => {
                 self.connection = Some(connection);
                 shell.connected(Some(connection));
                 let nonce = super::random().map(Nonce).map_err(|_| Refusal::NoRandomness);
-                nonce.map(|nonce| Input::LinkUp { connection, nonce })
+                nonce.map(|nonce| Input::LinkUp { connection, nonce, keep_alive_s })
             }
             FromLink::Down => {
                 shell.connected(None);

@@ -53,9 +53,8 @@ impl Writer {
         self.written = BEGIN_BYTES as u64;
         self.file = File::create(&current).ok();
         if let Some(file) = &mut self.file {
-            let begin = [MAGIC.as_slice(), &self.before.to_be_bytes()].concat();
             // Without it no reader takes the file for a log: the output is lost until the next one.
-            let _ = file.write_all(&begin);
+            let _ = file.write_all(&begin(self.before));
         }
     }
 
@@ -88,10 +87,7 @@ impl Writer {
     }
 
     fn record(&mut self, stream: LogStream, line: &[u8], wall_ms: u64) {
-        let mut record = vec![stream as u8, 0];
-        record.extend(u16::try_from(line.len()).unwrap_or(u16::MAX).to_be_bytes());
-        record.extend(wall_ms.to_be_bytes());
-        record.extend(line);
+        let record = encode(stream, line, wall_ms);
         if self.written + record.len() as u64 > FILE_BYTES_MAX {
             self.begin();
         }
@@ -103,9 +99,34 @@ impl Writer {
     }
 }
 
+fn begin(before: u64) -> Vec<u8> {
+    [MAGIC.as_slice(), &before.to_be_bytes()].concat()
+}
+
+fn encode(stream: LogStream, line: &[u8], wall_ms: u64) -> Vec<u8> {
+    let mut record = vec![stream as u8, 0];
+    record.extend(u16::try_from(line.len()).unwrap_or(u16::MAX).to_be_bytes());
+    record.extend(wall_ms.to_be_bytes());
+    record.extend(line);
+    record
+}
+
+/// What a line takes in a file.
+pub fn record_bytes(line: &LogLine) -> usize {
+    HEADER_BYTES + line.bytes.len()
+}
+
+/// A file of a ring that holds these lines.
+pub fn file(lines: &[LogLine]) -> Vec<u8> {
+    let records = lines.iter().map(|line| encode(line.stream, &line.bytes, line.at_ms));
+    std::iter::once(begin(0)).chain(records).flatten().collect()
+}
+
 /// Reads a ring while it is being written.
 pub struct Reader {
     folder: PathBuf,
+    /// The run folder of the container, which tells when nothing follows.
+    run: PathBuf,
     /// Record bytes that have been read, of all that were ever written.
     position: u64,
 }
@@ -120,9 +141,9 @@ pub struct News {
 }
 
 impl Reader {
-    /// A reader of the ring in a container's folder.
-    pub fn open(folder: &Path) -> Self {
-        Self { folder: folder.into(), position: 0 }
+    /// A reader of the ring in `folder`, of the container whose run folder is `run`.
+    pub fn open(folder: &Path, run: &Path) -> Self {
+        Self { folder: folder.into(), run: run.into(), position: 0 }
     }
 
     /// The latest lines, at most `tail`; [`Reader::more`] goes on from there.
@@ -151,7 +172,7 @@ impl Reader {
 
     /// Whether nothing more will be written: the container's exit is recorded, or its folder gone.
     pub fn is_over(&self) -> bool {
-        self.folder.join("exit").exists() || !self.folder.exists()
+        self.run.join("exit").exists() || !self.run.exists()
     }
 
     fn file(&self, name: &str) -> Option<(File, u64)> {
@@ -214,7 +235,7 @@ mod tests {
         writer.write(LogStream::Stdout, b"b\nc\n\n", 3);
         writer.write(LogStream::Stdout, &vec![b'l'; LINE_BYTES_MAX + 1], 4);
         writer.finish();
-        let lines = Reader::open(folder.path()).tail(100);
+        let lines = Reader::open(folder.path(), folder.path()).tail(100);
         let texts = texts(&lines);
         assert_eq!(&texts[..4], ["x", "ab", "c", ""]);
         assert_eq!(texts[4].len(), LINE_BYTES_MAX);
@@ -225,7 +246,7 @@ mod tests {
     fn a_reader_follows_through_a_turn_of_the_ring() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = Writer::open(folder.path());
-        let mut reader = Reader::open(folder.path());
+        let mut reader = Reader::open(folder.path(), folder.path());
         writer.write(LogStream::Stdout, b"first\n", 1);
         assert_eq!(texts(&reader.tail(1)), ["first"]);
         let mut seen = 0;
@@ -259,9 +280,9 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for length in 0..whole.len() {
             std::fs::write(&path, &whole[..length]).unwrap();
-            assert!(Reader::open(folder.path()).tail(9).len() < 2, "{length}");
+            assert!(Reader::open(folder.path(), folder.path()).tail(9).len() < 2, "{length}");
         }
         std::fs::write(&path, b"something else").unwrap();
-        assert!(Reader::open(folder.path()).tail(9).is_empty());
+        assert!(Reader::open(folder.path(), folder.path()).tail(9).is_empty());
     }
 }

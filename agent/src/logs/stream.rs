@@ -1,7 +1,6 @@
 //! A leased log stream: chunks of a container's log, for as long as somebody looks.
 
 use std::cell::Cell;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use limpet_protocol::{Kind, LogLine, Prefix, StreamChunk, StreamId, Topic, envel
 use super::ring::{News, Reader};
 use crate::clock;
 use crate::device::header;
-use crate::link::ToLink;
+use crate::link::{Order, ToLink};
 use crate::state::Identity;
 
 /// How often a log that is followed is looked at.
@@ -37,7 +36,7 @@ pub struct Sender {
 /// of them writes from then on, until it ends or the lease does.
 pub async fn run(
     sender: Sender,
-    folders: Vec<PathBuf>,
+    readers: Vec<Reader>,
     tail: u32,
     follow: bool,
     until_ms: Rc<Cell<u64>>,
@@ -45,8 +44,7 @@ pub async fn run(
     let tail = usize::try_from(tail.min(TAIL_MAX)).unwrap_or(0);
     let mut lines = Vec::new();
     let mut latest = None;
-    for folder in folders {
-        let mut reader = Reader::open(&folder);
+    for mut reader in readers {
         lines.extend(reader.tail(tail));
         latest = Some(reader);
     }
@@ -82,7 +80,8 @@ impl Sender {
             let payload = envelope::seal(&self.identity.key, &head, &chunk);
             let topic = Topic::Stream(self.identity.device.clone(), self.stream);
             let topic = topic.under(&Prefix::default());
-            let message = ToLink { connection: self.connection, topic, payload };
+            let order = Order::Publish { topic, payload, retain: false };
+            let message = ToLink { connection: self.connection, order };
             if self.to_link.send(message).await.is_err() {
                 return;
             }

@@ -42,6 +42,9 @@ pub(super) struct StartOrder {
     pub writable: PathBuf,
     /// Its control group.
     pub cgroup: String,
+    /// Folder of its log, where that is not the run folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logs: Option<PathBuf>,
 }
 
 /// A process, told apart from a later one with its number.
@@ -114,6 +117,7 @@ impl StartOrder {
             image: ImageConfig::default(),
             writable: "/w".into(),
             cgroup: "/limpet/web.0.1".into(),
+            logs: None,
         }
     }
 }

@@ -75,9 +75,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// PID` or `failed WHY`, and returns only where it failed.
 pub fn run(folder: &Path) -> std::process::ExitCode {
     let error = match make(folder) {
-        Ok((pid, output)) => {
+        Ok((pid, output, logs)) => {
             answer(&format!("started {pid}"));
-            become_waiter(folder, pid, output)
+            become_waiter(folder, pid, output, logs.as_deref())
         }
         Err(error) => error,
     };
@@ -96,7 +96,7 @@ struct Output {
     stderr: OwnedFd,
 }
 
-fn make(folder: &Path) -> Result<(u32, Output), ShimError> {
+fn make(folder: &Path) -> Result<(u32, Output, Option<PathBuf>), ShimError> {
     let path = folder.join("order");
     let order: StartOrder = order::read(&path).ok_or(ShimError::Order(path))?;
     detach()?;
@@ -137,7 +137,7 @@ fn make(folder: &Path) -> Result<(u32, Output), ShimError> {
     let path = folder.join("state");
     order::write(&path, &StateRecord { main, shim })
         .map_err(|source| ShimError::Write { path, source })?;
-    Ok((main.pid, Output { stdout, stderr }))
+    Ok((main.pid, Output { stdout, stderr }, order.logs))
 }
 
 fn handle(signal: Signal, handler: SigHandler) -> Result<(), ShimError> {
@@ -225,7 +225,7 @@ fn write_bundle(order: &StartOrder, bundle: &Path) -> Result<(), ShimError> {
 }
 
 /// Replaces this process: its memory goes, its child and its open pipes stay.
-fn become_waiter(folder: &Path, pid: u32, output: Output) -> ShimError {
+fn become_waiter(folder: &Path, pid: u32, output: Output, logs: Option<&Path>) -> ShimError {
     for fd in [output.stdout.as_fd(), output.stderr.as_fd()] {
         if let Err(errno) = fcntl_setfd(fd, FdFlags::empty()) {
             return system("keep the container's output")(errno);
@@ -236,6 +236,7 @@ fn become_waiter(folder: &Path, pid: u32, output: Output) -> ShimError {
         .arg("shim-wait")
         .arg(folder)
         .args([pid.to_string(), number(&output.stdout), number(&output.stderr)])
+        .arg(logs.unwrap_or(folder))
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())
         .exec();

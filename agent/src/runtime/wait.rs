@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::path::Path;
+use std::path::PathBuf;
 
 use limpet_protocol::{Exit, LogStream};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -26,16 +26,31 @@ struct Source {
     file: Option<File>,
 }
 
-/// Waits for the container of `folder`; the arguments are what the shim passed on.
-pub fn run(folder: &Path, pid: i32, stdout: i32, stderr: i32) -> std::process::ExitCode {
-    match wait(folder, pid, [(LogStream::Stdout, stdout), (LogStream::Stderr, stderr)]) {
+/// What the shim passes on.
+pub struct Waited {
+    /// The container's run folder.
+    pub folder: PathBuf,
+    /// Its main process.
+    pub pid: i32,
+    /// The numbers of its pipes.
+    pub stdout: i32,
+    /// The same.
+    pub stderr: i32,
+    /// The folder of its log.
+    pub logs: PathBuf,
+}
+
+/// Waits for a container.
+pub fn run(waited: &Waited) -> std::process::ExitCode {
+    match wait(waited) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         // The next look at the folder finds no exit and says that the end was not seen.
         Err(_) => std::process::ExitCode::FAILURE,
     }
 }
 
-fn wait(folder: &Path, pid: i32, pipes: [(LogStream, i32); 2]) -> std::io::Result<()> {
+fn wait(waited: &Waited) -> std::io::Result<()> {
+    let pipes = [(LogStream::Stdout, waited.stdout), (LogStream::Stderr, waited.stderr)];
     let mut sources = pipes.map(|(stream, fd)| {
         #[expect(unsafe_code, reason = "the shim passes its pipes on by number")]
         // SAFETY: the shim that became this process opened these descriptors, cleared their
@@ -48,16 +63,16 @@ fn wait(folder: &Path, pid: i32, pipes: [(LogStream, i32); 2]) -> std::io::Resul
             rustix::io::ioctl_fionbio(file, true)?;
         }
     }
-    let pid = Pid::from_raw(pid).ok_or(std::io::ErrorKind::InvalidInput)?;
+    let pid = Pid::from_raw(waited.pid).ok_or(std::io::ErrorKind::InvalidInput)?;
     let main = pidfd_open(pid, PidfdFlags::empty())?;
-    let mut log = Writer::open(folder);
+    let mut log = Writer::open(&waited.logs);
     while !look(&main, &mut sources, &mut log)? {}
     let exit = reap(&main)?;
     for source in &mut sources {
         drain(source, &mut log);
     }
     log.finish();
-    order::write(&folder.join("exit"), &ExitRecord { exit, at_ms: clock::boot_ms() })
+    order::write(&waited.folder.join("exit"), &ExitRecord { exit, at_ms: clock::boot_ms() })
 }
 
 /// Sleeps until something happens and moves what was written; true once the main process has ended.

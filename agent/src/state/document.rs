@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! 0   "LMPT"    magic
-//! 4   kind      1 identity, 2 desired, 3 checkpoint
+//! 4   kind      1 identity, 2 desired, 3 checkpoint, 4 clock
 //! 5   version   of the content's form, from 1
 //! 6   0 0
 //! 8   length    of the content, u64, big endian
 //! 16  check     the first 8 bytes of SHA-256 over bytes 0 to 15 and the content
 //! 24  content
 //! ```
+//!
+//! A document that is replaced whole has a copy beside it, written after it: what damages one file
+//! leaves the other.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -18,40 +21,43 @@ use std::path::{Path, PathBuf};
 use limpet_protocol::Digest;
 use rustix::fs::FallocateFlags;
 
-/// The version that this agent writes, and the newest that it reads.
-const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 24;
 /// The longest document: far above a full checkpoint, far below a small device's memory.
 pub(super) const BYTES_MAX: usize = 1 << 20;
 
 /// What a document is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Identity = 1,
     Desired = 2,
     Checkpoint = 3,
+    Clock = 4,
 }
 
 impl Kind {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Identity => "identity",
             Self::Desired => "desired",
             Self::Checkpoint => "checkpoint",
+            Self::Clock => "clock",
         }
     }
 
-    /// Whether one that is damaged may give way to the one before it. Not the checkpoint: an older
-    /// one would give numbers out a second time.
-    fn keeps_previous(self) -> bool {
+    /// The version that this agent writes, and the newest that it reads.
+    fn version(self) -> u8 {
         match self {
-            Self::Identity | Self::Desired => true,
-            Self::Checkpoint => false,
+            Self::Checkpoint => 2,
+            Self::Identity | Self::Desired | Self::Clock => 1,
         }
     }
 
     pub(super) fn path(self, folder: &Path) -> PathBuf {
         folder.join(self.name())
+    }
+
+    fn copy(self, folder: &Path) -> PathBuf {
+        self.path(folder).with_extension("old")
     }
 }
 
@@ -77,28 +83,22 @@ pub enum DocumentError {
     /// Written by a newer version.
     #[error(
         "{path} was written by a newer version of limpet-agent (format {version}, this one reads \
-         {VERSION}): install that version, or use another --data-dir"
+         {known}): install that version, or use another --data-dir"
     )]
     Newer {
         /// The file.
         path: PathBuf,
         /// Its version.
         version: u8,
+        /// The newest that this agent reads.
+        known: u8,
     },
 }
 
-impl DocumentError {
-    pub(super) fn source_kind(&self) -> Option<ErrorKind> {
-        match self {
-            Self::Io { source, .. } => Some(source.kind()),
-            Self::Damaged { .. } | Self::Newer { .. } => None,
-        }
-    }
-}
-
-fn seal(kind: Kind, content: &[u8]) -> Vec<u8> {
+/// A document as it is on disk.
+pub(super) fn seal(kind: Kind, content: &[u8]) -> Vec<u8> {
     let mut out = b"LMPT".to_vec();
-    out.extend([kind as u8, VERSION, 0, 0]);
+    out.extend([kind as u8, kind.version(), 0, 0]);
     out.extend((content.len() as u64).to_be_bytes());
     out.extend(check(&out, content));
     out.extend(content);
@@ -112,46 +112,74 @@ fn check(header: &[u8], content: &[u8]) -> [u8; 8] {
     out
 }
 
-fn open(path: &Path, kind: Kind, bytes: &[u8]) -> Result<Vec<u8>, DocumentError> {
-    let damaged = || DocumentError::Damaged { path: path.into() };
-    let (header, content) = bytes.split_at_checked(HEADER_BYTES).ok_or_else(damaged)?;
-    let (described, checked) = header.split_at(16);
-    let length = (content.len() as u64).to_be_bytes();
-    let whole = checked == check(described, content) && described[8..] == length;
-    if !whole || described[..4] != *b"LMPT" || described[4] != kind as u8 {
-        return Err(damaged());
-    }
-    match described[5] {
-        VERSION => Ok(content.to_vec()),
-        version => Err(DocumentError::Newer { path: path.into(), version }),
-    }
-}
-
-/// Reads a document; None where there is none. One that is damaged gives way to the one before it,
-/// where that was kept.
-pub(super) fn read(folder: &Path, kind: Kind) -> Result<Option<Vec<u8>>, DocumentError> {
-    let path = kind.path(folder);
-    match read_one(&path, kind) {
-        Err(error @ (DocumentError::Damaged { .. } | DocumentError::Io { .. })) => {
-            let before = path.with_extension("old");
-            match read_one(&before, kind) {
-                Ok(Some(content)) => {
-                    log::error!("{error}: going on with {}", before.display());
-                    Ok(Some(content))
-                }
-                Ok(None) | Err(_) => Err(error),
-            }
+/// The version and the content of the document that `bytes` begin with, and what follows it.
+pub(super) fn unseal<'a>(
+    path: &Path,
+    kind: Kind,
+    bytes: &'a [u8],
+) -> Result<(u8, &'a [u8], &'a [u8]), DocumentError> {
+    let whole = || {
+        let (header, rest) = bytes.split_at_checked(HEADER_BYTES)?;
+        let (described, checked) = header.split_at(16);
+        let length = u64::from_be_bytes(described[8..].try_into().ok()?);
+        let (content, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+        let ours = described[..4] == *b"LMPT" && described[4] == kind as u8;
+        (ours && checked == check(described, content)).then_some((described[5], content, rest))
+    };
+    match whole() {
+        None => Err(DocumentError::Damaged { path: path.into() }),
+        Some((version, ..)) if version > kind.version() => {
+            Err(DocumentError::Newer { path: path.into(), version, known: kind.version() })
         }
-        read => read,
+        Some(document) => Ok(document),
     }
 }
 
-fn read_one(path: &Path, kind: Kind) -> Result<Option<Vec<u8>>, DocumentError> {
+/// Reads a document; None where there is none, nor a copy. The copy takes the place of one that is
+/// damaged or missing, and `lost` says so.
+pub(super) fn read(
+    folder: &Path,
+    kind: Kind,
+    lost: &mut Vec<String>,
+) -> Result<Option<Vec<u8>>, DocumentError> {
+    let (first, copy) = (kind.path(folder), kind.copy(folder));
+    let why = match read_one(&first, kind) {
+        Ok(Some(content)) => return Ok(Some(content)),
+        Err(error @ DocumentError::Newer { .. }) => return Err(error),
+        Ok(None) if !copy.exists() => return Ok(None),
+        Ok(None) => format!("{} is missing", first.display()),
+        Err(error) => error.to_string(),
+    };
+    match read_one(&copy, kind) {
+        Ok(Some(content)) => {
+            lost.push(format!("{why}: going on with its copy"));
+            Ok(Some(content))
+        }
+        Err(error @ DocumentError::Newer { .. }) => Err(error),
+        Ok(None) | Err(_) => {
+            lost.push(format!("{why}, and so is its copy: going on without"));
+            Ok(None)
+        }
+    }
+}
+
+pub(super) fn read_one(path: &Path, kind: Kind) -> Result<Option<Vec<u8>>, DocumentError> {
+    let Some(bytes) = read_bytes(path)? else {
+        return Ok(None);
+    };
+    match unseal(path, kind, &bytes)? {
+        (_, content, []) => Ok(Some(content.to_vec())),
+        _ => Err(DocumentError::Damaged { path: path.into() }),
+    }
+}
+
+/// A file as far as a document may go; None where there is none.
+pub(super) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, DocumentError> {
     let mut bytes = Vec::new();
     let read = File::open(path)
         .and_then(|file| file.take((BYTES_MAX + HEADER_BYTES) as u64).read_to_end(&mut bytes));
     match read {
-        Ok(_) => open(path, kind, &bytes).map(Some),
+        Ok(_) => Ok(Some(bytes)),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(DocumentError::Io { action: "read", path: path.into(), source }),
     }
@@ -174,14 +202,42 @@ pub(super) fn take_reserve(folder: &Path) {
     }
 }
 
-/// Replaces a document, so that a power cut leaves the old one or the new one. On a full disk the
-/// reserve makes room.
+/// Replaces a document, so that a power cut leaves the old one or the new one.
 pub(super) fn write(folder: &Path, kind: Kind, content: &[u8]) -> Result<(), DocumentError> {
-    match write_one(folder, kind, content) {
-        Err(DocumentError::Io { source, .. }) if source.kind() == ErrorKind::StorageFull => {
+    let path = kind.path(folder);
+    if content.len() > BYTES_MAX {
+        let source = std::io::Error::new(ErrorKind::FileTooLarge, "it would not be read again");
+        return Err(DocumentError::Io { action: "write", path, source });
+    }
+    make_room(folder, || replace(&path, &seal(kind, content))).map_err(|source| DocumentError::Io {
+        action: "write",
+        path,
+        source,
+    })
+}
+
+/// Writes the copy of a document, where it is not one already.
+pub(super) fn copy(folder: &Path, kind: Kind) -> Result<(), DocumentError> {
+    let (path, copy) = (kind.path(folder), kind.copy(folder));
+    match read_one(&path, kind)? {
+        Some(content) if read_one(&copy, kind).ok().flatten().as_ref() != Some(&content) => {
+            make_room(folder, || replace(&copy, &seal(kind, &content)))
+                .map_err(|source| DocumentError::Io { action: "write", path: copy, source })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Writes; on a full disk the reserve makes room.
+pub(super) fn make_room(
+    folder: &Path,
+    write: impl Fn() -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    match write() {
+        Err(e) if e.kind() == ErrorKind::StorageFull => {
             // Where it is gone already, the second try says so.
             let _ = std::fs::remove_file(folder.join("reserve"));
-            let written = write_one(folder, kind, content);
+            let written = write();
             take_reserve(folder);
             written
         }
@@ -189,29 +245,20 @@ pub(super) fn write(folder: &Path, kind: Kind, content: &[u8]) -> Result<(), Doc
     }
 }
 
-fn write_one(folder: &Path, kind: Kind, content: &[u8]) -> Result<(), DocumentError> {
-    let path = kind.path(folder);
-    let fresh = path.with_extension("new");
-    if content.len() > BYTES_MAX {
-        let source = std::io::Error::new(ErrorKind::FileTooLarge, "it would not be read again");
-        return Err(DocumentError::Io { action: "write", path, source });
-    }
-    let written = || {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(&seal(kind, content))?;
-        file.sync_data()?;
-        if kind.keeps_previous() && path.exists() {
-            let before = path.with_extension("old");
-            match std::fs::remove_file(&before) {
-                Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
-                Ok(()) | Err(_) => std::fs::hard_link(&path, before)?,
-            }
-        }
-        std::fs::rename(&fresh, &path)?;
-        File::open(folder)?.sync_all()
-    };
-    written().map_err(|source| DocumentError::Io { action: "write", path: path.clone(), source })
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    file.write_all(bytes)?;
+    file.sync_data()?;
+    std::fs::rename(&fresh, path)?;
+    sync_folder(path)
+}
+
+/// Has on disk that a file is in its folder.
+pub(super) fn sync_folder(path: &Path) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 #[cfg(test)]
@@ -228,17 +275,34 @@ mod tests {
     fn no_prefix_and_no_flipped_bit_is_taken_for_a_document() {
         let path = Path::new("desired");
         let whole = seal(Kind::Desired, b"content");
-        assert_eq!(open(path, Kind::Desired, &whole).unwrap(), b"content");
-        assert!(open(path, Kind::Identity, &whole).is_err());
+        assert_eq!(unseal(path, Kind::Desired, &whole).unwrap(), (1, &b"content"[..], &b""[..]));
+        assert!(unseal(path, Kind::Identity, &whole).is_err());
         for length in 0..whole.len() {
-            assert!(open(path, Kind::Desired, &whole[..length]).is_err(), "{length}");
+            assert!(unseal(path, Kind::Desired, &whole[..length]).is_err(), "{length}");
         }
         for bit in 0..whole.len() * 8 {
             let mut flipped = whole.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            let error = open(path, Kind::Desired, &flipped).unwrap_err();
+            let error = unseal(path, Kind::Desired, &flipped).unwrap_err();
             assert!(matches!(error, DocumentError::Damaged { .. }), "{bit}");
         }
+    }
+
+    #[test]
+    fn what_damages_one_file_leaves_its_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, mut lost) = (folder.path(), Vec::new());
+        write(folder, Kind::Desired, b"x").unwrap();
+        copy(folder, Kind::Desired).unwrap();
+        std::fs::write(folder.join("desired"), b"").unwrap();
+        assert_eq!(read(folder, Kind::Desired, &mut lost).unwrap().unwrap(), b"x");
+        std::fs::remove_file(folder.join("desired")).unwrap();
+        assert_eq!(read(folder, Kind::Desired, &mut lost).unwrap().unwrap(), b"x");
+        std::fs::write(folder.join("desired.old"), b"junk").unwrap();
+        assert_eq!(read(folder, Kind::Desired, &mut lost).unwrap(), None);
+        let says = ["is damaged: going on with its copy", "is missing: going on with its copy"];
+        assert!(says.iter().zip(&lost).all(|(says, lost)| lost.ends_with(says)), "{lost:?}");
+        assert!(lost[2].ends_with("is missing, and so is its copy: going on without"), "{lost:?}");
     }
 
     #[test]
@@ -249,7 +313,7 @@ mod tests {
         let check = check(&newer[..16], b"x");
         newer[16..24].copy_from_slice(&check);
         std::fs::write(folder.path().join("desired"), &newer).unwrap();
-        let error = read(folder.path(), Kind::Desired).unwrap_err().to_string();
+        let error = read(folder.path(), Kind::Desired, &mut Vec::new()).unwrap_err().to_string();
         assert!(error.contains("newer version of limpet-agent (format 2"), "{error}");
     }
 }

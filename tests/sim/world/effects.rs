@@ -63,7 +63,11 @@ impl World {
                 it.images.retain(|image| keep.contains(image));
             }
             Effect::Publish(message) => self.publish(device, message),
-            Effect::Stream(_) | Effect::EndStream(_) => {}
+            Effect::Stream(_)
+            | Effect::EndStream(_)
+            | Effect::KeepLog { .. }
+            | Effect::ForgetLog { .. }
+            | Effect::Disconnect { .. } => {}
         }
     }
 

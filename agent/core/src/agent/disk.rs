@@ -5,6 +5,7 @@ use limpet_protocol::{DesiredState, EventKind, Held};
 use super::{Agent, show};
 use crate::checkpoint::Checkpoint;
 use crate::io::Effect;
+use crate::slot::Slot;
 
 /// A checkpoint that could not be stored is tried again after this long, in milliseconds.
 const STORE_AGAIN_MS: u64 = 10_000;
@@ -47,6 +48,12 @@ pub(super) struct Disk {
 }
 
 impl Disk {
+    /// Events have other numbers than the checkpoint that is on disk, or on its way.
+    pub(super) fn renumbered(&mut self) {
+        self.changed = true;
+        self.under_way = self.under_way.map(|_| 0);
+    }
+
     /// Whether there is something to store and nothing under way.
     pub(super) fn waits(&self) -> bool {
         self.changed && self.under_way.is_none()
@@ -72,6 +79,7 @@ impl Agent {
             self.outbox.apply(desired.held);
             self.desired = Some(*desired);
             self.collect = true;
+            self.slots.values_mut().for_each(Slot::take_back);
             self.assign();
         }
     }

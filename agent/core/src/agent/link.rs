@@ -43,6 +43,7 @@ impl Agent {
             held: self.held(),
             reported: self.outbox.digest(),
             outbox: self.outbox.id,
+            keep_alive_s: self.keep_alive_s,
         };
         self.effects.push_back(Effect::Publish(Message::Hello(Box::new(hello))));
     }
@@ -59,7 +60,17 @@ impl Agent {
             }
             Link::Down | Link::Greeting { .. } | Link::Open { .. } => return,
         }
-        self.outbox.acked(ack);
+        if self.outbox.acked(ack) {
+            self.disk.renumbered();
+        }
+    }
+
+    /// Says that the device sleeps, and ends the connection.
+    pub(super) fn sleep(&mut self, for_ms: u64) {
+        if self.link != Link::Down {
+            self.effects.push_back(Effect::Publish(Message::Asleep { for_ms }));
+        }
+        self.effects.push_back(Effect::Disconnect { for_ms });
     }
 
     pub(super) fn command(&mut self, now_ms: u64, number: u64, command: Command) {
@@ -74,14 +85,13 @@ impl Agent {
         *last_command = number;
         let error = match command.action {
             Action::Logs { stream, workload, tail, follow, lease_ms } => {
-                let containers = self.slots.get(&workload).map(Slot::logs).unwrap_or_default();
                 let until_ms = now_ms.saturating_add(u64::from(lease_ms));
-                if containers.is_empty() {
-                    Some(format!("{workload} has no container here yet"))
-                } else {
-                    let order = StreamOrder { stream, containers, tail, follow, until_ms };
+                if self.slots.get(&workload).is_some_and(Slot::has_run) {
+                    let order = StreamOrder { stream, workload, tail, follow, until_ms };
                     self.effects.push_back(Effect::Stream(order));
                     None
+                } else {
+                    Some(format!("{workload} has no container here yet"))
                 }
             }
             Action::EndStream { stream } => {

@@ -25,6 +25,7 @@ impl Slot {
             restarts: self.restarts,
             exit: self.exit,
             message: self.message.clone(),
+            stopped: self.stopped,
         }
     }
 
@@ -43,6 +44,7 @@ impl Slot {
             restarts: record.restarts,
             exit: record.exit,
             message: record.message,
+            stopped: record.stopped,
             ..Self::new(id)
         }
     }

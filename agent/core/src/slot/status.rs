@@ -1,15 +1,13 @@
 //! What is told of a workload.
 
-use limpet_protocol::{ContainerId, Digest, Phase, WorkloadStatus};
+use limpet_protocol::{Digest, Phase, WorkloadStatus};
 
 use super::{Image, Life, Slot};
 
 impl Slot {
-    /// The containers whose logs tell of this workload, in order.
-    pub(crate) fn logs(&self) -> Vec<ContainerId> {
-        let latest = (self.container > 0).then_some(self.container);
-        let kept = self.kept.filter(|kept| Some(*kept) != latest);
-        kept.into_iter().chain(latest).map(|number| self.id_of(number)).collect()
+    /// Whether there may be a log of it.
+    pub(crate) fn has_run(&self) -> bool {
+        self.container > 0
     }
 
     /// What is told to the controller.
@@ -21,6 +19,11 @@ impl Slot {
         };
         let between = self.current() == Some(false);
         let (phase, pid) = match self.life {
+            Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable { .. }
+                if self.stopped =>
+            {
+                (Phase::Exited, None)
+            }
             Life::Absent => (waiting(self.image), None),
             Life::Waiting { .. } | Life::Finished { .. } if between => (waiting(self.image), None),
             Life::Sought { .. } | Life::Starting => (Phase::Starting, None),

@@ -1,0 +1,151 @@
+use limpet_agent_core::{RecordedLife, SlotRecord};
+use limpet_protocol::{BootId, Event, EventKind, Exit, OutboxId};
+
+use super::*;
+
+fn id() -> Option<DeviceId> {
+    "pi-1".parse().ok()
+}
+
+fn checkpoint() -> Checkpoint {
+    let mut checkpoint = Checkpoint::first(OutboxId([7; 8]));
+    checkpoint.next_event = 3;
+    checkpoint.next_sequence = 4;
+    checkpoint.next_container = 5;
+    checkpoint.events.push(Event {
+        number: 2,
+        boot: BootId([1; 16]),
+        at_ms: 9,
+        kind: EventKind::Started,
+        workload: "web".parse().ok(),
+        container: Some(4),
+        exit: None,
+        message: "pid 7".into(),
+    });
+    let record = SlotRecord {
+        container: 4,
+        made: None,
+        life: RecordedLife::Started,
+        restarts: 1,
+        exit: Some(Exit::Code(7)),
+        message: "m".into(),
+        stopped: false,
+    };
+    checkpoint.slots.insert("web".parse().unwrap(), record);
+    checkpoint
+}
+
+/// A folder as a device leaves it after a while.
+fn filled() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let Opened { state, lost, .. } = State::open(folder.path(), id()).unwrap();
+    assert!(lost.is_empty(), "{lost:?}");
+    state.store_desired(b"signed").unwrap();
+    state.copy_desired().unwrap();
+    state.store_clock_floor(1_800_000_000_000).unwrap();
+    state.store_checkpoint(&Checkpoint { next_event: 2, ..checkpoint() }).unwrap();
+    state.store_checkpoint(&checkpoint()).unwrap();
+    drop(state);
+    // So that the test damages files and not room that is only kept free.
+    std::fs::remove_file(folder.path().join("reserve")).unwrap();
+    folder
+}
+
+#[test]
+fn what_is_stored_is_found() {
+    let folder = filled();
+    let opened = State::open(folder.path(), id()).unwrap();
+    assert_eq!(opened.lost, [""; 0]);
+    assert_eq!(opened.desired.unwrap(), b"signed");
+    assert_eq!(opened.checkpoint.unwrap(), checkpoint());
+    assert_eq!(opened.clock_floor_ms, 1_800_000_000_000);
+}
+
+/// Written by version 0.1.0: one file, replaced whole.
+const FORMAT_1: &str = "4c4d50540301000000000000000000c0ba3e5052d3c563c8a6666f757462\
+    6f784807070707070707076a6e6578745f6576656e74036d6e6578745f73\
+    657175656e6365046e6e6578745f636f6e7461696e657205666576656e74\
+    7381a7616e0261625001010101010101010101010101010101617409616b\
+    6773746172746564617763776562616304616d65706964203765736c6f74\
+    73a163776562a669636f6e7461696e657204646d616465f6646c69666567\
+    53746172746564687265737461727473016465786974a1616307676d6573\
+    73616765616d";
+
+#[test]
+fn a_checkpoint_of_format_1_is_taken_over() {
+    let folder = filled();
+    for name in ["checkpoint.0", "checkpoint.1"] {
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    let hex = FORMAT_1.as_bytes();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    let bytes: Vec<u8> = hex.chunks(2).map(byte).collect();
+    std::fs::write(folder.path().join("checkpoint"), bytes).unwrap();
+    for _ in 0..2 {
+        let opened = State::open(folder.path(), id()).unwrap();
+        assert_eq!(opened.checkpoint.unwrap(), checkpoint());
+        assert_eq!(opened.lost, [""; 0]);
+        assert!(!folder.path().join("checkpoint").exists());
+    }
+}
+
+/// Damages one file in every way: nothing but what it alone held is lost, and it is said.
+#[test]
+fn whatever_becomes_of_one_file_nothing_else_is_lost() {
+    let folder = filled();
+    let path = |name: &str| folder.path().join(name);
+    let identity = State::open(folder.path(), id()).unwrap().identity.key.public();
+    for name in [
+        "identity",
+        "identity.old",
+        "desired",
+        "desired.old",
+        "clock",
+        "checkpoint.0",
+        "checkpoint.1",
+    ] {
+        let whole = std::fs::read(path(name)).unwrap();
+        let content = whole.len() - whole.iter().rev().take_while(|byte| **byte == 0).count();
+        let prefixes = (0..content).map(|end| whole[..end].to_vec());
+        let flips = (0..content).map(|byte| {
+            let mut flipped = whole.clone();
+            flipped[byte] ^= 1 << (byte % 8);
+            flipped
+        });
+        let damages = prefixes.chain(flips).chain([vec![0; whole.len()]]).map(Some).chain([None]);
+        for (number, damage) in damages.enumerate() {
+            match damage {
+                Some(bytes) => std::fs::write(path(name), bytes).unwrap(),
+                None => std::fs::remove_file(path(name)).unwrap(),
+            }
+            let opened = State::open(folder.path(), id()).unwrap();
+            let what = format!("{name}, damage {number}: {:?}", opened.lost);
+            let is_first = !name.ends_with(".old");
+            let says = opened.lost.iter().any(|lost| lost.contains(name));
+            // Nothing tells that there was a clock, or a second checkpoint.
+            let looked_for = path(name).exists() || !["clock", "checkpoint.0"].contains(&name);
+            assert_eq!(says, is_first && looked_for, "{what}");
+            assert_eq!(opened.desired.unwrap(), b"signed", "{what}");
+            assert_eq!(opened.identity.key.public(), identity, "{what}");
+            let checkpoint = opened.checkpoint.unwrap();
+            // The latest is in one of the two.
+            assert!(checkpoint.next_event >= 2, "{what}");
+            assert!(name == "checkpoint.0" || checkpoint.next_event == 3, "{what}");
+            std::fs::write(path(name), &whole).unwrap();
+        }
+    }
+}
+
+#[test]
+fn nothing_at_all_is_a_new_device_and_both_copies_gone_is_said() {
+    let folder = filled();
+    for name in
+        ["identity", "identity.old", "desired", "desired.old", "checkpoint.0", "checkpoint.1"]
+    {
+        std::fs::write(folder.path().join(name), b"junk").unwrap();
+    }
+    let opened = State::open(folder.path(), id()).unwrap();
+    assert_eq!(opened.lost.len(), 4, "{:?}", opened.lost);
+    assert!(opened.desired.is_none() && opened.checkpoint.is_none());
+    assert_eq!(opened.identity.device, id().unwrap());
+}
