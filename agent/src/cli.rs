@@ -87,10 +87,23 @@ fn report(done: anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let usage = error.downcast_ref::<config::ConfigError>().is_some();
-            complain(&format!("{error:#}"));
+            complain(&chain(&error));
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
+}
+
+/// An error with its causes, each said once.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for said in error.chain().map(ToString::to_string).filter(|said| !said.is_empty()) {
+        if text.is_empty() {
+            text = said;
+        } else if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+    }
+    text
 }
 
 fn print(text: &str) -> ExitCode {

@@ -8,6 +8,7 @@ mod container;
 mod exits;
 mod hostile;
 mod images;
+mod on_site;
 mod operate;
 mod publish;
 mod registries;

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Lab, Process, Registry, eventually, processes_with, program};
+use crate::process::Output;
+use crate::{Lab, Process, Registry, eventually, output, processes_with, program};
 
 /// A device.
 pub struct Agent {
@@ -64,6 +65,20 @@ impl Agent {
     pub fn restart(&mut self) {
         let folders = [&self.data, &self.run, &self.config];
         self.process = launch(&self.log, &self.id, &self.broker, folders, &self.cgroup);
+    }
+
+    /// A verb of `limpet-agent` on its own machine.
+    pub fn ask(&self, args: &[&str]) -> Output {
+        let run = self.run.display().to_string();
+        let args: Vec<&str> = args.iter().copied().chain(["--run-dir", &run]).collect();
+        output(program("limpet-agent"), &args)
+    }
+
+    /// The same, and it must succeed; gives what it printed.
+    pub fn ask_ok(&self, args: &[&str]) -> String {
+        let done = self.ask(args);
+        assert_eq!(done.status, 0, "limpet-agent {args:?}: {done:?}\n{}", self.process.tail());
+        done.out
     }
 
     /// The shims that are there, by pid.
