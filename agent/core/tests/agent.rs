@@ -1,0 +1,225 @@
+//! Single stories that the simulation meets only by chance.
+#![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
+
+use limpet_agent_core::{Agent, Checkpoint, Effect, Input, LocalAction, Message, Start};
+use limpet_protocol::{
+    Ack, BootId, ContainerId, DesiredState, Event, EventKind, Facts, Held, Nonce, OutboxId, Phase,
+    Restart, Stop, Workload, WorkloadId, WorkloadSpec, cbor,
+};
+
+const OUTBOX: OutboxId = OutboxId([7; 8]);
+
+fn workload(id: &str, image: &str) -> Workload {
+    let id: WorkloadId = id.parse().unwrap();
+    let spec = WorkloadSpec {
+        image: image.into(),
+        command: vec![],
+        args: vec![],
+        env: Default::default(),
+        workdir: None,
+        user: None,
+        resources: Default::default(),
+        restart: Restart::Always,
+        stop: Stop::default(),
+    };
+    let (deployment, revision) = (id.deployment(), spec.digest());
+    Workload { id, deployment, revision, requires: vec![], spec }
+}
+
+fn desired(generation: u64, workloads: &[(&str, &str)]) -> DesiredState {
+    let workloads = workloads.iter().map(|(id, image)| workload(id, image)).collect();
+    let held = Held { epoch: 1, generation };
+    DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, workloads }
+}
+
+fn agent(checkpoint: Checkpoint) -> Agent {
+    Agent::new(Start {
+        now_ms: 0,
+        boot: BootId([1; 16]),
+        seed: 1,
+        version: "test".try_into().unwrap(),
+        features: vec![],
+        labels: Default::default(),
+        facts: Facts::default(),
+        desired: None,
+        checkpoint,
+        found: vec![],
+        lost: vec![],
+    })
+}
+
+fn effects(agent: &mut Agent) -> Vec<Effect> {
+    std::iter::from_fn(|| agent.poll_effect()).collect()
+}
+
+/// A device whose disk and kernel never fail, and whose images come when the test says.
+struct Device {
+    agent: Agent,
+    now_ms: u64,
+    asked: Vec<(String, ContainerId)>,
+    running: Vec<ContainerId>,
+}
+
+impl Device {
+    fn new() -> Self {
+        let agent = agent(Checkpoint::first(OUTBOX));
+        Self { agent, now_ms: 0, asked: vec![], running: vec![] }
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.now_ms += 1;
+        self.agent.handle(self.now_ms, input);
+        while let Some(effect) = self.agent.poll_effect() {
+            let answer = self.carry_out(effect);
+            answer.into_iter().for_each(|input| self.agent.handle(self.now_ms, input));
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::StoreDesired { held, .. } => Some(Input::DesiredStored(held)),
+            Effect::StoreCheckpoint { version, .. } => {
+                Some(Input::CheckpointStored { version, done: true })
+            }
+            Effect::Prepare { container, image } => {
+                self.asked.push((image, container));
+                None
+            }
+            Effect::Start { container, .. } => {
+                self.running.push(container.clone());
+                Some(Input::Started { container, pid: 1 })
+            }
+            Effect::Signal { container, .. } => {
+                self.running.retain(|running| *running != container);
+                Some(Input::Exited { container, exit: limpet_protocol::Exit::Code(0) })
+            }
+            _ => None,
+        }
+    }
+
+    fn want(&mut self, state: DesiredState) {
+        let signed = cbor::encode(&state);
+        self.tell(Input::Desired { state: Box::new(state), signed });
+    }
+
+    fn image(&mut self, image: &str, reason: Option<&str>) {
+        let at = self.asked.iter().position(|(asked, _)| asked == image).unwrap();
+        let (_, container) = self.asked.remove(at);
+        self.tell(match reason {
+            None => Input::ImageReady { container },
+            Some(reason) => Input::ImageFailed { container, reason: reason.into() },
+        });
+    }
+
+    fn runs(&self) -> Vec<String> {
+        let mut runs: Vec<_> = self.running.iter().map(ToString::to_string).collect();
+        runs.sort();
+        runs
+    }
+
+    fn phase(&self, workload: &str) -> Phase {
+        let mut all = self.agent.workloads();
+        all.find(|(id, ..)| id.as_str() == workload).unwrap().1.phase
+    }
+}
+
+#[test]
+fn nothing_that_runs_is_touched_before_all_images_are_here() {
+    let mut device = Device::new();
+    device.want(desired(1, &[("a", "a1"), ("b", "b1"), ("gone", "g1")]));
+    for image in ["a1", "b1", "g1"] {
+        device.image(image, None);
+    }
+    let before = device.runs();
+    assert_eq!(before.len(), 3);
+    device.want(desired(2, &[("a", "a2"), ("b", "b2"), ("c", "c1")]));
+    device.image("a2", None);
+    assert_eq!(device.runs(), before, "b2 and c1 are on their way");
+    device.image("c1", None);
+    assert!(before.iter().all(|id| device.runs().contains(id)), "b2 is on its way");
+    device.image("b2", None);
+    let after = device.runs();
+    assert!(after.len() == 3 && before.iter().all(|id| !after.contains(id)), "{after:?}");
+}
+
+#[test]
+fn an_image_that_cannot_be_had_keeps_nobody_waiting_and_nor_does_one_of_another_change() {
+    let mut device = Device::new();
+    device.want(desired(1, &[("a", "a1"), ("b", "b1")]));
+    device.image("a1", None);
+    device.image("b1", None);
+    let before = device.runs();
+    device.want(desired(2, &[("a", "a1"), ("b", "b1"), ("slow", "s1")]));
+    device.want(desired(3, &[("a", "a1"), ("slow", "s1")]));
+    assert_eq!(device.runs(), before[..1], "b goes while s1 is on its way");
+    device.want(desired(4, &[("a", "a2"), ("bad", "x"), ("slow", "s1")]));
+    device.image("a2", None);
+    assert_eq!(device.runs(), before[..1], "x is on its way");
+    device.image("x", Some("nobody has it"));
+    assert!(device.runs().len() == 1 && device.runs() != before[..1], "{:?}", device.runs());
+}
+
+#[test]
+fn what_is_stopped_on_site_stays_so_until_somebody_decides_anew() {
+    let mut device = Device::new();
+    device.want(desired(1, &[("a", "a1")]));
+    device.image("a1", None);
+    let on_site = |action| Input::OnSite { workload: "a".parse().unwrap(), action };
+    device.tell(on_site(LocalAction::Stop));
+    assert_eq!((device.runs().len(), device.phase("a")), (0, Phase::Exited));
+    assert_eq!(device.agent.poll_timeout(), None, "nothing is waited for");
+    device.tell(Input::Tick);
+    assert_eq!(device.runs().len(), 0);
+    device.tell(on_site(LocalAction::Start));
+    let first = device.runs();
+    assert_eq!(device.phase("a"), Phase::Running);
+    device.tell(on_site(LocalAction::Restart));
+    assert!(device.runs().len() == 1 && device.runs() != first);
+    device.tell(on_site(LocalAction::Stop));
+    device.want(desired(2, &[("a", "a1")]));
+    assert_eq!(device.phase("a"), Phase::Running);
+}
+
+/// The latest checkpoint was lost: the controller has heard of events 3 and 4, and the one before it
+/// gives 3 out again.
+#[test]
+fn numbers_that_the_controller_has_heard_are_not_given_out_again() {
+    let event = |number| Event {
+        number,
+        boot: BootId([9; 16]),
+        at_ms: 1,
+        kind: EventKind::Started,
+        workload: None,
+        container: None,
+        exit: None,
+        message: format!("old {number}"),
+    };
+    let events = vec![event(1), event(2)];
+    let mut agent = agent(Checkpoint { next_event: 3, events, ..Checkpoint::first(OUTBOX) });
+    let stored = |agent: &mut Agent, effects: &[Effect]| {
+        let versions = effects.iter().filter_map(|effect| match effect {
+            Effect::StoreCheckpoint { version, .. } => Some(*version),
+            _ => None,
+        });
+        for version in versions {
+            agent.handle(1, Input::CheckpointStored { version, done: true });
+        }
+    };
+    let numbers = |effects: &[Effect]| -> Vec<(u64, String)> {
+        let batches = effects.iter().filter_map(|effect| match effect {
+            Effect::Publish(Message::Events(batch)) => Some(&batch.events),
+            _ => None,
+        });
+        batches.flatten().map(|event| (event.number, event.message.clone())).collect()
+    };
+    let before = effects(&mut agent);
+    agent.handle(2, Input::LinkUp { connection: 1, nonce: Nonce([1; 16]), keep_alive_s: 600 });
+    let ack = Ack { outbox: OUTBOX, events: 4, sequence: 0, send_whole: false };
+    agent.handle(3, Input::Acked { connection: 1, ack });
+    // The checkpoint that was on its way has the old numbers: it proves nothing.
+    stored(&mut agent, &before);
+    let now = effects(&mut agent);
+    assert_eq!(numbers(&now), [], "not before the numbers are on disk");
+    stored(&mut agent, &now);
+    assert_eq!(numbers(&effects(&mut agent)), [(5, "test".to_owned())], "the start of this agent");
+}
