@@ -46,7 +46,7 @@ sim: setup ## Simulation: SEEDS=10000 for a long run, SEED=7 replays one and tel
 	@SEEDS=$(or $(SEEDS),10000) $(CARGO) test --locked --workspace --test sim whatever -- --nocapture
 
 .PHONY: bench
-bench: setup ## Sizes, memory and latencies, beside the goals of SPECIFICATION.md
+bench: setup ## Sizes, memory, latencies, and 20 minutes at rest, beside the goals of SPECIFICATION.md
 	$(CARGO) build --locked --profile device -p limpet-agent
 	$(CARGO) build --locked --release -p limpet-controller
 	$(CARGO) build --locked --release -p limpet-tests --bin bench

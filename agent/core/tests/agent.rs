@@ -1,5 +1,6 @@
 //! Single stories that the simulation meets only by chance.
 #![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one kind of effect")]
 
 use limpet_agent_core::{Agent, Checkpoint, Effect, Input, LocalAction, Message, Start};
 use limpet_protocol::{
