@@ -333,7 +333,8 @@ fn what_nothing_needs_goes_when_room_is_short_and_nothing_else() {
     fleet.until_online(1);
     let own = |name: &str| Layer::new().file(name, 0o644, name).gzip();
     for name in ["one", "two", "three"] {
-        let image = Image::of(vec![Image::busybox_layer().gzip(), own(name)]);
+        let mut image = Image::of(vec![Image::busybox_layer().gzip(), own(name)]);
+        image.run["StopSignal"] = json!("SIGKILL");
         fleet.registry.push(&format!("library/{name}"), "latest", &image);
     }
     let images = data.join("images");

@@ -90,7 +90,8 @@ fn preloaded_images_stay_when_room_is_short_until_somebody_lets_them_go() {
     let _disk = Disk::ext4(&data, "48m");
     for name in ["pinned", "pulled", "other"] {
         let layer = Layer::new().file(name, 0o644, name).gzip();
-        let image = Image::of(vec![Image::busybox_layer().gzip(), layer]);
+        let mut image = Image::of(vec![Image::busybox_layer().gzip(), layer]);
+        image.run["StopSignal"] = "SIGKILL".into();
         fleet.registry.push(&format!("library/{name}"), "latest", &image);
     }
     let file = fleet.lab.path("pinned.tar").display().to_string();
