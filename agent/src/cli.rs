@@ -12,6 +12,7 @@ use crate::runtime::wait::Waited;
 use crate::runtime::{shim, wait};
 
 mod local;
+mod preload;
 mod time;
 
 const HELP: &str = "\
@@ -24,7 +25,15 @@ Usage: limpet-agent run [--broker mqtt://HOST:PORT] [--insecure] [OPTIONS]
        limpet-agent start|restart WORKLOAD
        limpet-agent sleep --until TIME | --for DURATION
        limpet-agent wake
+       limpet-agent preload FILE [--name NAME] [--platform OS/ARCH[/VARIANT]] [--data-dir DIR]
+       limpet-agent preload --list | --unpin NAME [--data-dir DIR]
        limpet-agent version
+
+preload puts the images of FILE on this device, for places with no registry, and pins them: they
+stay, needed or not, until `--unpin`. FILE is what `docker save` or `skopeo copy` to docker-archive:
+or oci-archive: writes, compressed with gzip or zstd or not, or a folder of OCI's image layout. NAME
+is what workloads call the image; needed where FILE names none. While an agent runs, stop it first:
+its containers go on. `--platform` prepares the disk of another device.
 
 Options of run (each is also a key of the configuration file; flags win):
   --broker URL           the controller's broker, mqtt://HOST:PORT
@@ -55,6 +64,7 @@ Example: limpet-agent run --insecure --broker mqtt://127.0.0.1:1883 --device-id 
 enum Command {
     Run(Flags),
     Local(local::Asked),
+    Preload(preload::Order),
     Shim(PathBuf),
     Wait(Waited),
     Help,
@@ -65,6 +75,10 @@ enum Command {
 pub fn main() -> ExitCode {
     match parse(lexopt::Parser::from_env()) {
         Ok(Command::Run(flags)) => run(flags),
+        Ok(Command::Preload(order)) => {
+            begin_logging();
+            report(preload::run(order))
+        }
         Ok(Command::Shim(folder)) => shim::run(&folder),
         Ok(Command::Wait(waited)) => wait::run(&waited),
         Ok(Command::Local(asked)) => report(local::ask(&asked)),
@@ -130,6 +144,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
         "status" | "logs" | "stop" | "start" | "restart" | "sleep" | "wake" => {
             Ok(local::parse(&verb, parser)?.map_or(Command::Help, Command::Local))
         }
+        "preload" => Ok(preload::parse(parser)?.map_or(Command::Help, Command::Preload)),
         "version" => Ok(Command::Version),
         "help" => Ok(Command::Help),
         "shim" => Ok(Command::Shim(parser.value()?.into())),

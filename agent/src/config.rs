@@ -12,6 +12,8 @@ use crate::logs::Storage;
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const PATH: &str = "/etc/limpet/agent.toml";
+/// Where the data folder is unless `--data-dir` says otherwise.
+const DATA_DIR: &str = "/var/lib/limpet";
 
 /// What does not survive a reboot, unless `--run-dir` says otherwise.
 const RUN_DIR: &str = "/run/limpet";
@@ -147,7 +149,7 @@ impl Config {
                     })
                 })
                 .transpose()?,
-            data_dir: absolute(flags.data_dir.or(file.data_dir), "/var/lib/limpet"),
+            data_dir: absolute(flags.data_dir.or(file.data_dir), DATA_DIR),
             run_dir: absolute(flags.run_dir.or(file.run_dir), RUN_DIR),
             cgroup_parent: cgroup(flags.cgroup_parent.or(file.cgroup_parent))?,
             keep_alive: Duration::from_secs(keep_alive_s.into()),
@@ -165,6 +167,15 @@ impl Config {
 pub fn run_dir(flags: &Flags) -> Result<PathBuf, ConfigError> {
     let (_, file) = read(flags.config.as_deref())?;
     Ok(absolute(flags.run_dir.clone().or(file.run_dir), RUN_DIR))
+}
+
+/// The data folder of this machine, for what needs no broker.
+///
+/// # Errors
+/// When the file cannot be read or says something that cannot be.
+pub fn data_dir(flags: &Flags) -> Result<PathBuf, ConfigError> {
+    let (_, file) = read(flags.config.as_deref())?;
+    Ok(absolute(flags.data_dir.clone().or(file.data_dir), DATA_DIR))
 }
 
 fn read(named: Option<&Path>) -> Result<(PathBuf, File), ConfigError> {
@@ -262,6 +273,7 @@ mod tests {
             ("insecure = true\nbroker='mqtt://h:1'\ndevice_id='a/b'", "device_id = \"a/b\""),
             ("insecure = true\nbroker='mqtt://h:1'\ncgroup_parent='/a/../b'", "cgroup_parent"),
             ("insecure = true\nbroker='mqtt://h:1'\nkeep_alive_s=1", "5 seconds or more"),
+            ("[registries]\nstall_timeout_s = 1", "a stall timeout of 1 s: use 5 to 600 seconds"),
         ] {
             let error = load(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

@@ -2,35 +2,47 @@
 //! once per layer.
 //!
 //! ```text
-//! names/     image name -> digest of its manifest
+//! names/     image name -> digest of its manifest, and whether it is pinned
 //! blobs/     manifests and configs, and layers on their way (.part)
 //! layers/    unpacked layers, named by their diff id
 //! ```
 
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use limpet_protocol::Digest;
 use serde::{Deserialize, Serialize};
 
+mod archive;
 mod auth;
 mod blob;
+mod collect;
+mod error;
 mod layer;
 mod manifest;
 mod name;
+mod outage;
+mod preload;
+mod pull;
 mod registry;
+mod room;
 mod unpack;
 mod zstd;
 
-pub use manifest::ImageConfig;
+pub use error::ImageError;
+pub use manifest::{ImageConfig, Platform};
 pub use name::{ImageName, NameError};
+pub use preload::{Preloaded, pinned};
 pub use registry::Registries;
 
 use blob::Blobs;
+use error::io;
 use layer::Layers;
-use manifest::{ConfigFile, Descriptor, Manifest, Platform};
-use registry::{Registry, Source};
+use manifest::{ConfigFile, Descriptor, Manifest};
+use registry::Registry;
+use room::Wanted;
 
 /// Layers of one image at most: what one overlay mount carries.
 const LAYERS_MAX: usize = 120;
@@ -44,6 +56,12 @@ pub struct Images {
     layers: Layers,
     registry: Registry,
     platform: Platform,
+    /// Read while something is being had, written while something goes.
+    in_use: RwLock<()>,
+    /// An image could not be had for want of room.
+    lacks_room: AtomicBool,
+    /// Held while an image is named: two pulls of one image end at the same time.
+    naming: Mutex<()>,
 }
 
 /// An image that is complete.
@@ -68,88 +86,6 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// Why an image cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// Not a name.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// A file or folder of the store.
-    #[error("cannot {action} {path}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// Nobody has it.
-    #[error("image {name}: {}", reasons.join("; "))]
-    Unavailable {
-        /// The image.
-        name: ImageName,
-        /// What each registry answered.
-        reasons: Vec<String>,
-    },
-    /// A registry did not answer as it should.
-    #[error("{endpoint}: {reason}")]
-    Registry {
-        /// The registry.
-        endpoint: String,
-        /// What it did.
-        reason: String,
-    },
-    /// The bytes are not those that were asked for.
-    #[error("{what} {expected} has bytes of {actual}: the registry or the link is faulty")]
-    Digest {
-        /// The image.
-        name: ImageName,
-        /// Manifest, config or layer.
-        what: &'static str,
-        /// What was asked for.
-        expected: String,
-        /// What came.
-        actual: String,
-    },
-    /// A document that says something impossible.
-    #[error("{reason}")]
-    Document {
-        /// The image.
-        name: ImageName,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A layer that must not be unpacked.
-    #[error("layer {layer}: {source}")]
-    Layer {
-        /// The image.
-        name: ImageName,
-        /// Its digest.
-        layer: String,
-        /// What is wrong with it.
-        source: unpack::UnpackError,
-    },
-    /// Not enough room.
-    #[error(
-        "image {name} needs {needs} bytes, {path} has {free} free: remove something, or use a larger disk"
-    )]
-    Space {
-        /// The image.
-        name: ImageName,
-        /// The store.
-        path: PathBuf,
-        /// Bytes to be received.
-        needs: u64,
-        /// Bytes that are free.
-        free: u64,
-    },
-}
-
-fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> ImageError + 'a {
-    move |source| ImageError::Io { action, path: path.into(), source }
-}
-
 /// The documents that make an image.
 struct Parts {
     /// Digest of its manifest.
@@ -160,10 +96,23 @@ struct Parts {
 }
 
 /// A name and the manifest it stood for.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Named {
     name: String,
     manifest: String,
+    #[serde(default)]
+    keep: Keep,
+}
+
+/// How long an image stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Keep {
+    /// Until room is short and nothing needs it.
+    #[default]
+    WhileNeeded,
+    /// Until somebody says otherwise: it was brought here by hand, and perhaps cannot be had again.
+    Pinned,
 }
 
 impl Images {
@@ -180,7 +129,15 @@ impl Images {
             layers: Layers::open(folder.join("layers"))?,
             registry: Registry::new(registries)?,
             platform: Platform::here(),
+            in_use: RwLock::new(()),
+            lacks_room: AtomicBool::new(false),
+            naming: Mutex::new(()),
         })
+    }
+
+    /// The device's link was down and is up: every registry may be asked again.
+    pub fn link_is_back(&self) {
+        self.registry.forget_outages();
     }
 
     /// The image if it is complete here; asks nobody.
@@ -209,185 +166,82 @@ impl Images {
         Some(Parts { manifest: digest, config, file })
     }
 
-    /// Whether less than a quarter of the disk is free: until then what is not needed stays, because
-    /// it may be wanted again and a link is dearer than a disk.
-    pub fn is_short_of_room(&self) -> bool {
-        let stat = rustix::fs::statvfs(&self.layers.folder);
-        stat.is_ok_and(|stat| stat.f_bavail < stat.f_blocks / 4)
+    /// Notes where an image could not be had for want of room.
+    fn note_room<T>(&self, had: &Result<T, ImageError>) {
+        if had.as_ref().is_err_and(ImageError::is_for_want_of_room) {
+            self.lacks_room.store(true, Ordering::Relaxed);
+        }
     }
 
-    /// Removes all complete images but these, and what only they need but for these layers; where
-    /// asked, also what belongs to no complete image. Nothing may be pulled meanwhile.
-    ///
-    /// # Errors
-    /// When something would not go; the rest stays, and goes another time.
-    pub fn collect(
-        &self,
-        keep: &[ImageName],
-        layers: &BTreeSet<String>,
-        orphans: bool,
-    ) -> Result<(), ImageError> {
-        let kept: BTreeSet<PathBuf> = keep.iter().map(|name| self.named(name)).collect();
-        let names = entries(&self.names)?;
-        let (stay, go): (Vec<_>, Vec<_>) = names.into_iter().partition(|path| kept.contains(path));
-        let (blobs, mut needed) = self.needs(&stay);
-        needed.extend(layers.iter().map(|name| self.layers.folder.join(name)));
-        let (go_blobs, go_layers) = match orphans {
-            true => (entries(&self.blobs.folder)?, entries(&self.layers.folder)?),
-            false => {
-                let (blobs, layers) = self.needs(&go);
-                (blobs.into_iter().collect(), layers.into_iter().collect())
-            }
-        };
-        // What names comes before what is named: a power cut leaves nothing that is half there.
-        let go_blobs = go_blobs.into_iter().filter(|path| !blobs.contains(path));
-        for path in go.into_iter().chain(go_blobs) {
-            std::fs::remove_file(&path).map_err(io("remove", &path))?;
-        }
-        let mut go_layers = go_layers.into_iter().filter(|path| !needed.contains(path));
-        go_layers.try_for_each(|path| self.layers.remove(&path))
+    /// Something is being had: nothing goes meanwhile.
+    fn begin(&self) -> RwLockReadGuard<'_, ()> {
+        self.in_use.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The blobs and layers that named images stand on.
-    fn needs(&self, names: &[PathBuf]) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
-        let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());
-        for Parts { manifest, config, file } in names.iter().filter_map(|path| self.parts(path)) {
-            blobs.extend([manifest, config].map(|digest| self.blobs.path(&digest)));
-            let found = file.rootfs.diff_ids.iter().filter_map(|id| self.layers.find(id));
-            layers.extend(found.map(|name| self.layers.folder.join(name)));
-        }
-        (blobs, layers)
-    }
-
-    /// Makes the image complete here, from a mirror or its own registry.
-    ///
-    /// # Errors
-    /// When nobody has it, when what came is not what was asked for, or when there is no room. What
-    /// was received stays and is not asked for again.
-    pub fn pull(&self, name: &ImageName, progress: &dyn Fn(Progress)) -> Result<Image, ImageError> {
-        let mut reasons = Vec::new();
-        for endpoint in self.registry.endpoints(name) {
-            let source = Source { registry: &self.registry, endpoint: &endpoint, name };
-            match self.pull_from(source, progress) {
-                Ok(()) => match self.local(name) {
-                    Some(image) => return Ok(image),
-                    None => reasons.push("the store lost it; is the disk failing?".to_owned()),
-                },
-                Err(ImageError::Registry { endpoint, reason }) => {
-                    reasons.push(format!("{endpoint}: {reason}"));
-                }
-                // What one has spoilt another may have whole.
-                Err(
-                    error @ (ImageError::Digest { .. }
-                    | ImageError::Document { .. }
-                    | ImageError::Layer { .. }),
-                ) => reasons.push(format!("{endpoint}: {error}")),
-                Err(
-                    error @ (ImageError::Name(_)
-                    | ImageError::Io { .. }
-                    | ImageError::Unavailable { .. }
-                    | ImageError::Space { .. }),
-                ) => return Err(error),
-            }
-        }
-        Err(ImageError::Unavailable { name: name.clone(), reasons })
-    }
-
-    fn pull_from(&self, source: Source<'_>, progress: &dyn Fn(Progress)) -> Result<(), ImageError> {
-        let document = |reason: String| ImageError::Document { name: source.name.clone(), reason };
-        let (mut digest, mut bytes) = self.fetch_manifest(source, source.name.reference())?;
-        let mut manifest = Manifest::parse(&bytes).map_err(document)?;
-        if manifest.config.is_none() {
-            let chosen = manifest.choose(&self.platform).map_err(document)?.digest.clone();
-            (digest, bytes) = self.fetch_manifest(source, &chosen)?;
-            manifest = Manifest::parse(&bytes).map_err(document)?;
-        }
-        let described = manifest.config.as_ref();
-        let described = described.ok_or_else(|| document("its manifest names no config".into()))?;
-        let config = self.fetch_config(source, described)?;
-        let file = ConfigFile::parse(&config).map_err(document)?;
+    /// The digests of an image's unpacked layers, if it is one for this device.
+    fn diff_ids(&self, manifest: &Manifest, config: &[u8]) -> Result<Vec<String>, String> {
+        let file = ConfigFile::parse(config)?;
         if let Some(reason) = file.foreign(&self.platform) {
-            return Err(document(reason));
+            return Err(reason);
         }
-        let diff_ids = file.rootfs.diff_ids;
-        if diff_ids.len() != manifest.layers.len() || diff_ids.len() > LAYERS_MAX {
-            let (layers, ids) = (manifest.layers.len(), diff_ids.len());
-            let reason =
-                format!("{layers} layers and {ids} diff ids; at most {LAYERS_MAX} of each");
-            return Err(document(reason));
+        let (layers, ids) = (manifest.layers.len(), file.rootfs.diff_ids.len());
+        if layers != ids || ids > LAYERS_MAX {
+            return Err(format!(
+                "{layers} layers and {ids} diff ids; at most {LAYERS_MAX} of each"
+            ));
         }
-        self.fetch_layers(source, &manifest.layers, &diff_ids, progress)?;
-        self.blobs.keep(&digest, &bytes)?;
-        self.blobs.keep(&described.digest, &config)?;
-        let named = Named { name: source.name.to_string(), manifest: digest };
-        let text = serde_json::to_vec(&named).unwrap_or_default();
-        replace(&self.named(source.name), &text)
+        Ok(file.rootfs.diff_ids)
     }
 
-    fn fetch_manifest(
+    /// Those of an image's layers that are not here; `to_receive` says how many bytes of one have
+    /// yet to come.
+    fn missing<'a>(
         &self,
-        source: Source<'_>,
-        reference: &str,
-    ) -> Result<(String, Vec<u8>), ImageError> {
-        let bytes = source.manifest(reference)?;
-        let actual = format!("sha256:{}", Digest::of(&bytes));
-        if reference.contains(':') && actual != reference {
-            let (name, expected) = (source.name.clone(), reference.to_owned());
-            return Err(ImageError::Digest { name, what: "manifest", expected, actual });
-        }
-        Ok((actual, bytes))
+        pairs: &[(&'a Descriptor, &'a String)],
+        to_receive: impl Fn(&Descriptor) -> u64,
+    ) -> Vec<Wanted<'a>> {
+        let missing = pairs.iter().filter(|(_, diff_id)| self.layers.find(diff_id).is_none());
+        let wanted = missing.map(|(layer, diff_id)| Wanted {
+            layer,
+            diff_id,
+            to_receive: to_receive(layer),
+            unpacked: self.layers.unpacked_bytes(diff_id).unwrap_or(layer.size),
+        });
+        wanted.collect()
     }
 
-    fn fetch_config(
-        &self,
-        source: Source<'_>,
-        described: &Descriptor,
-    ) -> Result<Vec<u8>, ImageError> {
-        let bytes = source.document(&described.digest)?;
-        let actual = format!("sha256:{}", Digest::of(&bytes));
-        if actual != described.digest {
-            let (name, expected) = (source.name.clone(), described.digest.clone());
-            return Err(ImageError::Digest { name, what: "config", expected, actual });
-        }
-        Ok(bytes)
-    }
-
-    fn fetch_layers(
-        &self,
-        source: Source<'_>,
-        layers: &[Descriptor],
-        diff_ids: &[String],
-        progress: &dyn Fn(Progress),
-    ) -> Result<(), ImageError> {
-        let missing: Vec<(&Descriptor, &String)> = layers
-            .iter()
-            .zip(diff_ids)
-            .filter(|(_, diff_id)| self.layers.find(diff_id).is_none())
-            .collect();
-        for (descriptor, _) in &missing {
-            layer::compression(descriptor).map_err(|error| ImageError::Layer {
-                name: source.name.clone(),
-                layer: descriptor.digest.clone(),
-                source: error,
+    /// Checks before anything is had that it is of a kind we know, and that it fits.
+    fn check_room(&self, name: &ImageName, missing: &[Wanted<'_>]) -> Result<(), ImageError> {
+        for Wanted { layer, .. } in missing {
+            layer::compression(layer).map_err(|source| ImageError::Layer {
+                name: name.clone(),
+                layer: layer.digest.clone(),
+                source,
             })?;
         }
-        let total = missing.iter().map(|(layer, _)| layer.size).fold(0, u64::saturating_add);
-        let free = layer::free_bytes(&self.layers.folder)?;
-        if total > free {
-            let path = self.layers.folder.clone();
-            return Err(ImageError::Space { name: source.name.clone(), path, needs: total, free });
-        }
-        let mut before: u64 = 0;
-        for (layer, diff_id) in missing {
-            let tell = |received: u64| progress(Progress { received: before + received, total });
-            self.layers.once(diff_id, || {
-                let path = self.blobs.download(source, layer, &tell)?;
-                self.layers.unpack(source.name, layer, diff_id, &path)?;
-                std::fs::remove_file(&path).map_err(io("remove", &path))
-            })?;
-            before += layer.size;
+        let path = &self.layers.folder;
+        let (needs, free) = (room::needed_bytes(missing), room::spare_bytes(path)?);
+        if needs > free {
+            return Err(ImageError::Space { name: name.clone(), path: path.clone(), needs, free });
         }
         Ok(())
+    }
+
+    /// Keeps the documents of an image whose layers are here, the manifest first, and names it: with
+    /// that it is complete.
+    fn complete(
+        &self,
+        name: &ImageName,
+        parts: [(&String, &Vec<u8>); 2],
+        keep: Keep,
+    ) -> Result<(), ImageError> {
+        let [(manifest, _), _] = parts;
+        let _alone = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.iter().try_for_each(|(digest, bytes)| self.blobs.keep(digest, bytes))?;
+        let path = self.named(name);
+        let pinned = read_named(&path).is_some_and(|before| before.keep == Keep::Pinned);
+        let keep = if pinned { Keep::Pinned } else { keep };
+        write_named(&path, &Named { name: name.to_string(), manifest: manifest.clone(), keep })
     }
 
     fn named(&self, name: &ImageName) -> PathBuf {
@@ -397,6 +251,10 @@ impl Images {
 
 fn read_named(path: &Path) -> Option<Named> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+fn write_named(path: &Path, named: &Named) -> Result<(), ImageError> {
+    replace(path, &serde_json::to_vec(named).unwrap_or_default())
 }
 
 /// What is in a folder.

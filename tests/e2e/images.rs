@@ -333,7 +333,8 @@ fn what_nothing_needs_goes_when_room_is_short_and_nothing_else() {
     fleet.until_online(1);
     let own = |name: &str| Layer::new().file(name, 0o644, name).gzip();
     for name in ["one", "two", "three"] {
-        let image = Image::of(vec![Image::busybox_layer().gzip(), own(name)]);
+        let mut image = Image::of(vec![Image::busybox_layer().gzip(), own(name)]);
+        image.run["StopSignal"] = json!("SIGKILL");
         fleet.registry.push(&format!("library/{name}"), "latest", &image);
     }
     let images = data.join("images");
@@ -344,11 +345,13 @@ fn what_nothing_needs_goes_when_room_is_short_and_nothing_else() {
             (found == expected).then_some(())
         });
     };
+    let layer_of =
+        |name: &str| folders(&images.join("layers")).any(|layer| layer.join(name).exists());
     fleet.controller.ok(&["run", "web", "--image=one"]);
     fleet.controller.ok(&["run", "web", "--image=two"]);
     count(&fleet, "both to stay while there is room", [2, 4, 3]);
     // Three quarters of the disk are taken.
-    std::fs::write(data.join("filler"), vec![0; 32 << 20]).unwrap();
+    std::fs::write(data.join("filler"), vec![0; 31 << 20]).unwrap();
     let part = images.join("blobs/sha256-of-a-pull-that-was-cut.part");
     std::fs::write(&part, "half").unwrap();
     let why = fleet.controller.fails(&["run", "web", "--image=absent"]);
@@ -356,9 +359,16 @@ fn what_nothing_needs_goes_when_room_is_short_and_nothing_else() {
     count(&fleet, "what runs, and what was received, to stay", [1, 3, 2]);
     assert!(part.exists());
     fleet.controller.ok(&["run", "web", "--image=three"]);
-    count(&fleet, "the other image, and the layer that both share", [1, 2, 2]);
-    assert!(folders(&images.join("layers")).any(|layer| layer.join("three").exists()));
-    // What is left is whole: it runs again with no registry.
+    count(&fleet, "the revision before it to stay too", [2, 4, 3]);
+    assert!(layer_of("two") && layer_of("three"));
+    // That is not forgotten when the agent begins again.
+    fleet.agents[0].kill();
+    fleet.agents[0].restart();
+    fleet.until_online(1);
+    fleet.controller.ok(&["run", "web", "--image=one"]);
+    count(&fleet, "of three revisions the oldest to go", [2, 4, 3]);
+    assert!(layer_of("three") && layer_of("one") && !layer_of("two"));
+    // What is left is whole: either runs with no registry.
     fleet.registry.process.kill();
     fleet.agents[0].power_cut();
     fleet.agents[0].restart();
@@ -367,7 +377,130 @@ fn what_nothing_needs_goes_when_room_is_short_and_nothing_else() {
         let web = fleet.workloads("web").remove(0);
         (web["phase"] == "running" && web["restarts"] == 1).then_some(())
     });
+    fleet.controller.ok(&["run", "web", "--image=three"]);
     fleet.controller.ok(&["delete", "web"]);
     count(&fleet, "nothing", [0, 0, 0]);
+    fleet.agents.clear();
+}
+
+#[test]
+fn a_60_mb_image_arrives_over_a_link_that_is_cut_every_400_kb() {
+    const SIZE: usize = 30 << 20;
+    let mut fleet = Fleet::start(0);
+    // Not all of it in one layer, and none of it smaller when it is packed.
+    let big = Image::of(vec![
+        Image::busybox_layer().gzip(),
+        Layer::new().file("one", 0o644, noise(SIZE)).plain(),
+        Layer::new().file("two", 0o644, noise(SIZE + 1)).plain(),
+    ]);
+    fleet.registry.push("library/big", "latest", &big);
+    let proxy = Proxy::start(&fleet.registry.host);
+    proxy.cut_after(400_000);
+    let config = format!("[registries.mirrors]\n\"docker.io\" = [\"{}\"]\n", proxy.address);
+    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller.mqtt, &config);
+    fleet.agents.push(agent);
+    fleet.until_online(1);
+    fleet.controller.ok(&["run", "big", "--image=big"]);
+    let whole: u64 = big.layers.iter().map(|layer| layer.packed.len() as u64).sum();
+    let (carried, cuts) = (proxy.carried(), proxy.connections());
+    println!("{carried} bytes over {cuts} connections for an image of {whole}");
+    assert!(whole > 60_000_000 && cuts > whole / 400_000, "{whole} {cuts}");
+    assert!(carried <= whole + whole / 10, "{carried} bytes for an image of {whole}");
+}
+
+#[test]
+fn a_transfer_that_stalls_is_resumed_and_one_that_is_slow_is_not() {
+    let mut fleet = Fleet::start(0);
+    let push = |name: &str, size: usize| {
+        let layer = Layer::new().file(name, 0o644, noise(size)).plain();
+        let bytes = layer.packed.len() as u64;
+        let image = Image::of(vec![Image::busybox_layer().gzip(), layer]);
+        fleet.registry.push(&format!("library/{name}"), "latest", &image);
+        bytes
+    };
+    let (_, _, bytes) = (push("quick", 50_000), push("slow", 50_001), push("stalls", 1 << 20));
+    let proxy = Proxy::start(&fleet.registry.host);
+    let config = format!(
+        "[registries]\nstall_timeout_s = 5\nmirrors = {{ \"docker.io\" = [\"{}\"] }}\n",
+        proxy.address
+    );
+    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller.mqtt, &config);
+    fleet.agents.push(agent);
+    fleet.until_online(1);
+    // What one run of an image takes of the link: bytes and connections.
+    let costs = |name: &str| {
+        let before = (proxy.carried(), proxy.connections());
+        fleet.controller.ok(&["run", name, &format!("--image={name}")]);
+        (proxy.carried() - before.0, proxy.connections() - before.1)
+    };
+    // All stand on its layer.
+    costs("box");
+    let (_, connections) = costs("quick");
+    // 4 KiB each second: far longer than the bound in all, never silent for as long.
+    proxy.pace(1_000_000);
+    let slowly = costs("slow");
+    assert_eq!(slowly.1, connections, "{slowly:?}");
+    proxy.pace(0);
+    proxy.stall_after(500_000);
+    let stalled = costs("stalls");
+    assert!(stalled.1 > connections, "it was silent, and asked again: {stalled:?}");
+    assert!(stalled.0 <= bytes + bytes / 10, "{stalled:?} for {bytes}");
+    assert!(fleet.story("stalls").iter().all(|line| !line.starts_with("pull-failed")));
+}
+
+#[test]
+fn a_full_disk_fails_that_workload_alone() {
+    const MIB: usize = 1 << 20;
+    let mut fleet = Fleet::start(0);
+    let data = fleet.lab.path("dev-0.data");
+    let _disk = limpet_tests::Disk::ext4(&data, "48m");
+    let proxy = Proxy::start(&fleet.registry.host);
+    let config = format!("[registries.mirrors]\n\"docker.io\" = [\"{}\"]\n", proxy.address);
+    let mqtt = fleet.controller.mqtt.clone();
+    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &mqtt, &config));
+    fleet.until_online(1);
+    let push = |name: &str, layers: Vec<image::Packed>| {
+        let mut all = vec![Image::busybox_layer().gzip()];
+        all.extend(layers);
+        fleet.registry.push(&format!("library/{name}"), "latest", &Image::of(all));
+    };
+    // Too much to be received; little to be received, and too much when it is unpacked.
+    push("large", vec![Layer::new().file("noise", 0o644, noise(40 * MIB)).plain()]);
+    let zeros =
+        (0..60).fold(Layer::new(), |l, n| l.file(&format!("zero-{n}"), 0o644, vec![0; MIB]));
+    push("grows", vec![Layer::new().file("first", 0o644, noise(4 * MIB)).gzip(), zeros.gzip()]);
+    push("modest", vec![Layer::new().file("modest", 0o644, "modest").gzip()]);
+    fleet.controller.ok(&["run", "before", "--image=box"]);
+    let before = fleet.until_phases("before", &["running"]);
+
+    let carried = proxy.carried();
+    let why = fleet.controller.fails(&["run", "large", "--image=large"]);
+    assert!(
+        why.contains("large:latest needs ") && why.contains(" free beside its reserve"),
+        "{why}"
+    );
+    assert!(proxy.carried() - carried < 100_000, "nothing is fetched that cannot fit");
+
+    let why = fleet.controller.fails(&["run", "grows", "--image=grows"]);
+    assert!(why.contains("does not fit") || why.contains("grows:latest needs "), "{why}");
+    // From then on it is known what it takes: it is not fetched again to find that out.
+    let message = |name: &str| fleet.workloads(name)[0]["message"].as_str().unwrap().to_owned();
+    fleet.eventually("what it needs", || {
+        message("grows").contains("grows:latest needs ").then_some(())
+    });
+    let (failures, carried) = (fleet.story("grows").len(), proxy.carried());
+    fleet.eventually("more tries", || (fleet.story("grows").len() > failures + 2).then_some(()));
+    assert!(proxy.carried() - carried < 100_000, "{} bytes", proxy.carried() - carried);
+
+    fleet.controller.ok(&["run", "modest", "--image=modest"]);
+    let now = fleet.until_phases("before", &["running"]);
+    assert_eq!((&now[0]["pid"], &now[0]["restarts"]), (&before[0]["pid"], &json!(0)));
+    let left = |kind: &str| std::fs::read_dir(data.join("images").join(kind)).unwrap().flatten();
+    let halves = left("layers").chain(left("blobs")).filter(|e| e.path().extension().is_some());
+    assert_eq!(halves.count(), 0, "no half of anything is left");
+    let layers: Vec<_> = folders(&data.join("images/layers")).collect();
+    assert_eq!(layers.len(), 2, "what was had of an image that does not fit is given back");
+    fleet.controller.ok(&["delete", "grows"]);
+    fleet.controller.ok(&["delete", "large"]);
     fleet.agents.clear();
 }

@@ -10,6 +10,7 @@ mod hostile;
 mod images;
 mod on_site;
 mod operate;
+mod preload;
 mod publish;
 mod registries;
 mod start;

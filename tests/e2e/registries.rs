@@ -3,9 +3,13 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use limpet_tests::{Agent, Fleet, Image, Process, Registry, eventually, free_port, json, run};
+use limpet_tests::{
+    Agent, Fleet, Image, Process, Proxy, Registry, eventually, free_port, json, run,
+};
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 
 /// `user:secret`, as HTTP carries it.
@@ -252,4 +256,87 @@ fn a_registry_shows_a_certificate_that_is_trusted() {
     fleet.controller.ok(&["run", "web", "--image=box", "--select", "trusts=yes"]);
     let why = fleet.controller.fails(&["run", "not", "--image=box", "--select", "trusts=no"]);
     assert!(why.contains(&host) && why.contains("UnknownIssuer"), "{why}");
+}
+
+#[test]
+fn a_registry_that_is_dead_holds_up_no_other_and_is_not_hammered() {
+    const WORKLOADS: usize = 12;
+    let mut fleet = Fleet::start(0);
+    // One that takes connections and says nothing, one that ends them, one that nobody has.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent_host = silent.local_addr().unwrap().to_string();
+    let absent = format!("127.0.0.1:{}", free_port());
+    let ends = Proxy::start(&absent);
+    let live = fleet.registry.host.clone();
+    let config = format!("[registries.mirrors]\n\"docker.io\" = [\"{absent}\", \"{live}\"]\n");
+    let mqtt = fleet.controller.mqtt.clone();
+    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &mqtt, &config));
+    fleet.until_online(1);
+    let image = format!("--image={silent_host}/library/box");
+    fleet.controller.ok(&["run", "silent", &image, "--replicas=6", "--detach"]);
+    fleet.eventually("it to be asked", || {
+        let asked = fleet.workloads("silent").iter().any(|w| w["phase"] == "pulling");
+        asked.then_some(())
+    });
+    fleet.controller.ok(&["run", "lives", "--image=box"]);
+    let failed = |name: &str| {
+        let story = fleet.story(name);
+        story.iter().filter(|line| line.starts_with("pull-failed")).count()
+    };
+    assert_eq!(failed("silent"), 0, "nobody waited for it");
+    assert_eq!(failed("lives"), 0, "where a mirror is dead the next one is asked at once");
+    fleet.controller.ok(&["delete", "silent", "--detach"]);
+
+    let image = format!("--image={}/library/box", ends.address);
+    let replicas = format!("--replicas={WORKLOADS}");
+    fleet.controller.ok(&["run", "many", &image, &replicas, "--detach"]);
+    fleet
+        .eventually("each to fail three times", || (failed("many") >= 3 * WORKLOADS).then_some(()));
+    let (failures, asked) = (failed("many"), ends.connections());
+    assert!(asked * 3 <= failures as u64, "{asked} connections for {failures} failures");
+    fleet.eventually("a message that says which, why and when", || {
+        let all = fleet.workloads("many");
+        let says = |message: &str| {
+            message.contains(&ends.address) && message.contains("; it is asked again in ")
+        };
+        all.iter().filter_map(|w| w["message"].as_str()).any(says).then_some(())
+    });
+    ends.lead_to(&live);
+    fleet.until_phases("many", &["running"; WORKLOADS]);
+    drop(silent);
+}
+
+#[test]
+fn a_registry_that_wants_to_be_left_alone_is() {
+    let mut fleet = Fleet::start(0);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&asked);
+    // Ends with the test's process; it holds nothing.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            lines.by_ref().map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
+            // Whoever has gone does not want it.
+            let _ = stream.write_all(
+                b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 240\r\ncontent-length: 0\r\n\
+                  connection: close\r\n\r\n",
+            );
+        }
+    });
+    let mqtt = fleet.controller.mqtt.clone();
+    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &mqtt, ""));
+    fleet.until_online(1);
+    let image = format!("--image={host}/a/b:1");
+    fleet.controller.ok(&["run", "web", &image, "--detach"]);
+    fleet.eventually("three tries", || {
+        let story = fleet.story("web");
+        let tries = story.iter().filter(|line| line.starts_with("pull-failed"));
+        (tries.count() >= 3).then_some(())
+    });
+    let message = fleet.workloads("web")[0]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("429 Too Many Requests") && message.contains(&host), "{message}");
+    assert_eq!(asked.load(Ordering::SeqCst), 1, "{message}");
 }

@@ -1,4 +1,4 @@
-//! A disk that is small enough to be filled.
+//! Disks that are small enough to be filled.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +14,18 @@ impl Disk {
         std::fs::create_dir(path).unwrap();
         let (shown, size) = (path.display().to_string(), format!("size={size}"));
         run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &shown]);
+        Self(path.to_owned())
+    }
+
+    /// The same on a block device: ext4 in a file beside the folder, through a loop device, which
+    /// goes with the mount.
+    pub fn ext4(path: &Path, size: &str) -> Self {
+        std::fs::create_dir(path).unwrap();
+        let shown = path.display().to_string();
+        let image = format!("{shown}.ext4");
+        run("truncate", &["-s", size, &image]);
+        run("mkfs.ext4", &["-q", "-F", "-m", "0", &image]);
+        run("mount", &["-o", "loop", &image, &shown]);
         Self(path.to_owned())
     }
 }

@@ -13,13 +13,17 @@ pub struct Proxy {
 }
 
 struct Shared {
-    target: String,
+    target: Mutex<String>,
     /// Bytes that may still come back through a connection before it is cut.
     allowance: AtomicU64,
+    /// Bytes after which nothing more comes back through a connection that stays open.
+    patience: AtomicU64,
     /// What each piece of 4 KiB costs, in microseconds.
     pace_us: AtomicU64,
     /// Bytes that came back in all.
     carried: AtomicU64,
+    /// Connections that were made.
+    connections: AtomicU64,
     closed: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -30,10 +34,12 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let shared = Arc::new(Shared {
-            target: target.to_owned(),
+            target: Mutex::new(target.to_owned()),
             allowance: AtomicU64::new(u64::MAX),
+            patience: AtomicU64::new(u64::MAX),
             pace_us: AtomicU64::new(0),
             carried: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             open: Mutex::default(),
         });
@@ -53,6 +59,22 @@ impl Proxy {
     /// From here on a connection is cut when this many bytes have come back through it.
     pub fn cut_after(&self, bytes: u64) {
         self.shared.allowance.store(bytes, Ordering::SeqCst);
+    }
+
+    /// From here on a connection brings nothing more, and stays open, when this many bytes have come
+    /// back through it.
+    pub fn stall_after(&self, bytes: u64) {
+        self.shared.patience.store(bytes, Ordering::SeqCst);
+    }
+
+    /// From here on connections lead to this `HOST:PORT`.
+    pub fn lead_to(&self, target: &str) {
+        target.clone_into(&mut self.shared.target.lock().unwrap());
+    }
+
+    /// Connections that were made so far.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
     }
 
     /// From here on 4 KiB take this long, in microseconds.
@@ -84,7 +106,9 @@ impl Drop for Proxy {
 
 impl Shared {
     fn forward(&self, client: TcpStream) {
-        let Ok(server) = TcpStream::connect(&self.target) else {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        let target = self.target.lock().unwrap().clone();
+        let Ok(server) = TcpStream::connect(&target) else {
             return;
         };
         let clone = |stream: &TcpStream| stream.try_clone().unwrap();
@@ -94,25 +118,44 @@ impl Shared {
             let _ = std::io::copy(&mut from_client, &mut to_server);
             let _ = to_server.shutdown(Shutdown::Write);
         });
-        self.back(&server, &client);
-        let _ = client.shutdown(Shutdown::Both);
-        let _ = server.shutdown(Shutdown::Both);
-        let _ = upward.join();
+        match self.back(&server, &client) {
+            End::Cut => {
+                let _ = client.shutdown(Shutdown::Both);
+                let _ = server.shutdown(Shutdown::Both);
+                let _ = upward.join();
+            }
+            // Until the client has had enough, or the proxy is dropped.
+            End::Stalled => {
+                let _ = upward.join();
+            }
+        }
     }
 
-    fn back(&self, mut server: &TcpStream, mut client: &TcpStream) {
+    fn back(&self, mut server: &TcpStream, mut client: &TcpStream) -> End {
         let mut buffer = [0; 4096];
         let mut passed: u64 = 0;
         while let Ok(read @ 1..) = server.read(&mut buffer) {
             let left = self.allowance.load(Ordering::SeqCst).saturating_sub(passed);
-            let part = read.min(usize::try_from(left).unwrap_or(usize::MAX));
+            let patience = self.patience.load(Ordering::SeqCst).saturating_sub(passed);
+            let part = read.min(usize::try_from(left.min(patience)).unwrap_or(usize::MAX));
             let pace_us = self.pace_us.load(Ordering::SeqCst);
             std::thread::sleep(std::time::Duration::from_micros(pace_us));
             passed += part as u64;
             self.carried.fetch_add(part as u64, Ordering::SeqCst);
-            if client.write_all(&buffer[..part]).is_err() || part < read {
-                return;
+            let sent = client.write_all(&buffer[..part]).is_ok();
+            if sent && part < read && patience < left {
+                return End::Stalled;
+            }
+            if !sent || part < read {
+                return End::Cut;
             }
         }
+        End::Cut
     }
+}
+
+/// How the way back of a connection ends.
+enum End {
+    Cut,
+    Stalled,
 }

@@ -44,6 +44,9 @@ pub struct SlotRecord {
     pub container: u32,
     /// What it was made from: it goes on for as long as what follows it cannot run.
     pub made: Option<Workload>,
+    /// The image of the revision before it, which may be gone back to.
+    #[serde(default)]
+    pub previous: Option<String>,
     /// What has become of it.
     pub life: RecordedLife,
     /// Containers that replaced one which had ended.

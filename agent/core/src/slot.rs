@@ -57,6 +57,8 @@ pub(crate) struct Slot {
     /// The latest container, and what it was made from.
     container: u32,
     made: Option<Workload>,
+    /// The image of the revision before the one that was made: it is gone back to where that fails.
+    previous: Option<String>,
     /// A container that has ended and is kept for its log.
     kept: Option<u32>,
     failures: u32,
@@ -107,6 +109,7 @@ impl Slot {
             image: Image::Unknown,
             container: 0,
             made: None,
+            previous: None,
             kept: None,
             failures: 0,
             restarts: 0,
@@ -369,6 +372,10 @@ impl Slot {
         if self.revision() != Some(workload.revision) {
             self.failures = 0;
             self.restarts = 0;
+            let before = self.made.as_ref().map(|made| &made.spec.image);
+            if let Some(before) = before.filter(|before| **before != workload.spec.image) {
+                self.previous = Some(before.clone());
+            }
         }
         self.container = turn.take_number();
         self.life = Life::Starting;

@@ -17,6 +17,7 @@ use smol::lock::{RwLock, Semaphore};
 use smol::{Async, LocalExecutor, Task};
 
 use super::tell;
+use super::turns::Turns;
 use crate::clock;
 use crate::image::{Image, ImageName, Images, Progress};
 use crate::link::{Order, Pace, ToLink};
@@ -27,8 +28,6 @@ use crate::state::{Identity, State};
 
 /// Containers that are made at once: making one is work for a processor.
 const STARTS_AT_ONCE: usize = 2;
-/// Images that are pulled at once: a thin link is not made wider by sharing it.
-const PULLS_AT_ONCE: usize = 3;
 /// How often at most a pull says how far it has come: each time costs a report.
 const PROGRESS_STEPS: u64 = 10;
 /// The clock floor goes to disk when it has risen by a week: flash wears out.
@@ -55,7 +54,7 @@ pub(super) struct Shell {
     ready: RefCell<BTreeMap<String, Image>>,
     images_in_use: RwLock<()>,
     starts: Rc<Semaphore>,
-    pulls: Rc<Semaphore>,
+    pulls: Turns,
     streams: RefCell<BTreeMap<StreamId, Leased>>,
 }
 
@@ -102,7 +101,7 @@ impl Shell {
             ready: RefCell::default(),
             images_in_use: RwLock::new(()),
             starts: Rc::new(Semaphore::new(STARTS_AT_ONCE)),
-            pulls: Rc::new(Semaphore::new(PULLS_AT_ONCE)),
+            pulls: Turns::new(),
             streams: RefCell::default(),
         }
     }
@@ -113,8 +112,9 @@ impl Shell {
 
     pub(super) fn connected(&self, connection: Option<u64>) {
         self.connection.set(connection);
-        if connection.is_none() {
-            self.streams.borrow_mut().clear();
+        match connection {
+            Some(_) => self.images.link_is_back(),
+            None => self.streams.borrow_mut().clear(),
         }
     }
 
@@ -261,7 +261,7 @@ impl Shell {
             return Ok(found);
         }
         tell(&self.inputs, Input::Pulling { container: container.clone() }).await;
-        let _turn = self.pulls.acquire().await;
+        let _turn = self.pulls.take(name.registry()).await;
         let images = Arc::clone(&self.images);
         let (inputs, container) = (self.inputs.clone(), container.clone());
         let step = AtomicU64::new(0);

@@ -1,16 +1,17 @@
 //! Blobs: small ones are kept, layers are on their way to being unpacked.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use limpet_protocol::Digest;
 use ring::digest::{Context, SHA256};
 
+use super::layer::oci_digest;
 use super::manifest::Descriptor;
 use super::registry::Source;
-use super::{DOCUMENT_BYTES_MAX, ImageError, io, replace};
+use super::{DOCUMENT_BYTES_MAX, ImageError, io, replace, room};
 
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Requests that bring nothing, one after the other, before a download is given up for now.
@@ -46,6 +47,25 @@ impl Blobs {
         replace(&self.path(digest), bytes)
     }
 
+    /// Bytes of a layer that an earlier try has left here.
+    pub(super) fn received(&self, layer: &Descriptor) -> u64 {
+        let part = std::fs::metadata(self.part(layer));
+        part.map_or(0, |part| part.len()).min(layer.size)
+    }
+
+    /// Takes away what an earlier try has left.
+    pub(super) fn drop_part(&self, layer: &Descriptor) -> Result<(), ImageError> {
+        let path = self.part(layer);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(io("remove", &path)(e)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn part(&self, layer: &Descriptor) -> PathBuf {
+        self.path(&layer.digest).with_extension("part")
+    }
+
     /// Brings a layer here, going on from where an earlier try was cut off.
     pub(super) fn download(
         &self,
@@ -53,7 +73,7 @@ impl Blobs {
         layer: &Descriptor,
         progress: &dyn Fn(u64),
     ) -> Result<PathBuf, ImageError> {
-        let path = self.path(&layer.digest).with_extension("part");
+        let path = self.part(layer);
         let mut part = Part::open(path.clone(), layer.size)?;
         let mut tries = 0;
         while part.received < layer.size {
@@ -66,17 +86,21 @@ impl Blobs {
                     }
                     part.receive(body, progress)?
                 }
-                Err(error) => Some(error.to_string()),
+                // It gave no answer: as a cut of the link.
+                Err(ImageError::Unreachable { reason, .. }) => Some(reason),
+                Err(error) => return Err(error),
             };
             let Some(why) = cut.filter(|_| part.received < layer.size) else {
                 continue;
             };
+            log::debug!("{}: layer {} is cut: {why}", source.endpoint, layer.digest);
             tries = if part.received > before { 0 } else { tries + 1 };
             if tries >= TRIES_MAX {
                 let (received, size) = (part.received, layer.size);
                 let reason =
                     format!("layer {} cut off at {received} of {size} bytes: {why}", layer.digest);
-                return Err(ImageError::Registry { endpoint: source.endpoint.to_string(), reason });
+                let endpoint = source.endpoint.to_string();
+                return Err(ImageError::Unreachable { endpoint, reason });
             }
             std::thread::sleep(RETRY_WAIT * tries);
         }
@@ -147,6 +171,9 @@ impl Part {
                 Ok(read) => read,
                 Err(e) => return Ok(Some(e.to_string())),
             };
+            if room::spare_bytes(&self.path)? < read as u64 {
+                return Err(io("write", &self.path)(ErrorKind::StorageFull.into()));
+            }
             self.file.write_all(&buffer[..read]).map_err(io("write", &self.path))?;
             self.hash.update(&buffer[..read]);
             self.received += read as u64;
@@ -156,7 +183,6 @@ impl Part {
 
     fn finish(self) -> Result<String, ImageError> {
         self.file.sync_data().map_err(io("write", &self.path))?;
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        Ok(format!("sha256:{}", hex(self.hash.finish().as_ref())))
+        Ok(oci_digest(self.hash))
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flate2::bufread::MultiGzDecoder;
 use ring::digest::{Context, SHA256};
@@ -15,11 +15,16 @@ use super::{ImageError, ImageName, entries, io, rename, zstd};
 
 /// Unpacked bytes of one layer at most: beyond it is no layer for a small device.
 const UNPACKED_BYTES_MAX: u64 = 8 << 30;
+/// Layers whose unpacked size is remembered.
+const SIZES_MAX: usize = 1024;
 
 pub(super) struct Layers {
     pub(super) folder: PathBuf,
     /// One lock per layer that is being had.
     busy: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    /// What layers unpack to, of those that were tried: one that does not fit is not fetched again
+    /// only to find that out.
+    sizes: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Layers {
@@ -31,7 +36,16 @@ impl Layers {
                 std::fs::remove_dir_all(&path).map_err(io("remove", &path))?;
             }
         }
-        Ok(Self { folder, busy: Mutex::default() })
+        Ok(Self { folder, busy: Mutex::default(), sizes: Mutex::default() })
+    }
+
+    /// Bytes that a layer unpacks to, if that is known.
+    pub(super) fn unpacked_bytes(&self, diff_id: &str) -> Option<u64> {
+        self.sizes().get(diff_id).copied()
+    }
+
+    fn sizes(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The name of a layer's folder, if it is complete.
@@ -63,13 +77,14 @@ impl Layers {
         if self.find(diff_id).is_some() { Ok(()) } else { make() }
     }
 
-    /// Unpacks a blob beside the layers and moves it among them when it is whole and on disk.
+    /// Unpacks a layer beside the others and moves it among them when it is whole and on disk.
+    /// `packed` is read to its end.
     pub(super) fn unpack(
         &self,
         name: &ImageName,
         layer: &Descriptor,
         diff_id: &str,
-        blob: &Path,
+        packed: &mut dyn Read,
     ) -> Result<(), ImageError> {
         let Some(folder) = name_of(diff_id) else {
             let reason = format!("{diff_id:?} is no SHA-256 digest");
@@ -81,7 +96,8 @@ impl Layers {
             std::fs::remove_dir_all(&fresh).map_err(io("remove", &fresh))?;
         }
         std::fs::create_dir(&fresh).map_err(io("make", &fresh))?;
-        let actual = self.unpack_into(&fresh, layer, blob).map_err(|source| ImageError::Layer {
+        let actual = self.unpack_into(&fresh, layer, diff_id, packed);
+        let actual = actual.map_err(|source| ImageError::Layer {
             name: name.clone(),
             layer: layer.digest.clone(),
             source,
@@ -111,22 +127,36 @@ impl Layers {
         &self,
         folder: &Path,
         layer: &Descriptor,
-        blob: &Path,
+        diff_id: &str,
+        packed: &mut dyn Read,
     ) -> Result<String, UnpackError> {
-        let file = BufReader::new(File::open(blob).map_err(UnpackError::Read)?);
-        let reader: Box<dyn Read> = match compression(layer)? {
-            Compression::Gzip => Box::new(MultiGzDecoder::new(file)),
-            Compression::Zstd => Box::new(zstd::Frames::new(file)),
-            Compression::None => Box::new(file),
-        };
-        let free = free_bytes(folder).map_err(|e| UnpackError::Compression(e.to_string()))?;
-        let mut reader = Hashing { reader, hash: Context::new(&SHA256), read: 0 };
-        unpack::unpack(&mut reader, folder, free.min(UNPACKED_BYTES_MAX))?;
-        std::io::copy(&mut reader, &mut std::io::sink()).map_err(UnpackError::Read)?;
-        let digest = reader.hash.finish();
-        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(format!("sha256:{hex}"))
+        let mut reader = decompressed(BufReader::new(packed), compression(layer)?);
+        let mut reader = Hashing { reader: &mut reader, hash: Context::new(&SHA256), read: 0 };
+        let unpacked = unpack::unpack(&mut reader, folder, UNPACKED_BYTES_MAX);
+        if let Err(error) = &unpacked
+            && !error.is_for_want_of_room()
+        {
+            return unpacked.map(|()| String::new());
+        }
+        let rest = std::io::copy(&mut reader, &mut std::io::sink()).map_err(UnpackError::Read);
+        self.learn(diff_id, reader.read);
+        unpacked.and(rest)?;
+        Ok(oci_digest(reader.hash))
     }
+
+    fn learn(&self, diff_id: &str, bytes: u64) {
+        let mut sizes = self.sizes();
+        if sizes.len() >= SIZES_MAX {
+            sizes.clear();
+        }
+        sizes.insert(diff_id.to_owned(), bytes);
+    }
+}
+
+/// A digest as OCI writes it.
+pub(super) fn oci_digest(hash: Context) -> String {
+    let hex: String = hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
 }
 
 /// How a layer is packed.
@@ -135,6 +165,26 @@ pub(super) enum Compression {
     Gzip,
     Zstd,
     None,
+}
+
+impl Compression {
+    /// How something is packed, as its first bytes say (RFC 1952, RFC 8878).
+    pub(super) fn of(magic: &[u8]) -> Self {
+        match magic {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+
+    /// The media type of a layer that is packed so (OCI image-spec, layer.md).
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+            Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+            Self::None => "application/vnd.oci.image.layer.v1.tar",
+        }
+    }
 }
 
 /// How a layer is packed, as its media type says (OCI image-spec, layer.md; Docker's types).
@@ -147,15 +197,21 @@ pub(super) fn compression(layer: &Descriptor) -> Result<Compression, UnpackError
     }
 }
 
+/// What a blob unpacks to.
+pub(super) fn decompressed<'a>(
+    blob: impl BufRead + 'a,
+    compression: Compression,
+) -> Box<dyn Read + 'a> {
+    match compression {
+        Compression::Gzip => Box::new(MultiGzDecoder::new(blob)),
+        Compression::Zstd => Box::new(zstd::Frames::new(blob)),
+        Compression::None => Box::new(blob),
+    }
+}
+
 fn sync(folder: &Path) -> Result<(), ImageError> {
     let synced = File::open(folder).and_then(|file| Ok(rustix::fs::syncfs(&file)?));
     synced.map_err(io("write", folder))
-}
-
-/// Bytes that may still be written below a folder.
-pub(super) fn free_bytes(folder: &Path) -> Result<u64, ImageError> {
-    let stat = rustix::fs::statvfs(folder).map_err(|e| io("look at", folder)(e.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Half of the digest names a layer well enough, and lets many names fit into one mount.
@@ -165,13 +221,13 @@ fn name_of(diff_id: &str) -> Option<String> {
 }
 
 /// Hashes what passes, and bounds it: what a small archive may grow to when it is unpacked.
-struct Hashing {
-    reader: Box<dyn Read>,
+struct Hashing<'a> {
+    reader: &'a mut dyn Read,
     hash: Context,
     read: u64,
 }
 
-impl Read for Hashing {
+impl Read for Hashing<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.reader.read(buffer)?;
         self.hash.update(&buffer[..read]);

@@ -1,5 +1,7 @@
 //! The documents of an image: index, manifest and config, of OCI and of Docker.
 
+use std::str::FromStr;
+
 use limpet_protocol::Digest;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -30,12 +32,12 @@ pub(super) struct Descriptor {
     pub(super) digest: String,
     pub(super) size: u64,
     #[serde(default)]
-    platform: Option<Platform>,
+    pub(super) platform: Option<Platform>,
 }
 
-/// What a manifest of an index was made for.
+/// What an image was made for.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Platform {
+pub struct Platform {
     os: String,
     architecture: String,
     #[serde(default)]
@@ -100,6 +102,11 @@ impl Manifest {
         }
     }
 
+    /// An index of these manifests.
+    pub(super) fn of(manifests: Vec<Descriptor>) -> Self {
+        Self { config: None, layers: Vec::new(), manifests }
+    }
+
     /// The manifest of an index for a platform: its exact variant, otherwise the nearest older one.
     pub(super) fn choose(&self, here: &Platform) -> Result<&Descriptor, String> {
         let distance = |descriptor: &&Descriptor| {
@@ -135,6 +142,28 @@ impl ConfigFile {
     pub(super) fn foreign(&self, here: &Platform) -> Option<String> {
         let platform = self.platform.as_ref().filter(|platform| here.runs(platform).is_none())?;
         Some(format!("it is made for {}, this device is {}", platform.show(), here.show()))
+    }
+}
+
+impl FromStr for Platform {
+    type Err = String;
+
+    /// Reads `OS/ARCHITECTURE[/VARIANT]`, as OCI names them.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let (os, architecture, variant) = match parts.as_slice() {
+            [os, architecture, variant] => (os, architecture, *variant),
+            // As Docker has it (containerd, platforms).
+            [os, architecture @ "arm"] => (os, architecture, "v7"),
+            [os, architecture @ "arm64"] => (os, architecture, "v8"),
+            [os, architecture] => (os, architecture, ""),
+            _ => {
+                let wants = "write OS/ARCHITECTURE[/VARIANT], as linux/arm/v7";
+                return Err(format!("platform {text:?}: {wants}"));
+            }
+        };
+        let [os, architecture, variant] = [*os, *architecture, variant].map(str::to_owned);
+        Ok(Self { os, architecture, variant })
     }
 }
 

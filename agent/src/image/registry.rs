@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ring::rand::{SecureRandom, SystemRandom};
 use serde::Deserialize;
 use ureq::http::{Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider};
@@ -14,29 +14,19 @@ use ureq::{Agent, Body};
 
 use super::auth::{self, Challenge};
 use super::manifest::ACCEPT;
+use super::outage::Outages;
 use super::{DOCUMENT_BYTES_MAX, ImageError, ImageName, io};
+use crate::clock::boot_ms;
 
 /// Where the certificates of authorities are, on the distributions we know.
 const ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// A transfer that brings nothing for this long has stalled.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How images are had: the `[registries]` table of `agent.toml`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Registries {
-    /// By registry, the hosts or URLs that are asked before it.
-    pub mirrors: BTreeMap<String, Vec<String>>,
-    /// Hosts that are spoken to without TLS, besides loopback.
-    pub insecure: Vec<String>,
-    /// A file in the format of Docker's `config.json`.
-    pub credentials: Option<PathBuf>,
-    /// Certificates in PEM of authorities that are trusted besides the system's.
-    pub certificates: Option<PathBuf>,
-}
+mod settings;
+
+pub use settings::Registries;
 
 /// A registry or a mirror of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +46,8 @@ pub(super) struct Registry {
     agent: Agent,
     /// `Authorization` by endpoint and repository.
     authorizations: Mutex<BTreeMap<(String, String), String>>,
+    outages: Mutex<Outages>,
+    random: SystemRandom,
 }
 
 #[derive(Deserialize)]
@@ -81,11 +73,45 @@ impl Registry {
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(ANSWER_TIMEOUT))
-            .timeout_per_read(Some(STALL_TIMEOUT))
+            .timeout_per_read(Some(registries.stall_timeout_s.duration()))
             .user_agent(concat!("limpet-agent/", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
-        Ok(Self { registries, agent, authorizations: Mutex::default() })
+        let (authorizations, outages) = (Mutex::default(), Mutex::default());
+        Ok(Self { registries, agent, authorizations, outages, random: SystemRandom::new() })
+    }
+
+    /// Whether a registry may be asked; otherwise why not.
+    pub(super) fn ask(&self, endpoint: &Endpoint) -> Result<(), String> {
+        let asked = self.outages().ask(&endpoint.base, boot_ms());
+        asked.map_err(|reason| format!("{endpoint}: {reason}"))
+    }
+
+    pub(super) fn answered(&self, endpoint: &Endpoint) {
+        self.outages().answered(&endpoint.base);
+    }
+
+    /// Leaves a registry alone for a while; gives what to tell the operator.
+    pub(super) fn failed(
+        &self,
+        endpoint: &Endpoint,
+        reason: String,
+        wait: Option<Duration>,
+    ) -> String {
+        let mut random = [0; 8];
+        // Without chance the wait is a little shorter, and that is all.
+        let _ = self.random.fill(&mut random);
+        let random = u64::from_be_bytes(random);
+        let told = self.outages().failed(&endpoint.base, boot_ms(), (reason, wait), random);
+        format!("{endpoint}: {told}")
+    }
+
+    pub(super) fn forget_outages(&self) {
+        self.outages().forget();
+    }
+
+    fn outages(&self) -> MutexGuard<'_, Outages> {
+        self.outages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whom to ask for an image, in order: mirrors, then its own registry.
@@ -125,10 +151,11 @@ impl Registry {
                 request = request.header(header, value);
             }
         }
-        request.call().map_err(|e| fault(endpoint, e.to_string()))
+        let response = request.call().map_err(|e| unreachable(endpoint, e.to_string()))?;
+        able(endpoint, url, response)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), String>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), String>> {
         self.authorizations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -224,8 +251,10 @@ impl Source<'_> {
                 if let Some(basic) = basic {
                     request = request.header("authorization", basic);
                 }
-                let response =
-                    request.call().map_err(|e| fault(self.endpoint, format!("{realm}: {e}")))?;
+                let response = request
+                    .call()
+                    .map_err(|e| unreachable(self.endpoint, format!("{realm}: {e}")))?;
+                let response = able(self.endpoint, &realm, response)?;
                 let text = document(self.endpoint, &realm, response)?;
                 let token: Option<Token> = serde_json::from_slice(&text).ok();
                 let token = token.and_then(|token| token.token.or(token.access_token));
@@ -245,6 +274,29 @@ fn fault(endpoint: &Endpoint, reason: String) -> ImageError {
     ImageError::Registry { endpoint: endpoint.to_string(), reason }
 }
 
+fn unreachable(endpoint: &Endpoint, reason: String) -> ImageError {
+    ImageError::Unreachable { endpoint: endpoint.to_string(), reason }
+}
+
+/// Passes on what a registry that can serve has answered.
+fn able(
+    endpoint: &Endpoint,
+    url: &str,
+    response: Response<Body>,
+) -> Result<Response<Body>, ImageError> {
+    let status = response.status();
+    if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
+        return Ok(response);
+    }
+    // In seconds (RFC 9110 section 10.2.3): a date would need a clock that can be trusted.
+    let wait = response.headers().get("retry-after").and_then(|h| h.to_str().ok()?.parse().ok());
+    Err(ImageError::Busy {
+        endpoint: endpoint.to_string(),
+        reason: format!("{status} for {url}"),
+        wait: wait.map(Duration::from_secs),
+    })
+}
+
 fn document(
     endpoint: &Endpoint,
     url: &str,
@@ -254,7 +306,13 @@ fn document(
         return Err(fault(endpoint, format!("{} for {url}", response.status())));
     }
     let body = response.body_mut().with_config().limit(DOCUMENT_BYTES_MAX);
-    body.read_to_vec().map_err(|e| fault(endpoint, format!("{url}: {e}")))
+    body.read_to_vec().map_err(|e| {
+        let reason = format!("{url}: {e}");
+        match matches!(e, ureq::Error::BodyExceedsLimit(_)) {
+            true => fault(endpoint, reason),
+            false => unreachable(endpoint, reason),
+        }
+    })
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -22,7 +22,9 @@ use tar::EntryType;
 
 mod entry;
 
-use entry::{Entry, Extended, entry, extension, text, trimmed};
+use super::room;
+
+pub(super) use entry::{Entry, Extended, entry, extension, text, trimmed};
 
 /// Entries of one layer at most.
 const ENTRIES_MAX: u64 = 1_000_000;
@@ -63,7 +65,10 @@ pub enum UnpackError {
         source: std::io::Error,
     },
     /// An entry larger than what may be written.
-    #[error("entry {entry:?} claims {claims} bytes, {left} may be written: it does not fit")]
+    #[error(
+        "entry {entry:?} needs {claims} bytes, {left} may be written: it does not fit; remove \
+         something, or use a larger disk"
+    )]
     Space {
         /// Its path.
         entry: String,
@@ -77,7 +82,23 @@ pub enum UnpackError {
     TooMany,
 }
 
-/// Unpacks an archive into an empty folder, writing at most `bytes_max`.
+impl UnpackError {
+    /// Whether there was no room for it.
+    pub(super) fn is_for_want_of_room(&self) -> bool {
+        match self {
+            Self::Space { .. } => true,
+            Self::Make { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            Self::Read(_)
+            | Self::Compression(_)
+            | Self::MediaType(_)
+            | Self::Entry { .. }
+            | Self::TooMany => false,
+        }
+    }
+}
+
+/// Unpacks an archive into an empty folder, writing at most `bytes_max`, and leaving to others what
+/// must stay free.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "tar's kinds are open: what is none of those that describe another is an entry"
@@ -157,6 +178,7 @@ impl Tree {
     fn make(&mut self, entry: &Entry, content: &mut dyn Read) -> Result<(), UnpackError> {
         let fault = |reason| UnpackError::Entry { entry: text(&entry.path), reason };
         let path = clean(&entry.path).ok_or_else(|| fault("leads out of the image"))?;
+        self.fits(entry)?;
         let Some((name, parents)) = path.split_last() else {
             return self.describe(&self.root, OsStr::new("."), entry, AtFlags::empty());
         };
@@ -203,6 +225,22 @@ impl Tree {
         self.describe(&parent, name, entry, flags)
     }
 
+    /// Looked at before each entry: images are not alone on the disk.
+    fn fits(&self, entry: &Entry) -> Result<(), UnpackError> {
+        let spare = room::spare_bytes_at(&self.root).map_err(|e| UnpackError::Make {
+            action: "find room for",
+            entry: text(&entry.path),
+            source: e.into(),
+        })?;
+        let is_file = matches!(entry.kind, EntryType::Regular | EntryType::Continuous);
+        let claims = if is_file { entry.size.max(1) } else { 1 };
+        let left = self.left.min(spare);
+        if claims <= left {
+            return Ok(());
+        }
+        Err(UnpackError::Space { entry: text(&entry.path), claims, left })
+    }
+
     /// Opens the folder that an entry is in; makes it where the archive does not.
     fn folder(&self, parents: &[&[u8]], entry: &Entry) -> Result<OwnedFd, UnpackError> {
         let fail = |e: Errno| UnpackError::Make {
@@ -240,15 +278,7 @@ impl Tree {
         entry: &Entry,
         content: &mut dyn Read,
     ) -> Result<(), UnpackError> {
-        if entry.size > self.left {
-            let entry_path = text(&entry.path);
-            return Err(UnpackError::Space {
-                entry: entry_path,
-                claims: entry.size,
-                left: self.left,
-            });
-        }
-        self.left -= entry.size;
+        self.left = self.left.saturating_sub(entry.size);
         let fail = |source: std::io::Error| UnpackError::Make {
             action: "write",
             entry: text(&entry.path),
@@ -338,7 +368,7 @@ impl Tree {
 }
 
 /// The names along a path; None where one of them leads up. `/` and `.` count for nothing.
-fn clean(path: &[u8]) -> Option<Vec<&[u8]>> {
+pub(super) fn clean(path: &[u8]) -> Option<Vec<&[u8]>> {
     let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
     parts.map(|part| (part != b"..").then_some(part)).collect()
 }

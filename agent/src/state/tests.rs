@@ -25,6 +25,7 @@ fn checkpoint() -> Checkpoint {
     let record = SlotRecord {
         container: 4,
         made: None,
+        previous: None,
         life: RecordedLife::Started,
         restarts: 1,
         exit: Some(Exit::Code(7)),

@@ -41,10 +41,13 @@ impl Slot {
         (asked && self.current() == Some(false)).then_some(self.asked_by)
     }
 
-    /// The images that are needed: of what is wanted, and of what goes on until it can be had.
+    /// The images that are needed: of what is wanted, and of the revision before it, which goes on
+    /// until that can be had, and may be gone back to.
     pub(crate) fn images(&self) -> impl Iterator<Item = String> + use<> {
         let image = |workload: &Option<Workload>| workload.as_ref().map(|w| w.spec.image.clone());
-        image(&self.wanted).into_iter().chain(image(&self.made))
+        let (wanted, made) = (image(&self.wanted), image(&self.made));
+        let previous = self.previous.clone().filter(|_| wanted == made);
+        wanted.into_iter().chain(made).chain(previous)
     }
 
     /// Whether the wanted image is here; asks for it where that is not known.

@@ -21,6 +21,7 @@ impl Slot {
         SlotRecord {
             container: self.container,
             made: self.made.clone(),
+            previous: self.previous.clone(),
             life,
             restarts: self.restarts,
             exit: self.exit,
@@ -41,6 +42,7 @@ impl Slot {
             life,
             container: record.container,
             made: record.made,
+            previous: record.previous,
             restarts: record.restarts,
             exit: record.exit,
             message: record.message,

@@ -14,9 +14,9 @@ const EXTENSION_BYTES_MAX: u64 = 128 * 1024;
 
 /// What extended headers say of the entry that follows (POSIX pax, and GNU's long names).
 #[derive(Default)]
-pub(super) struct Extended {
-    pub(super) path: Option<Vec<u8>>,
-    pub(super) link: Option<Vec<u8>>,
+pub(in crate::image) struct Extended {
+    pub(in crate::image) path: Option<Vec<u8>>,
+    pub(in crate::image) link: Option<Vec<u8>>,
     uid: Option<u32>,
     gid: Option<u32>,
     mtime: Option<i64>,
@@ -24,23 +24,25 @@ pub(super) struct Extended {
     sparse: bool,
     size: Option<u64>,
     /// One header of this kind describes an entry: more would only fill the memory.
-    pub(super) pax_seen: bool,
+    pub(in crate::image) pax_seen: bool,
 }
 
 /// One entry, with everything that says what it is.
-pub(super) struct Entry {
-    pub(super) path: Vec<u8>,
-    pub(super) link: Vec<u8>,
-    pub(super) kind: EntryType,
-    pub(super) size: u64,
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) mtime: i64,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+pub(in crate::image) struct Entry {
+    pub(in crate::image) path: Vec<u8>,
+    pub(in crate::image) link: Vec<u8>,
+    pub(in crate::image) kind: EntryType,
+    pub(in crate::image) size: u64,
+    pub(in crate::image) mode: u32,
+    pub(in crate::image) uid: u32,
+    pub(in crate::image) gid: u32,
+    pub(in crate::image) mtime: i64,
+    pub(in crate::image) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-pub(super) fn extension<R: Read>(raw: &mut tar::Entry<'_, R>) -> Result<Vec<u8>, UnpackError> {
+pub(in crate::image) fn extension<R: Read>(
+    raw: &mut tar::Entry<'_, R>,
+) -> Result<Vec<u8>, UnpackError> {
     let mut bytes = Vec::new();
     if raw.size() > EXTENSION_BYTES_MAX {
         return Err(UnpackError::Entry {
@@ -52,7 +54,7 @@ pub(super) fn extension<R: Read>(raw: &mut tar::Entry<'_, R>) -> Result<Vec<u8>,
     Ok(bytes)
 }
 
-pub(super) fn trimmed(mut bytes: Vec<u8>) -> Vec<u8> {
+pub(in crate::image) fn trimmed(mut bytes: Vec<u8>) -> Vec<u8> {
     while bytes.last() == Some(&0) {
         bytes.pop();
     }
@@ -61,7 +63,7 @@ pub(super) fn trimmed(mut bytes: Vec<u8>) -> Vec<u8> {
 
 impl Extended {
     /// Reads records of the form `LENGTH KEY=VALUE\n`, where the value may hold any byte.
-    pub(super) fn pax(&mut self, mut bytes: &[u8]) -> Result<(), UnpackError> {
+    pub(in crate::image) fn pax(&mut self, mut bytes: &[u8]) -> Result<(), UnpackError> {
         let fault =
             || UnpackError::Entry { entry: "extended header".to_owned(), reason: "is malformed" };
         self.pax_seen = true;
@@ -98,11 +100,14 @@ impl Extended {
     }
 }
 
-pub(super) fn text(bytes: &[u8]) -> String {
+pub(in crate::image) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-pub(super) fn entry(header: &tar::Header, extended: Extended) -> Result<Entry, UnpackError> {
+pub(in crate::image) fn entry(
+    header: &tar::Header,
+    extended: Extended,
+) -> Result<Entry, UnpackError> {
     let path = extended.path.unwrap_or_else(|| header.path_bytes().into_owned());
     let size = header.entry_size().map_err(UnpackError::Read)?;
     let refuse = |reason| Err(UnpackError::Entry { entry: text(&path), reason });

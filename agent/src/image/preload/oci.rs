@@ -1,0 +1,125 @@
+//! OCI's image layout (image-spec, image-layout.md), in a folder or an archive.
+
+use std::collections::BTreeMap;
+
+use limpet_protocol::Digest;
+use serde::Deserialize;
+
+use super::{IMAGES_MAX, Offered};
+use crate::image::archive::Files;
+use crate::image::manifest::{Descriptor, Manifest, Platform};
+use crate::image::name::is_digest;
+use crate::image::{ImageError, ImageName};
+
+/// Annotations that hold a name, the one that always holds a full one first (containerd's, and OCI
+/// image-spec, annotations.md).
+const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+/// What builders put beside images, and is none (in-toto attestations of BuildKit).
+const NOT_AN_IMAGE: &str = "vnd.docker.reference.type";
+
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(flatten)]
+    descriptor: Descriptor,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+/// The images of a layout, each for this platform where there are several of one name.
+pub(super) fn offered(files: &Files, here: &Platform) -> Result<Vec<Offered>, ImageError> {
+    let fault = |reason: String| files.fault("index.json", &reason);
+    let text = files.document("index.json")?;
+    let index: Index =
+        serde_json::from_slice(&text).map_err(|e| fault(format!("is no index of images: {e}")))?;
+    let mut by_name: BTreeMap<Option<ImageName>, Vec<Descriptor>> = BTreeMap::new();
+    for entry in index.manifests {
+        if !is_digest(&entry.descriptor.digest) {
+            return Err(fault(format!("{:?} is no SHA-256 digest", entry.descriptor.digest)));
+        }
+        let annotations = entry.annotations.unwrap_or_default();
+        if !annotations.contains_key(NOT_AN_IMAGE) {
+            by_name.entry(name(&annotations)).or_default().push(entry.descriptor);
+        }
+    }
+    if by_name.len() > IMAGES_MAX {
+        return Err(fault(format!("names {} images, {IMAGES_MAX} are taken", by_name.len())));
+    }
+    let images = by_name.into_iter().map(|(name, descriptors)| {
+        let top = match descriptors.as_slice() {
+            [one] => one.clone(),
+            several => choose(several, here).map_err(fault)?,
+        };
+        image(files, here, name, &top)
+    });
+    images.collect()
+}
+
+/// The full name that annotations give; a tag alone is none.
+fn name(annotations: &BTreeMap<String, String>) -> Option<ImageName> {
+    let texts = NAMES.iter().filter_map(|key| annotations.get(*key));
+    let mut full = texts.filter(|text| text.contains(['/', ':']));
+    full.find_map(|text| text.parse().ok())
+}
+
+fn choose(several: &[Descriptor], here: &Platform) -> Result<Descriptor, String> {
+    if several.iter().all(|descriptor| descriptor.platform.is_none()) {
+        let count = several.len();
+        return Err(format!("lists {count} images with no name or the same one: which is meant?"));
+    }
+    Manifest::of(several.to_vec())
+        .choose(here)
+        .cloned()
+        .map_err(|reason| format!("says that {reason}"))
+}
+
+fn image(
+    files: &Files,
+    here: &Platform,
+    name: Option<ImageName>,
+    top: &Descriptor,
+) -> Result<Offered, ImageError> {
+    let mut digest = top.digest.clone();
+    let mut answers_to = vec![digest.clone()];
+    let (mut bytes, mut manifest) = manifest(files, &digest)?;
+    if manifest.config.is_none() {
+        let chosen = manifest.choose(here);
+        digest = chosen.map_err(|reason| files.fault(&path(&digest), &reason))?.digest.clone();
+        (bytes, manifest) = self::manifest(files, &digest)?;
+        answers_to.push(digest.clone());
+    }
+    let Some(config) = &manifest.config else {
+        return Err(files.fault(&path(&digest), "names no config"));
+    };
+    let config = blob(files, &config.digest)?;
+    let layers = manifest.layers.iter();
+    let places = layers.map(|layer| (layer.digest.clone(), path(&layer.digest))).collect();
+    let names = name.into_iter().collect();
+    Ok(Offered { names, answers_to, digest, bytes, manifest, config, files: places })
+}
+
+fn manifest(files: &Files, digest: &str) -> Result<(Vec<u8>, Manifest), ImageError> {
+    let bytes = blob(files, digest)?;
+    let manifest = Manifest::parse(&bytes).map_err(|reason| files.fault(&path(digest), &reason))?;
+    Ok((bytes, manifest))
+}
+
+/// A small blob that is what its name says.
+fn blob(files: &Files, digest: &str) -> Result<Vec<u8>, ImageError> {
+    let path = path(digest);
+    let bytes = files.document(&path)?;
+    let actual = Digest::of(&bytes);
+    if format!("sha256:{actual}") == digest {
+        Ok(bytes)
+    } else {
+        Err(files.fault(&path, &format!("has bytes of sha256:{actual}: it is damaged")))
+    }
+}
+
+fn path(digest: &str) -> String {
+    format!("blobs/{}", digest.replacen(':', "/", 1))
+}
