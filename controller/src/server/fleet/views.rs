@@ -35,7 +35,9 @@ impl Fleet {
                 Presence::Asleep { since_ms, for_ms } => {
                     let until_ms = since_ms.saturating_add(for_ms);
                     let ahead_ms = until_ms.saturating_sub(self.steady_ms);
-                    rfc3339(self.now_ms.saturating_add(ahead_ms))
+                    // The two clocks tick apart: only whole seconds stay the same.
+                    let at_ms = self.now_ms.saturating_add(ahead_ms).saturating_add(500);
+                    rfc3339(at_ms / 1000 * 1000).map(|at| at.replace(".000Z", "Z"))
                 }
                 Presence::Unknown { .. }
                 | Presence::Online { .. }
