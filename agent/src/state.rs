@@ -175,6 +175,14 @@ impl State {
         document::write(&self.folder, Kind::Desired, signed)
     }
 
+    /// The signed desired state that was stored last.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn desired(&self) -> Result<Option<Vec<u8>>, DocumentError> {
+        document::read(&self.folder, Kind::Desired, &mut Vec::new())
+    }
+
     /// Keeps the stored desired state a second time. Nobody waits for that.
     ///
     /// # Errors

@@ -8,12 +8,15 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 mod apply;
+mod backup;
 mod client;
 mod delete;
 mod describe;
 mod get;
 mod logs;
 mod progress;
+mod recover;
+mod restore;
 mod run;
 mod scale;
 mod table;
@@ -55,6 +58,9 @@ enum Verb {
     Describe(describe::Describe),
     Logs(logs::Logs),
     Delete(delete::Delete),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
+    Recover(recover::Recover),
     /// Print the versions of this program and of the controller
     Version,
     /// Print a script that completes limpet's words in a shell
@@ -79,6 +85,9 @@ pub fn main() -> ExitCode {
         Verb::Describe(verb) => verb.run(&client),
         Verb::Logs(verb) => verb.run(&client),
         Verb::Delete(verb) => verb.run(&client),
+        Verb::Backup(verb) => verb.run(&client),
+        Verb::Restore(verb) => verb.run(),
+        Verb::Recover(verb) => verb.run(&client),
         Verb::Version => version(&client),
         Verb::Completion { shell } => {
             let mut script = Vec::new();

@@ -2,6 +2,7 @@
 //! over the HTTP API.
 #![forbid(unsafe_code)]
 
+mod backup;
 pub mod cli;
 pub mod server;
 pub mod view;

@@ -20,6 +20,7 @@ mod store;
 
 use fleet::Fleet;
 use store::Store;
+pub(crate) use store::{Existing, restore};
 
 /// How long requests under way may take to end.
 const END_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -35,6 +36,8 @@ pub struct Options {
     pub mqtt_listen: SocketAddr,
     /// Plain HTTP and MQTT, on loopback only.
     pub insecure: bool,
+    /// A device that is offline for this long is lost.
+    pub lost_after: Duration,
 }
 
 /// Serves a fleet until SIGTERM or SIGINT.
@@ -76,7 +79,7 @@ async fn serve(
     key: limpet_protocol::SigningKey,
 ) -> anyhow::Result<()> {
     let (outgoing, to_publish) = tokio::sync::mpsc::unbounded_channel();
-    let (fleet, thread) = Fleet::start(store, key, outgoing)?;
+    let (fleet, thread) = Fleet::start(store, key, options.lost_after, outgoing)?;
     broker::start(options.mqtt_listen, fleet.clone(), to_publish).await?;
     let listener = tokio::net::TcpListener::bind(options.listen)
         .await

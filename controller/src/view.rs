@@ -16,11 +16,19 @@ pub struct DeviceView {
     pub labels: BTreeMap<String, String>,
     /// Architecture as OCI names it, with its variant: `amd64`, `arm/v7`.
     pub arch: String,
-    /// `online` or `offline`; `unknown` shortly after the controller began; `on hold` where the
-    /// device holds a later desired state than the controller.
+    /// `online`, `asleep` (it announced that), `offline`, `lost` (offline for too long), or `unknown`
+    /// shortly after the controller began.
     pub presence: String,
-    /// Seconds since the device was last heard.
+    /// Seconds since it is so.
     pub presence_age_s: u64,
+    /// When it means to be back, by the controller's clock (RFC 3339, UTC).
+    pub asleep_until: Option<String>,
+    /// Seconds since the device was last heard; null where it was not since the controller began.
+    pub heard_age_s: Option<u64>,
+    /// The longest time between two signs of life of it, in seconds: gone after one and a half.
+    pub keep_alive_s: u16,
+    /// Why nothing is published to it, where it holds more than the controller knows of.
+    pub on_hold: Option<String>,
     /// Version of its agent.
     pub agent_version: String,
     /// Release of its kernel.
@@ -58,8 +66,10 @@ pub struct DeploymentView {
     pub select: BTreeMap<String, String>,
     /// Workloads that should run.
     pub desired: u32,
-    /// Workloads that run this revision.
+    /// Workloads that run this revision, on devices that are online.
     pub running: u32,
+    /// Workloads that ran this revision when their device, not online, was last heard.
+    pub running_unheard: u32,
     /// `settled`, `progressing` or `stuck`.
     pub status: String,
     /// Why it is stuck.
@@ -83,8 +93,12 @@ pub struct WorkloadView {
     pub device: String,
     /// Its phase as last reported; `pending` before the first report.
     pub phase: String,
-    /// Whether its device is connected: if not, all this is as old as `age_s` says.
+    /// Whether its device is connected. If not, all this was so `heard_age_s` ago.
     pub online: bool,
+    /// The presence of its device, as [`DeviceView::presence`].
+    pub presence: String,
+    /// Seconds since its device was last heard; null where it was not since the controller began.
+    pub heard_age_s: Option<u64>,
     /// How its latest container ended.
     pub exit: Option<ExitView>,
     /// Containers that replaced one which had ended.
@@ -184,6 +198,59 @@ pub struct ErrorView {
 pub struct ScaleRequest {
     /// How many.
     pub replicas: u32,
+}
+
+/// A device that holds more than the controller knows of.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct HoldView {
+    /// The device.
+    pub device: String,
+    /// Its presence, as [`DeviceView::presence`].
+    pub presence: String,
+    /// Seconds since it was last heard.
+    pub heard_age_s: Option<u64>,
+    /// Epoch and generation of the desired state that it holds.
+    pub holds: String,
+    /// Those of the last one that this controller knows to have told it.
+    pub told: String,
+    /// Workloads that the device has, and the store does not.
+    pub only_device: Vec<String>,
+    /// Workloads that the store has there, and the device does not.
+    pub only_store: Vec<String>,
+    /// Workloads that both have, in different revisions.
+    pub differ: Vec<String>,
+    /// Why what it holds could not be taken over.
+    pub problem: Option<String>,
+}
+
+/// Chooses what holds on devices that are on hold.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RecoverRequest {
+    /// Whose truth wins.
+    pub choice: RecoverChoice,
+    /// The devices; all that are on hold where empty.
+    #[serde(default)]
+    pub devices: Vec<String>,
+}
+
+/// Whose truth wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RecoverChoice {
+    /// The devices': the store takes over what they hold.
+    Adopt,
+    /// The store's: devices run what it says.
+    Override,
+}
+
+/// What becomes of a choice.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RecoverResult {
+    /// The devices that it is carried out on; those that are adopted leave their hold when they have
+    /// answered.
+    pub devices: Vec<String>,
+    /// Devices on hold that are not connected, and were left out.
+    pub away: Vec<String>,
 }
 
 /// What runs the fleet.

@@ -58,6 +58,9 @@ pub enum Action {
         #[serde(rename = "l")]
         lease_ms: u32,
     },
+    /// Send the signed desired state that is in force, as it is stored: [`Returned`].
+    #[serde(rename = "ret")]
+    ReturnDesired,
     /// End a stream.
     #[serde(rename = "end")]
     EndStream {
@@ -65,6 +68,14 @@ pub enum Action {
         #[serde(rename = "s")]
         stream: StreamId,
     },
+}
+
+/// The desired state that a device holds. Its number, in the envelope, is that of the command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returned {
+    /// The message of [`crate::Kind::Desired`] as the controller signed it.
+    #[serde(rename = "d", with = "serde_bytes")]
+    pub signed: Vec<u8>,
 }
 
 /// What became of a command. Its number is in the envelope.

@@ -52,11 +52,13 @@ pub enum Kind {
     Result,
     /// [`crate::StreamChunk`]; its number counts the chunks of a stream from 0.
     Stream,
+    /// [`crate::Returned`]; its number is that of the command.
+    Returned,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Desired,
         Self::Command,
         Self::Ack,
@@ -66,6 +68,7 @@ impl Kind {
         Self::Event,
         Self::Result,
         Self::Stream,
+        Self::Returned,
     ];
 }
 

@@ -12,6 +12,9 @@ use crate::id::{Digest, IdError, OutboxId, byte_id};
 /// Labels a device may carry.
 pub const LABELS_MAX: usize = 64;
 
+/// Time between signs of life where nothing else was chosen, in seconds.
+pub const KEEP_ALIVE_S: u16 = 600;
+
 byte_id!(
     /// Names one boot of a device (Linux: `/proc/sys/kernel/random/boot_id`).
     BootId, 16

@@ -16,7 +16,7 @@ pub mod reported;
 pub mod spec;
 pub mod topic;
 
-pub use command::{Ack, Action, Command, CommandResult, LogLine, LogStream, StreamChunk};
+pub use command::{Ack, Action, Command, CommandResult, LogLine, LogStream, Returned, StreamChunk};
 pub use desired::{DesiredState, Held, Workload};
 pub use envelope::{Envelope, EnvelopeError, Expected, Header, Kind};
 pub use event::{Event, EventBatch, EventKind};

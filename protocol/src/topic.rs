@@ -134,6 +134,7 @@ fn leaf(kind: Kind) -> &'static str {
         Kind::Reported => "up/reported",
         Kind::Event => "up/event",
         Kind::Result => "up/result",
+        Kind::Returned => "up/desired",
         Kind::Stream => "up/stream",
     }
 }

@@ -122,6 +122,7 @@ fn golden_bytes() {
             lease_ms: 1000,
         },
     };
+    let give_back = Command { nonce: Nonce([2; 16]), action: Action::ReturnDesired };
     let chunk = StreamChunk {
         lines: vec![LogLine { stream: LogStream::Stderr, at_ms: 1, bytes: b"x".to_vec() }],
         gap_bytes: 0,
@@ -136,6 +137,8 @@ fn golden_bytes() {
         ("event", hex(&cbor::encode(&batch))),
         ("ack", hex(&cbor::encode(&ack))),
         ("command", hex(&cbor::encode(&command))),
+        ("command-return", hex(&cbor::encode(&give_back))),
+        ("returned", hex(&cbor::encode(&Returned { signed: vec![1, 2] }))),
         ("result", hex(&cbor::encode(&CommandResult { error: None }))),
         ("chunk", hex(&cbor::encode(&chunk))),
         ("presence", hex(&cbor::encode(&presence))),
@@ -150,12 +153,29 @@ fn golden_bytes() {
         event a5616f4804040404040404046162500101010101010101010101010101010161740a616601616581a7616e0161625001010101010101010101010101010101617409616b666578697465646177637765626163036178a1617309
         ack a4616f4804040404040404046165016172026177f5
         command a2616e50020202020202020202020202020202026161a1636c6f67a5617348080808080808080861776377656261740a6166f5616c1903e8
+        command-return a2616e5002020202020202020202020202020202616163726574
+        returned a16164420102
         result a16165f6
         chunk a3616c81a361736165617401616241786167006165f5
         presence a36173636f666661625001010101010101010101010101010101616305
         asleep a36173a16661736c656570a161660961625001010101010101010101010101010101616305
         sealed d2845847a30127045820ea4a6c63e29c520abef5507b132ec5f9954776aebebe7b92421eea691446d22c3a000100008601696c696d7065742f76316470692d316870726573656e63650102a0581da36173636f66666162500101010101010101010101010101010161630558406c386f138499e5039cf6d5ff1c47ee10b1f00a35d4b41936a5f506064cdadb0b323b657e0b43438b2da754c10ca5887b978948658486be9fb5c9a7c0a4297c0e
     "#]].assert_eq(&lines.concat());
+}
+
+#[test]
+fn a_hello_of_an_agent_that_names_no_keep_alive_is_read() {
+    let older = "aa61625001010101010101010101010101010101616305616e500202020202020202020202020202\
+        0202617665302e312e306171816a6c696d69742e70696473616ca16473697465666265726c696e61\
+        66a561616361726d617660616d01616300616b606168a26165016167026164582003030303030303\
+        03030303030303030303030303030303030303030303030303616f480404040404040404";
+    let bytes: Vec<u8> = older
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+        .collect();
+    let hello: Hello = cbor::decode(&bytes, 1024).unwrap();
+    assert_eq!((hello.connection, hello.keep_alive_s), (5, 0));
 }
 
 #[test]

@@ -97,6 +97,7 @@ fn garbage_on_every_topic_of_a_device_is_refused_and_disturbs_nobody() {
         ("reported", Kind::Reported),
         ("event", Kind::Event),
         ("result", Kind::Result),
+        ("desired", Kind::Returned),
         (stream, Kind::Stream),
         ("nonsense", Kind::Hello),
     ];

@@ -25,12 +25,21 @@ pub struct Controller {
 impl Controller {
     /// Starts one with an empty store.
     pub fn start(lab: &Lab) -> Self {
+        Self::with_flags(lab, &[])
+    }
+
+    /// Starts one with an empty store and further flags.
+    pub fn with_flags(lab: &Lab, more: &[&str]) -> Self {
         let (api, mqtt_port) = (free_port(), free_port());
         let (listen, mqtt) = (format!("127.0.0.1:{api}"), format!("127.0.0.1:{mqtt_port}"));
         let data = lab.path("controller").display().to_string();
         let flags = ["up", "--insecure", "--listen", &listen, "--mqtt-listen", &mqtt];
-        let args: Vec<String> =
-            flags.iter().chain(&["--data-dir", &data]).map(ToString::to_string).collect();
+        let args: Vec<String> = flags
+            .iter()
+            .chain(more)
+            .chain(&["--data-dir", &data])
+            .map(ToString::to_string)
+            .collect();
         let log = lab.path("controller.log");
         let process = launch(&log, &args);
         let mut controller = Self {
@@ -62,6 +71,14 @@ impl Controller {
         self.process = launch(&self.log, &self.args);
         self.process.until_said("Next, on this machine");
         eventually("the API", || ureq::get(format!("{}/healthz", self.api)).call().ok());
+    }
+
+    /// Starts it again on the same ports and another store.
+    pub fn restart_on(&mut self, data_dir: &std::path::Path) {
+        if let Some(data) = self.args.last_mut() {
+            *data = data_dir.display().to_string();
+        }
+        self.restart();
     }
 
     /// Runs the command line against it.

@@ -209,6 +209,11 @@ pub enum Effect {
     },
     /// Send a message, if the connection that it was made for is still up.
     Publish(Message),
+    /// Send the signed desired state that is stored back to the controller.
+    ReturnDesired {
+        /// The command that asked for it.
+        number: u64,
+    },
     /// Send a workload's log.
     Stream(StreamOrder),
     /// End a stream.

@@ -10,7 +10,8 @@ use std::time::Duration;
 use limpet_agent_core::{Effect, Input, Message, StreamOrder};
 use limpet_protocol::{
     BootId, CommandResult, ContainerId, DesiredState, Header, Held, Kind, Prefix, Presence,
-    PresenceState, PublicKey, SigningKey, StreamId, Topic, Workload, WorkloadId, envelope,
+    PresenceState, PublicKey, Returned, SigningKey, StreamId, Topic, Workload, WorkloadId,
+    envelope,
 };
 use smol::channel::Sender;
 use smol::lock::{RwLock, Semaphore};
@@ -174,6 +175,10 @@ impl Shell {
             Effect::KeepLog { container } => self.change_logs(move |logs| logs.keep(&container)),
             Effect::ForgetLog { workload } => self.change_logs(move |logs| logs.forget(&workload)),
             Effect::Publish(message) => self.publish(message),
+            Effect::ReturnDesired { number } => {
+                let shell = Rc::clone(self);
+                self.spawn(async move { shell.return_desired(number).await });
+            }
             Effect::Stream(order) => self.stream(order),
             Effect::EndStream(stream) => drop(self.streams.borrow_mut().remove(&stream)),
             Effect::Disconnect { for_ms } => {
@@ -323,6 +328,24 @@ impl Shell {
             let exit = follow(&runtime, &container, running).await;
             tell(&inputs, Input::Exited { container, exit }).await;
         });
+    }
+
+    /// Sends back what the controller once signed, as it is stored.
+    async fn return_desired(&self, number: u64) {
+        let state = Arc::clone(&self.state);
+        let error = match smol::unblock(move || state.desired()).await {
+            Ok(Some(signed)) => {
+                let identity = self.identity();
+                let head = header(&identity, Kind::Returned, 0, number);
+                let payload = envelope::seal(&identity.key, &head, &Returned { signed });
+                let topic = Topic::Device(identity.device.clone(), Kind::Returned);
+                let topic = topic.under(&Prefix::default());
+                return self.to_link(Order::Publish { topic, payload, retain: false });
+            }
+            Ok(None) => "the device holds no desired state".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.publish(Message::Result { number, error: Some(error) });
     }
 
     fn publish(&self, message: Message) {

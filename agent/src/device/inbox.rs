@@ -93,6 +93,7 @@ fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> 
         | Kind::Reported
         | Kind::Event
         | Kind::Result
+        | Kind::Returned
         | Kind::Stream => {
             return Err(Refusal::Misplaced(topic));
         }

@@ -1,5 +1,5 @@
 //! What a controller decides: how a manifest is read, where workloads go, when a change has
-//! settled, who is present. Values in, values out: no IO, no clock, no threads.
+//! settled, who is present, what a restored one takes over. Values in, values out: no IO, no clock, no threads.
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::iter_over_hash_type)]
 
@@ -8,6 +8,7 @@ pub mod inbox;
 pub mod manifest;
 pub mod placement;
 pub mod presence;
+pub mod recover;
 pub mod settling;
 
 pub use deployment::{Count, Deployment};

@@ -21,6 +21,8 @@ pub struct Candidate {
     pub features: Vec<Feature>,
     /// Whether it is there.
     pub presence: Presence,
+    /// It is told nothing: it holds more than this controller knows of.
+    pub on_hold: bool,
     /// Memory that other deployments' limits leave, in bytes.
     pub memory_free_bytes: u64,
     /// Workloads of other deployments placed on it.
@@ -44,8 +46,9 @@ pub struct Placement {
 /// Places a deployment, given where its workloads are.
 ///
 /// Slots of `current` stay unless their device is gone or unfit, or the deployment has shrunk: then
-/// the highest numbers go first. New replicas go to online devices first, then to those with the
-/// fewest of this deployment, the fewest in all, and the lowest id.
+/// the highest numbers go first. New replicas go to online devices first, then to those that sleep,
+/// are offline, are lost, are on hold; among them to those with the fewest of this deployment, the
+/// fewest in all, and the lowest id.
 pub fn place(deployment: &Deployment, fleet: &[Candidate], current: &BTreeSet<Slot>) -> Placement {
     let mut refusals = Vec::new();
     let mut fit = Vec::new();
@@ -98,7 +101,8 @@ fn spread(
     for workload in missing {
         let best = here.iter_mut().filter(|(placed, device)| room(*placed, device)).min_by_key(
             |(placed, device)| {
-                (device.presence == Presence::Offline, *placed, device.workloads, &device.id)
+                let rank = (device.on_hold, device.presence.rank());
+                (rank, *placed, device.workloads, &device.id)
             },
         );
         match best {

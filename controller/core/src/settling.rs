@@ -37,8 +37,8 @@ pub enum Settling {
 }
 
 /// Judges a deployment by its placed workloads, and by `leaving`, those that connected devices
-/// still report and that are placed no more. Workloads on devices that are offline are deferred,
-/// not waited for, as long as another is online.
+/// still report and that are placed no more. Workloads on devices that are offline or asleep
+/// are deferred, not waited for, as long as another is online.
 pub fn settle(
     deployment: &Deployment,
     revision: Digest,
@@ -52,17 +52,18 @@ pub fn settle(
     let mut settled = leaving == 0;
     for workload in seen {
         match workload.presence {
-            Presence::Offline => {}
-            Presence::Unknown => settled = false,
-            Presence::Online => match judge(revision, workload) {
+            Presence::Asleep { .. } | Presence::Offline { .. } | Presence::Lost { .. } => {}
+            Presence::Unknown { .. } => settled = false,
+            Presence::Online { .. } => match judge(revision, workload) {
                 Settling::Settled => {}
                 Settling::Progressing => settled = false,
                 stuck @ Settling::Stuck(_) => return stuck,
             },
         }
     }
-    let offline = |workload: &Seen<'_>| workload.presence == Presence::Offline;
-    if !seen.is_empty() && seen.iter().all(offline) {
+    // Neither connected nor about to be.
+    let away = |workload: &Seen<'_>| workload.presence.rank() > 0;
+    if !seen.is_empty() && seen.iter().all(away) {
         let names: Vec<&str> = seen.iter().take(5).map(|seen| seen.name.as_str()).collect();
         return Settling::Stuck(format!(
             "every device chosen is offline ({}); it runs when they connect",

@@ -13,7 +13,11 @@ fn device(number: u8, online: bool) -> Candidate {
         id: format!("dev-{number}").parse().unwrap(),
         labels: [("site".try_into().unwrap(), "berlin".try_into().unwrap())].into(),
         features: vec![Feature::known(Feature::LIMIT_MEMORY)],
-        presence: if online { Presence::Online } else { Presence::Offline },
+        presence: match online {
+            true => Presence::Online { since_ms: 0 },
+            false => Presence::Offline { since_ms: 0 },
+        },
+        on_hold: false,
         memory_free_bytes: 1 << 30,
         workloads: 0,
     }
@@ -44,6 +48,43 @@ fn replicas_spread_over_devices_that_are_online() {
     let fleet = [device(0, false), device(1, true), device(2, true)];
     let placed = place(&deployment(Count::Replicas(3)), &fleet, &BTreeSet::new());
     assert_eq!(shown(&placed.slots), ["dev-1/web.0", "dev-1/web.2", "dev-2/web.1"]);
+}
+
+#[test]
+fn who_is_away_longest_comes_last() {
+    let away = [
+        Presence::Lost { since_ms: 0 },
+        Presence::Offline { since_ms: 0 },
+        Presence::Asleep { since_ms: 0, for_ms: 1 },
+        Presence::Online { since_ms: 0 },
+    ];
+    let mut fleet: Vec<Candidate> = (0..4).map(|n| device(n, true)).collect();
+    for (device, presence) in fleet.iter_mut().zip(away) {
+        device.presence = presence;
+        let placed =
+            place(&deployment(Count::Replicas(1)), std::slice::from_ref(device), &BTreeSet::new());
+        assert_eq!(
+            placed.slots.len(),
+            1,
+            "{presence}: where nobody else is, it is given all the same"
+        );
+    }
+    for best in [3usize, 2, 1, 0] {
+        let placed = place(&deployment(Count::Replicas(1)), &fleet, &BTreeSet::new());
+        assert_eq!(shown(&placed.slots), [format!("dev-{best}/web.0")]);
+        let stays = place(
+            &deployment(Count::Replicas(1)),
+            &[device(9, true), fleet[best].clone()],
+            &placed.slots,
+        );
+        assert_eq!(stays.slots, placed.slots, "what is placed stays");
+        fleet[best].on_hold = true;
+        let others = fleet.iter().filter(|device| !device.on_hold).count();
+        if others > 0 {
+            let placed = place(&deployment(Count::Replicas(1)), &fleet, &BTreeSet::new());
+            assert_ne!(shown(&placed.slots), [format!("dev-{best}/web.0")], "on hold");
+        }
+    }
 }
 
 #[test]
@@ -81,7 +122,7 @@ fn memory_that_is_promised_twice_is_not_there() {
 
 #[test]
 fn who_could_not_speak_yet_is_as_good_as_online() {
-    let unknown = Candidate { presence: Presence::Unknown, ..device(0, false) };
+    let unknown = Candidate { presence: Presence::Unknown { since_ms: 0 }, ..device(0, false) };
     let placed =
         place(&deployment(Count::Replicas(2)), &[unknown, device(1, true)], &BTreeSet::new());
     assert_eq!(shown(&placed.slots), ["dev-0/web.0", "dev-1/web.1"]);

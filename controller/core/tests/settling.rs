@@ -75,10 +75,14 @@ fn a_workload_is_judged_by_what_its_device_says() {
         (Some(replacing), STEADY_MS, "progressing"),
         (None, 0, "progressing"),
     ] {
-        assert_eq!(judged(status.as_ref(), Presence::Online, age_ms), says, "{status:?}");
+        assert_eq!(
+            judged(status.as_ref(), Presence::Online { since_ms: 0 }, age_ms),
+            says,
+            "{status:?}"
+        );
     }
-    let offline = judged(Some(&of(Phase::Running)), Presence::Offline, STEADY_MS);
+    let offline = judged(Some(&of(Phase::Running)), Presence::Offline { since_ms: 0 }, STEADY_MS);
     assert_eq!(offline, "every device chosen is offline (dev/web.0); it runs when they connect");
-    let unknown = judged(Some(&of(Phase::Running)), Presence::Unknown, STEADY_MS);
+    let unknown = judged(Some(&of(Phase::Running)), Presence::Unknown { since_ms: 0 }, STEADY_MS);
     assert_eq!(unknown, "progressing");
 }

@@ -70,6 +70,16 @@ impl Client {
         self.read(self.reached(response)?)
     }
 
+    /// POST of a request whose answer is no deployment.
+    pub(super) fn ask<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let response = self.agent.post(format!("{}{path}", self.server)).send_json(body);
+        self.read(self.reached(response)?)
+    }
+
     pub(super) fn post<T: Serialize>(&self, path: &str, body: &T) -> anyhow::Result<DeployResult> {
         let response = self.agent.post(format!("{}{path}", self.server)).send_json(body);
         self.deploy_result(self.reached(response)?)

@@ -70,7 +70,17 @@ fn pairs<'a>(pairs: impl IntoIterator<Item = (&'a String, &'a String)>) -> Strin
 fn device(view: &DeviceView) -> String {
     fields(&[
         ("Device", view.id.clone()),
-        ("Presence", format!("{}, heard {} ago", view.presence, age(view.presence_age_s))),
+        (
+            "Presence",
+            format!(
+                "{} for {}, {}",
+                get::presence(view),
+                age(view.presence_age_s),
+                heard(view.heard_age_s)
+            ),
+        ),
+        ("Keep-alive", format!("{} s", view.keep_alive_s)),
+        ("On hold", view.on_hold.clone().unwrap_or_default()),
         ("Labels", pairs(&view.labels)),
         (
             "Machine",
@@ -83,11 +93,18 @@ fn device(view: &DeviceView) -> String {
     ])
 }
 
+fn heard(age_s: Option<u64>) -> String {
+    match age_s {
+        Some(age_s) => format!("heard {} ago", age(age_s)),
+        None => "not heard since the controller began".to_owned(),
+    }
+}
+
 fn deployment(view: &DeploymentView) -> String {
     let refusals = view.refusals.iter().map(|(id, why)| format!("\n  {id}: {why}"));
     fields(&[
         ("Deployment", view.name.clone()),
-        ("Status", format!("{}, {} of {} running", view.status, view.running, view.desired)),
+        ("Status", format!("{}, {}", view.status, get::running(view, " of ", " running"))),
         ("Reason", view.reason.clone().unwrap_or_default()),
         ("Revision", view.revision.clone()),
         ("Changed", format!("{} ago", age(view.age_s))),
@@ -107,9 +124,10 @@ fn workload_lines(views: &[WorkloadView]) -> String {
             vec![
                 w.id.clone(),
                 w.device.clone(),
-                w.phase.clone(),
+                get::phase(w),
                 w.restarts.to_string(),
                 exit,
+                age(w.age_s),
                 w.message.clone(),
             ]
         })
@@ -117,7 +135,7 @@ fn workload_lines(views: &[WorkloadView]) -> String {
     match rows.is_empty() {
         true => "Workloads:    none\n".to_owned(),
         false => {
-            let heads = ["NAME", "DEVICE", "PHASE", "RESTARTS", "LAST EXIT", "MESSAGE"];
+            let heads = ["NAME", "DEVICE", "PHASE", "RESTARTS", "LAST EXIT", "AGE", "MESSAGE"];
             format!("Workloads:\n{}", indent(&table(&heads, &rows)))
         }
     }

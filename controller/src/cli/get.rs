@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::client::Client;
-use super::table::{age, bytes, table};
+use super::table::{age, bytes, known_age, table};
 use super::{pair, print};
 use crate::view::{DeploymentView, DeviceView, EventView, ExitView, WorkloadView};
 
@@ -170,7 +170,7 @@ const DEVICE: Heads = (
     &[
         "NAME",
         "PRESENCE",
-        "SEEN",
+        "LAST SEEN",
         "ARCH",
         "WORKLOADS",
         "LABELS",
@@ -182,12 +182,19 @@ const DEVICE: Heads = (
     6,
 );
 
+/// A device's presence, for a person.
+pub(super) fn presence(row: &DeviceView) -> String {
+    let until = row.asleep_until.as_ref().map(|until| format!(" until {until}"));
+    let hold = if row.on_hold.is_some() { ", on hold" } else { "" };
+    format!("{}{}{hold}", row.presence, until.unwrap_or_default())
+}
+
 fn device(row: &DeviceView) -> Vec<String> {
     let labels: Vec<String> = row.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
     vec![
         row.id.clone(),
-        row.presence.clone(),
-        age(row.presence_age_s),
+        presence(row),
+        known_age(row.heard_age_s),
         row.arch.clone(),
         row.workloads.to_string(),
         if labels.is_empty() { "-".to_owned() } else { labels.join(",") },
@@ -201,11 +208,20 @@ fn device(row: &DeviceView) -> Vec<String> {
 const DEPLOYMENT: Heads =
     (&["NAME", "RUNNING", "STATUS", "IMAGE", "AGE", "REVISION", "SELECT", "REASON"], 5);
 
+/// How many run; those whose device is not online ran when it was last heard.
+pub(super) fn running(row: &DeploymentView, of: &str, what: &str) -> String {
+    let unheard = match row.running_unheard {
+        0 => String::new(),
+        count => format!(" (+{count} unheard)"),
+    };
+    format!("{}{of}{}{what}{unheard}", row.running, row.desired)
+}
+
 fn deployment(row: &DeploymentView) -> Vec<String> {
     let select: Vec<String> = row.select.iter().map(|(k, v)| format!("{k}={v}")).collect();
     vec![
         row.name.clone(),
-        format!("{}/{}", row.running, row.desired),
+        running(row, "/", ""),
         row.status.clone(),
         row.image.clone(),
         age(row.age_s),
@@ -218,12 +234,21 @@ fn deployment(row: &DeploymentView) -> Vec<String> {
 const WORKLOAD: Heads =
     (&["NAME", "DEVICE", "PHASE", "RESTARTS", "AGE", "MESSAGE", "PID", "CONTAINER", "REVISION"], 6);
 
+/// A workload's phase. Where its device is not online, it was so when the device was last heard.
+pub(super) fn phase(row: &WorkloadView) -> String {
+    let WorkloadView { phase, presence, heard_age_s, .. } = row;
+    match (row.online, heard_age_s) {
+        (true, _) => phase.clone(),
+        (false, Some(seconds)) => format!("{phase} {} ago ({presence})", age(*seconds)),
+        (false, None) => format!("{phase} once ({presence})"),
+    }
+}
+
 fn workload(row: &WorkloadView) -> Vec<String> {
-    let phase = if row.online { row.phase.clone() } else { format!("{} (offline)", row.phase) };
     vec![
         row.id.clone(),
         row.device.clone(),
-        phase,
+        phase(row),
         row.restarts.to_string(),
         age(row.age_s),
         row.message.clone(),

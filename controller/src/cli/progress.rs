@@ -29,7 +29,7 @@ pub(super) struct Waiting {
     pub(super) timeout: Duration,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     limpet_controller_core::manifest::duration_ms(text).map(|ms| Duration::from_millis(ms.into()))
 }
 

@@ -25,6 +25,11 @@ pub(super) fn age(seconds: u64) -> String {
     }
 }
 
+/// An age that is not always known.
+pub(super) fn known_age(seconds: Option<u64>) -> String {
+    seconds.map_or("unknown".to_owned(), age)
+}
+
 /// Bytes as people say them.
 pub(super) fn bytes(bytes: u64) -> String {
     match bytes >> 20 {

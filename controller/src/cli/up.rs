@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
+use super::progress::duration;
 use crate::server::{self, Options};
 
 /// Start a controller: broker, store and API in one process
@@ -24,12 +26,15 @@ pub(super) struct Up {
     /// Serve plain HTTP and MQTT, on loopback only
     #[arg(long)]
     insecure: bool,
+    /// A device that is offline for this long is lost: 30m, 24h
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    lost_after: Duration,
 }
 
 impl Up {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let Self { data_dir, listen, mqtt_listen, insecure } = self;
+        let Self { data_dir, listen, mqtt_listen, insecure, lost_after } = self;
         server::begin_logging()?;
-        server::up(&Options { data_dir, listen, mqtt_listen, insecure })
+        server::up(&Options { data_dir, listen, mqtt_listen, insecure, lost_after })
     }
 }

@@ -67,6 +67,7 @@ pub(super) async fn start(
         Type::ClientAuthenticate,
         Type::ClientConnected,
         Type::ClientDisconnected,
+        Type::ClientKeepalive,
         Type::ClientSubscribeCheckAcl,
         Type::MessagePublish,
         Type::MessagePublishCheckAcl,
@@ -154,6 +155,14 @@ impl Handler for Hook {
                 if let Ok(Client::Device { id, .. }) = session.id.client_id.parse() {
                     let since = session.id.create_time;
                     self.fleet.tell(move |fleet| fleet.disconnected(&id, since));
+                }
+                (true, before)
+            }
+            Parameter::ClientKeepalive(session, is_ping) => {
+                if let (true, Ok(Client::Device { id, .. })) =
+                    (*is_ping, session.id.client_id.parse())
+                {
+                    self.fleet.tell(move |fleet| fleet.alive(&id));
                 }
                 (true, before)
             }

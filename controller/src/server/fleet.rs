@@ -5,11 +5,14 @@
 //! written, everybody is told so, and what is known becomes again what is on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use limpet_controller_core::placement::{Placement, Slot};
-use limpet_controller_core::{Deployment, Inbox, Known};
+use limpet_controller_core::presence::moved_ms;
+use limpet_controller_core::{Deployment, Inbox, Known, Presence};
+use limpet_protocol::hello::KEEP_ALIVE_S;
 use limpet_protocol::{
     BootId, DeploymentName, DeviceId, Digest, Facts, Feature, Held, Labels, Nonce, Prefix,
     PublicKey, SigningKey, StreamId, WorkloadId,
@@ -17,12 +20,15 @@ use limpet_protocol::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::clock::now_ms;
+use super::clock::{Steady, now_ms};
 use super::logs::Stream;
-use super::store::{EventRow, ReportedRow, Store, StoreError, Table};
+use super::store::{EventRow, ReportedRow, Source, Store, StoreError, Table};
 
 mod deployments;
+mod desired;
 mod devices;
+mod presence;
+mod recover;
 mod views;
 
 /// Pieces of work that share one transaction at most.
@@ -46,9 +52,16 @@ pub(super) struct Fleet {
     store: Store,
     key: SigningKey,
     prefix: Prefix,
-    /// Wall clock of the piece of work that runs, in milliseconds.
+    /// Wall clock of the piece of work that runs, in milliseconds: what people read, and what is
+    /// stored.
     now_ms: u64,
+    clock: Steady,
+    /// The clock that does not jump, of the piece of work that runs: ages are counted by it.
+    steady_ms: u64,
     started_ms: u64,
+    /// When time next changes somebody's presence, by the steady clock.
+    due_ms: u64,
+    lost_after_ms: u64,
     devices: BTreeMap<DeviceId, Device>,
     deployments: BTreeMap<DeploymentName, Deployed>,
     pub(super) streams: BTreeMap<StreamId, Stream>,
@@ -69,9 +82,19 @@ struct Device {
     link: Option<Link>,
     /// When the broker's present session with it began.
     session: Option<i64>,
-    heard_ms: u64,
-    /// It was connected, and has gone, since this controller began.
-    went: bool,
+    presence: Presence,
+    /// By the steady clock; None where this controller does not know.
+    heard_ms: Option<u64>,
+    adoption: Option<Adoption>,
+}
+
+/// A device on hold was asked for what it holds.
+#[derive(Debug, Clone)]
+enum Adoption {
+    /// With this command.
+    Asked(u64),
+    /// It cannot be taken over.
+    Failed(String),
 }
 
 /// What is stored of a device.
@@ -82,11 +105,25 @@ struct DeviceRecord {
     labels: Labels,
     facts: Facts,
     features: Vec<Feature>,
+    #[serde(default = "keep_alive_s")]
+    keep_alive_s: u16,
     /// Of its desired state.
     held: Held,
-    /// A later one that the device holds: this store is older than what it has been told. Nothing
-    /// is published to it.
+    /// The latest of its desired states that were sent to it. What it holds beyond that is from a
+    /// later life of this store.
+    #[serde(default)]
+    told: Held,
+    /// What the device holds beyond that. Nothing is published to it.
     ahead: Option<Held>,
+    /// Its presence where it is not connected, by the wall clock, and when it was last heard.
+    #[serde(default)]
+    absence: Option<Presence>,
+    #[serde(default)]
+    heard_ms: Option<u64>,
+}
+
+fn keep_alive_s() -> u16 {
+    KEEP_ALIVE_S
 }
 
 /// A device's connection, from its hello.
@@ -103,6 +140,12 @@ struct Deployed {
     deployment: Deployment,
     revision: Digest,
     changed_ms: u64,
+    /// When the document was made that its template was taken from, where devices were ahead.
+    #[serde(default)]
+    as_of_ms: u64,
+    /// It stays where devices hold it: its manifest would place it elsewhere.
+    #[serde(default)]
+    pinned: bool,
     slots: BTreeSet<Slot>,
     /// Workloads that found no device.
     unplaced: u32,
@@ -183,15 +226,21 @@ impl Fleet {
     pub(super) fn start(
         store: Store,
         key: SigningKey,
+        lost_after: Duration,
         outgoing: mpsc::UnboundedSender<Outgoing>,
     ) -> anyhow::Result<(Handle, JoinHandle<()>)> {
-        let now = now_ms();
+        let clock = Steady::new();
+        let steady_ms = clock.now_ms();
         let mut fleet = Self {
             store,
             key,
             prefix: Prefix::default(),
-            now_ms: now,
-            started_ms: now,
+            now_ms: now_ms(),
+            clock,
+            steady_ms,
+            started_ms: steady_ms,
+            due_ms: 0,
+            lost_after_ms: u64::try_from(lost_after.as_millis()).unwrap_or(u64::MAX),
             devices: BTreeMap::new(),
             deployments: BTreeMap::new(),
             streams: BTreeMap::new(),
@@ -215,26 +264,20 @@ impl Fleet {
         let mut statuses: BTreeMap<String, BTreeMap<WorkloadId, Known>> = BTreeMap::new();
         for row in self.store.reported()? {
             let ReportedRow { at_ms, status, .. } = row;
+            let at_ms = moved_ms(at_ms, self.now_ms, self.steady_ms);
             if let Ok(workload) = row.workload.parse() {
                 let known = Known { at_ms, status };
                 statuses.entry(row.device).or_default().insert(workload, known);
             }
         }
         let mut devices = BTreeMap::new();
-        for (id, (record, cursor)) in self.store.records(Table::Devices)? {
+        for (id, (record, cursor)) in self.store.records::<(DeviceRecord, _)>(Table::Devices)? {
             let statuses = statuses.remove(&id).unwrap_or_default();
             let Ok(id) = id.parse::<DeviceId>() else {
                 continue;
             };
-            let before = self.devices.get(&id);
-            let device = Device {
-                record,
-                inbox: Inbox::new(cursor, statuses),
-                link: before.and_then(|device| device.link),
-                session: before.and_then(|device| device.session),
-                heard_ms: before.map_or(self.started_ms, |device| device.heard_ms),
-                went: before.is_some_and(|device| device.went),
-            };
+            let before = self.devices.remove(&id);
+            let device = self.loaded(record, Inbox::new(cursor, statuses), before);
             devices.insert(id, device);
         }
         self.devices = devices;
@@ -247,9 +290,38 @@ impl Fleet {
         Ok(())
     }
 
+    /// A device as it is stored; of one that was known before, its connection is kept.
+    fn loaded(&self, mut record: DeviceRecord, inbox: Inbox, before: Option<Device>) -> Device {
+        // A store of the first version does not say.
+        if record.told == Held::default() {
+            record.told = record.held;
+        }
+        let (now_ms, steady_ms) = (self.now_ms, self.steady_ms);
+        let absence = record.absence.map(|presence| presence.moved(now_ms, steady_ms));
+        let heard_ms = record.heard_ms.map(|at_ms| moved_ms(at_ms, now_ms, steady_ms));
+        match before {
+            Some(before) => Device { record, inbox, ..before },
+            None => Device {
+                record,
+                inbox,
+                link: None,
+                session: None,
+                presence: absence.unwrap_or(Presence::Unknown { since_ms: self.started_ms }),
+                heard_ms,
+                adoption: None,
+            },
+        }
+    }
+
     fn run(mut self, work: &Receiver<Option<Work>>) {
-        while let Ok(Some(first)) = work.recv() {
-            let mut batch = vec![first];
+        loop {
+            let wait_ms = self.due_ms.saturating_sub(self.clock.now_ms());
+            let first = match work.recv_timeout(Duration::from_millis(wait_ms)) {
+                Ok(Some(first)) => Some(first),
+                Err(RecvTimeoutError::Timeout) => None,
+                Ok(None) | Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let mut batch: Vec<Work> = first.into_iter().collect();
             let mut ending = false;
             while batch.len() < BATCH {
                 match work.try_recv() {
@@ -269,8 +341,9 @@ impl Fleet {
     }
 
     fn transact(&mut self, batch: Vec<Work>) {
-        self.now_ms = now_ms();
+        (self.now_ms, self.steady_ms) = (now_ms(), self.clock.now_ms());
         self.failure = self.store.begin().err();
+        self.look_for_absent();
         let answers: Vec<Answer> = batch.into_iter().filter_map(|work| work(self)).collect();
         let stored = match self.failure.take() {
             Some(error) => Err(error),
@@ -306,6 +379,11 @@ impl Fleet {
         }
     }
 
+    /// What a backup is made of.
+    pub(super) fn backup(&self) -> Source {
+        self.store.source(&self.key)
+    }
+
     fn publish(&mut self, topic: String, payload: Vec<u8>, retain: bool) {
         self.to_publish.push(Outgoing { topic, payload, retain });
     }
@@ -330,7 +408,7 @@ impl Fleet {
 
     /// Something was refused: says so, but not every time.
     fn refuse(&mut self, kind: &str, device: Option<&DeviceId>, why: &str) {
-        let now_ms = self.now_ms;
+        let now_ms = self.steady_ms;
         // A stranger's ids are many: what is quiet by now is forgotten.
         if self.refused.len() > REFUSED_KINDS_MAX {
             self.refused.retain(|_, refused| now_ms < refused.quiet_until_ms);

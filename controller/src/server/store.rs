@@ -7,13 +7,23 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use limpet_protocol::{KeyError, SigningKey, WorkloadStatus, cbor};
+use limpet_protocol::{Held, KeyError, SigningKey, WorkloadStatus, cbor};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+mod backup;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use backup::{Existing, Source, restore};
+
 /// The version of the tables; a store with a higher one was written by a newer controller.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
+
+/// The files of the data folder.
+const STORE: &str = "limpet.db";
+const KEY: &str = "signing.key";
 
 /// Events that are kept.
 const EVENTS_KEPT: i64 = 100_000;
@@ -35,9 +45,14 @@ const TABLES: &str = "
     CREATE TABLE results (name TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID;
 ";
 
+/// What comes to the tables of version 1.
+const TABLES_2: &str = "
+    CREATE TABLE forgotten (device TEXT PRIMARY KEY, held BLOB NOT NULL) WITHOUT ROWID;
+";
+
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StoreError {
+pub(crate) enum StoreError {
     #[error("cannot {action} {path}: {source}")]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("another controller uses the data folder {0}: stop it, or say --data-dir")]
@@ -101,22 +116,16 @@ type Result<T> = std::result::Result<T, StoreError>;
 
 impl Store {
     pub(super) fn open(folder: &Path) -> Result<Self> {
-        let io = |action| move |source| StoreError::Io { action, path: folder.into(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io("make"))?;
-        let lock = File::create(folder.join("lock")).map_err(io("lock"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(StoreError::InUse(folder.into())),
-            Err(std::fs::TryLockError::Error(e)) => return Err(io("lock")(e)),
-        }
-        let path = folder.join("limpet.db");
-        let connection = connect(&path)?;
+        let lock = lock(folder)?;
+        // Left where a backup did not come to its end.
+        let _ = std::fs::remove_file(folder.join(backup::PART));
+        let connection = connect(&folder.join(STORE))?;
         Ok(Self { folder: folder.into(), connection, _lock: lock })
     }
 
     /// The key that signs what the fleet is told; made on first use.
     pub(super) fn signing_key(&self) -> Result<SigningKey> {
-        let path = self.folder.join("signing.key");
+        let path = self.folder.join(KEY);
         let damaged = |source| StoreError::Key { path: path.clone(), source };
         match std::fs::read(&path) {
             Ok(seed) => return SigningKey::from_seed(&seed).map_err(damaged),
@@ -126,24 +135,13 @@ impl Store {
             }
         }
         let key = SigningKey::generate().map_err(damaged)?;
-        let fresh = path.with_extension("new");
-        let written = || {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&fresh)?;
-            file.write_all(key.seed())?;
-            file.sync_all()?;
-            std::fs::rename(&fresh, &path)
-        };
-        written().map_err(|source| StoreError::Io {
-            action: "write",
-            path: path.clone(),
-            source,
-        })?;
+        write_key(&path, key.seed())?;
         Ok(key)
+    }
+
+    /// What a backup of this store is made of.
+    pub(super) fn source(&self, key: &SigningKey) -> Source {
+        Source { folder: self.folder.clone(), seed: *key.seed() }
     }
 
     pub(super) fn begin(&self) -> Result<()> {
@@ -235,12 +233,24 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets all that a device has reported, and what it was told.
-    pub(super) fn forget_device(&self, device: &str) -> Result<()> {
+    /// Forgets all that a device has reported, and what it was told, but for how far that had come.
+    pub(super) fn forget_device(&self, device: &str, held: Held) -> Result<()> {
+        self.writer()?.execute(
+            "INSERT OR REPLACE INTO forgotten VALUES (?1, ?2)",
+            params![device, cbor::encode(&held)],
+        )?;
         for table in ["reported", "desired"] {
             self.writer()?.execute(&format!("DELETE FROM {table} WHERE device = ?1"), [device])?;
         }
         self.delete(Table::Devices, device)
+    }
+
+    /// The latest desired state that a device can hold which was forgotten.
+    pub(super) fn forgotten(&self, device: &str) -> Result<Option<Held>> {
+        let mut select =
+            self.connection.prepare_cached("SELECT held FROM forgotten WHERE device = ?1")?;
+        let held: Option<Vec<u8>> = select.query_row([device], |row| row.get(0)).optional()?;
+        Ok(held.map(|held| cbor::decode(&held, held.len())).transpose()?)
     }
 
     pub(super) fn put_event(&self, event: &EventRow) -> Result<()> {
@@ -316,6 +326,41 @@ impl Table {
     }
 }
 
+fn begin(connection: &Connection, tables: &[&str]) -> Result<()> {
+    let tables = tables.concat();
+    let all = format!("BEGIN; {tables} PRAGMA user_version = {VERSION}; COMMIT;");
+    Ok(connection.execute_batch(&all)?)
+}
+
+/// Makes the data folder where it is missing, and holds it: one program may use it.
+fn lock(folder: &Path) -> Result<File> {
+    let io = |action| move |source| StoreError::Io { action, path: folder.into(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io("make"))?;
+    let lock = File::create(folder.join("lock")).map_err(io("lock"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::InUse(folder.into())),
+        Err(std::fs::TryLockError::Error(e)) => Err(io("lock")(e)),
+    }
+}
+
+fn write_key(path: &Path, seed: &[u8]) -> Result<()> {
+    let fresh = path.with_extension("new");
+    let written = || {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        file.write_all(seed)?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, path)
+    };
+    written().map_err(|source| StoreError::Io { action: "write", path: path.into(), source })
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|source| StoreError::Io { action: "write", path: folder.into(), source })
+}
+
 fn connect(path: &Path) -> Result<Connection> {
     let open = |source| StoreError::Open { path: path.into(), source };
     let connection = Connection::open(path).map_err(open)?;
@@ -326,8 +371,8 @@ fn connect(path: &Path) -> Result<Connection> {
     let version: i64 =
         connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(open)?;
     match version {
-        0 => connection
-            .execute_batch(&format!("BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?,
+        0 => begin(&connection, &[TABLES, TABLES_2])?,
+        1 => begin(&connection, &[TABLES_2])?,
         VERSION => {}
         version => {
             return Err(StoreError::Newer { path: path.into(), version });

@@ -65,6 +65,7 @@ impl World {
             Effect::Publish(message) => self.publish(device, message),
             Effect::Stream(_)
             | Effect::EndStream(_)
+            | Effect::ReturnDesired { .. }
             | Effect::KeepLog { .. }
             | Effect::ForgetLog { .. }
             | Effect::Disconnect { .. } => {}

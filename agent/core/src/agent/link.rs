@@ -94,6 +94,10 @@ impl Agent {
                     Some(format!("{workload} has no container here yet"))
                 }
             }
+            Action::ReturnDesired => {
+                self.effects.push_back(Effect::ReturnDesired { number });
+                None
+            }
             Action::EndStream { stream } => {
                 self.effects.push_back(Effect::EndStream(stream));
                 None

@@ -147,7 +147,7 @@ impl Fleet {
         let before = self.deployments.get(&name).cloned();
         let action = match &before {
             None => "created",
-            Some(before) if before.deployment == deployment => "unchanged",
+            Some(before) if before.deployment == deployment && !before.pinned => "unchanged",
             Some(_) => "updated",
         };
         let result = DeployResult {
@@ -171,6 +171,8 @@ impl Fleet {
             deployment,
             revision,
             changed_ms: self.now_ms,
+            as_of_ms: 0,
+            pinned: false,
             slots: placement.slots,
             unplaced: placement.unplaced,
             refusals: placement.refusals,
@@ -199,7 +201,7 @@ impl Fleet {
         result
     }
 
-    fn put_deployed(&mut self, name: &DeploymentName) {
+    pub(super) fn put_deployed(&mut self, name: &DeploymentName) {
         if let Some(deployed) = self.deployments.get(name) {
             let put = self.store.put(Table::Deployments, name.as_str(), deployed);
             self.stored(put);
@@ -218,7 +220,8 @@ impl Fleet {
         })
     }
 
-    /// Places every deployment again: devices have come, gone or changed.
+    /// Places every deployment again: devices have come, gone or changed. One that is pinned is let
+    /// go where that moves nothing.
     pub(super) fn place_all(&mut self) {
         let names: Vec<DeploymentName> = self.deployments.keys().cloned().collect();
         let mut touched = BTreeSet::new();
@@ -228,9 +231,11 @@ impl Fleet {
                 continue;
             };
             let placement = place(&deployed.deployment, &candidates, &deployed.slots);
-            if placement == deployed.placement() {
+            let is_pinned = deployed.pinned && placement.slots != deployed.slots;
+            if is_pinned || (placement == deployed.placement() && !deployed.pinned) {
                 continue;
             }
+            deployed.pinned = false;
             let before = std::mem::replace(&mut deployed.slots, placement.slots);
             deployed.unplaced = placement.unplaced;
             deployed.refusals = placement.refusals;
@@ -281,7 +286,8 @@ impl Fleet {
                 id: id.clone(),
                 labels: device.record.labels.clone(),
                 features: device.record.features.clone(),
-                presence: self.presence(device),
+                presence: device.presence,
+                on_hold: device.record.ahead.is_some(),
                 memory_free_bytes: device.record.facts.memory_bytes.saturating_sub(bytes),
                 workloads,
             }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use limpet_controller_core::{Cursor, Inbox, Known, Told};
+use limpet_controller_core::presence::{Heard, moved_ms};
+use limpet_controller_core::{Cursor, Inbox, Known, Presence, Told};
 use limpet_protocol::envelope::{self, Expected};
+use limpet_protocol::hello::KEEP_ALIVE_S;
 use limpet_protocol::{
-    Action, Command, CommandResult, DesiredState, DeviceId, EventBatch, Header, Held, Hello, Kind,
-    Presence, PresenceState, Reported, StreamChunk, StreamId, Topic, Workload, WorkloadId,
+    Action, Command, CommandResult, DeviceId, EventBatch, Header, Held, Hello, Kind, PublicKey,
+    Reported, Returned, StreamChunk, StreamId, Topic, WorkloadId,
 };
 use serde::Serialize;
 
@@ -27,37 +29,6 @@ impl Fleet {
                 false
             }
             Some(_) | None => true,
-        }
-    }
-
-    pub(in crate::server) fn connected(&mut self, id: &DeviceId, since: i64) {
-        if let Some(device) = self.devices.get_mut(id) {
-            device.session = Some(since);
-        }
-    }
-
-    pub(in crate::server) fn disconnected(&mut self, id: &DeviceId, since: i64) {
-        let Some(device) = self.devices.get_mut(id) else {
-            return;
-        };
-        if device.session.is_none_or(|session| session <= since) {
-            device.session = None;
-            self.gone(id);
-        }
-    }
-
-    fn gone(&mut self, id: &DeviceId) {
-        let Some(device) = self.devices.get_mut(id) else {
-            return;
-        };
-        device.heard_ms = self.now_ms;
-        device.went = true;
-        if device.link.take().is_some() {
-            self.note("device-offline", Some(id), String::new());
-            for stream in self.streams.values_mut().filter(|stream| stream.device == *id) {
-                stream.fail(format!("device {id} went offline"));
-            }
-            self.streams.retain(|_, stream| stream.device != *id);
         }
     }
 
@@ -102,7 +73,7 @@ impl Fleet {
         let message = envelope::open(payload, expected).map_err(|e| e.to_string())?;
         let number = message.header.number;
         if let Some(device) = self.devices.get_mut(&id) {
-            device.heard_ms = self.now_ms;
+            device.heard_ms = Some(self.steady_ms);
         }
         let malformed = |e: limpet_protocol::cbor::CborError| e.to_string();
         match kind {
@@ -110,7 +81,11 @@ impl Fleet {
             Kind::Presence => self.announced(&id, message.read().map_err(malformed)?),
             Kind::Reported => self.reported(&id, message.read().map_err(malformed)?),
             Kind::Event => self.events(&id, message.read().map_err(malformed)?),
-            Kind::Result => self.command_result(number, message.read().map_err(malformed)?),
+            Kind::Result => self.command_result(&id, number, message.read().map_err(malformed)?),
+            Kind::Returned => {
+                let returned: Returned = message.read().map_err(malformed)?;
+                return self.returned(&id, number, returned.signed);
+            }
             Kind::Stream => {
                 let chunk: StreamChunk = message.read().map_err(malformed)?;
                 self.stream_chunk(&id, stream, number, chunk);
@@ -122,42 +97,27 @@ impl Fleet {
         Ok(())
     }
 
-    fn hello(&mut self, id: &DeviceId, key: limpet_protocol::PublicKey, hello: Hello) {
+    fn hello(&mut self, id: &DeviceId, key: PublicKey, hello: Hello) {
         let before = self.devices.get(id).map(|device| device.record.clone());
-        let record = match &before {
-            Some(before) => DeviceRecord {
-                agent_version: hello.agent_version.clone(),
-                labels: hello.labels.clone(),
-                facts: hello.facts.clone(),
-                features: hello.features.clone(),
-                ..before.clone()
-            },
-            None => DeviceRecord {
-                key,
-                agent_version: hello.agent_version.clone(),
-                labels: hello.labels.clone(),
-                facts: hello.facts.clone(),
-                features: hello.features.clone(),
-                // One that was forgotten holds what it was told before: the next follows it.
-                held: hello.held.max(Held { epoch: 1, generation: 0 }),
-                ahead: None,
-            },
-        };
+        let was_on_hold = before.as_ref().is_some_and(|before| before.ahead.is_some());
+        let record = self.record_of(id, key, &hello, before.clone());
         let link = Link { boot: hello.boot, connection: hello.connection, nonce: hello.nonce };
-        let now_ms = self.now_ms;
+        let steady_ms = self.steady_ms;
         let device = self.devices.entry(id.clone()).or_insert_with(|| Device {
             record: record.clone(),
             inbox: Inbox::new(Cursor::new(&hello), BTreeMap::new()),
             link: None,
             session: None,
-            heard_ms: now_ms,
-            went: false,
+            presence: Presence::Offline { since_ms: steady_ms },
+            heard_ms: Some(steady_ms),
+            adoption: None,
         });
         let known = device.inbox.cursor.clone();
         let Some(differs) = device.inbox.hello(&hello) else {
             return;
         };
-        let was_online = device.link.replace(link).is_some();
+        device.link = Some(link);
+        let on_hold = record.ahead.is_some();
         device.record = record;
         let changed = before.as_ref() != Some(&device.record) || known != device.inbox.cursor;
         let fits_anew = before.as_ref().is_none_or(|before| {
@@ -168,9 +128,7 @@ impl Fleet {
             let fingerprint = key.fingerprint();
             self.note("device-joined", Some(id), format!("trusting its key {fingerprint}"));
         }
-        if !was_online {
-            self.note("device-online", Some(id), String::new());
-        }
+        self.hear(id, Heard::Hello);
         if changed {
             self.put_device(id);
         }
@@ -179,51 +137,51 @@ impl Fleet {
             self.place_all();
         }
         match before {
-            Some(_) => self.bring_up_to_date(id, hello.held),
-            None => self.publish_desired(id),
+            _ if on_hold => self.tell_of_hold(id),
+            Some(_) if !was_on_hold => self.bring_up_to_date(id, hello.held),
+            // It is new here, or has lost what it held beyond this store.
+            Some(_) | None => self.publish_desired(id),
         }
     }
 
-    /// Sends desired state to a device that is behind; one that is ahead is put on hold.
-    fn bring_up_to_date(&mut self, id: &DeviceId, holds: Held) {
-        let Some(device) = self.devices.get_mut(id) else {
-            return;
-        };
-        let held = device.record.held;
-        if holds > held && device.record.ahead.is_none() {
-            device.record.ahead = Some(holds);
-            self.put_device(id);
-        }
-        let ahead = self.devices.get(id).and_then(|device| device.record.ahead);
-        if let Some(ahead) = ahead {
-            let why = format!(
-                "device {id} holds desired state {}.{}, this controller was at {}.{}: was it \
-                 restored from an old backup? Nothing is published to the device; stop its agent, \
-                 forget it with DELETE /api/v1/devices/{id}, and it joins anew",
-                ahead.epoch, ahead.generation, held.epoch, held.generation
-            );
-            self.refuse("device-refused", Some(id), &why);
-        } else if holds < held {
-            let read = self.store.desired(id.as_str());
-            if let Some(Some(signed)) = self.stored(read) {
-                let topic = Topic::Device(id.clone(), Kind::Desired).under(&self.prefix);
-                self.publish(topic, signed, false);
+    /// What is to be stored of a device, from its hello.
+    fn record_of(
+        &mut self,
+        id: &DeviceId,
+        key: PublicKey,
+        hello: &Hello,
+        before: Option<DeviceRecord>,
+    ) -> DeviceRecord {
+        let (held, told) = match &before {
+            Some(before) => (before.held, before.told),
+            None => {
+                // One that was forgotten holds at most what it was told before: the next follows it.
+                let read = self.store.forgotten(id.as_str());
+                let forgotten = self.stored(read).flatten().unwrap_or_default();
+                let held = hello.held.min(forgotten).max(Held { epoch: 1, generation: 0 });
+                (held, held)
             }
-        }
-    }
-
-    fn announced(&mut self, id: &DeviceId, presence: Presence) {
-        let link = self.devices.get(id).and_then(|device| device.link);
-        let current = link.is_some_and(|link| {
-            (link.boot, link.connection) == (presence.boot, presence.connection)
-        });
-        if current && presence.state == PresenceState::Offline {
-            self.gone(id);
+        };
+        DeviceRecord {
+            key: before.as_ref().map_or(key, |before| before.key),
+            agent_version: hello.agent_version.clone(),
+            labels: hello.labels.clone(),
+            facts: hello.facts.clone(),
+            features: hello.features.clone(),
+            keep_alive_s: match hello.keep_alive_s {
+                0 => KEEP_ALIVE_S,
+                seconds => seconds,
+            },
+            held,
+            told,
+            ahead: (hello.held > told).then_some(hello.held),
+            absence: before.as_ref().and_then(|before| before.absence),
+            heard_ms: before.as_ref().and_then(|before| before.heard_ms),
         }
     }
 
     fn reported(&mut self, id: &DeviceId, report: Reported) {
-        let (now_ms, Some(device)) = (self.now_ms, self.devices.get_mut(id)) else {
+        let (now_ms, Some(device)) = (self.steady_ms, self.devices.get_mut(id)) else {
             return;
         };
         let Some(changes) = device.inbox.report(now_ms, report) else {
@@ -245,7 +203,7 @@ impl Fleet {
             Some(Known { at_ms, status }) => self.store.put_reported(&ReportedRow {
                 device: id.to_string(),
                 workload: workload.to_string(),
-                at_ms: *at_ms,
+                at_ms: moved_ms(*at_ms, self.steady_ms, self.now_ms),
                 status: status.clone(),
             }),
             None => self.store.delete_reported(id.as_str(), workload.as_str()),
@@ -277,7 +235,7 @@ impl Fleet {
         self.send(id, Kind::Ack, link.connection, &ack);
     }
 
-    fn send<T: Serialize>(&mut self, id: &DeviceId, kind: Kind, number: u64, body: &T) {
+    pub(super) fn send<T: Serialize>(&mut self, id: &DeviceId, kind: Kind, number: u64, body: &T) {
         let Some(device) = self.devices.get(id) else {
             return;
         };
@@ -299,8 +257,9 @@ impl Fleet {
         Some(number)
     }
 
-    fn command_result(&mut self, number: u64, result: CommandResult) {
+    fn command_result(&mut self, id: &DeviceId, number: u64, result: CommandResult) {
         let Some(error) = result.error else { return };
+        self.not_returned(id, number, &error);
         if let Some(stream) = self.streams.values_mut().find(|stream| stream.command == number) {
             stream.fail(error);
         }
@@ -330,60 +289,16 @@ impl Fleet {
         }
     }
 
-    /// The desired state that follows from where deployments are.
-    pub(super) fn desired(&self, id: &DeviceId, held: Held) -> DesiredState {
-        let workloads = self
-            .deployments
-            .values()
-            .flat_map(|deployed| {
-                deployed.slots.iter().filter(|(device, _)| device == id).map(|(_, workload)| {
-                    Workload {
-                        id: workload.clone(),
-                        deployment: deployed.deployment.name.clone(),
-                        revision: deployed.revision,
-                        requires: deployed.deployment.spec.requires(),
-                        spec: deployed.deployment.spec.clone(),
-                    }
-                })
-            })
-            .collect();
-        DesiredState { held, at_ms: self.now_ms, reconnect_spread_ms: 0, workloads }
-    }
-
-    /// Gives a device its next desired state: stored, then published.
-    pub(super) fn publish_desired(&mut self, id: &DeviceId) {
-        let Some(device) = self.devices.get_mut(id) else {
-            return;
-        };
-        device.record.held.generation += 1;
-        let held = device.record.held;
-        let told = device.link.is_some() && device.record.ahead.is_none();
-        let desired = self.desired(id, held);
-        let header = Header {
-            prefix: self.prefix.to_string(),
-            device: id.clone(),
-            kind: Kind::Desired,
-            epoch: held.epoch,
-            number: held.generation,
-        };
-        let signed = envelope::seal(&self.key, &header, &desired);
-        let put = self.store.put_desired(id.as_str(), &signed);
-        self.stored(put);
-        self.put_device(id);
-        if told {
-            let topic = Topic::Device(id.clone(), Kind::Desired).under(&self.prefix);
-            self.publish(topic, signed, false);
-        }
-    }
-
     /// Forgets a device: its key, what it reported, what it was told. None where it is not known;
     /// false where it is connected: it would go on unseen.
     pub(in crate::server) fn forget(&mut self, id: &DeviceId) -> Option<bool> {
-        if self.devices.get(id)?.link.is_some() {
+        let device = self.devices.get(id)?;
+        if device.link.is_some() {
             return Some(false);
         }
+        let holds = device.record.told.max(device.record.ahead.unwrap_or_default());
         self.devices.remove(id);
-        let forgotten = self.store.forget_device(id.as_str());
+        let forgotten = self.store.forget_device(id.as_str(), holds);
         self.stored(forgotten);
         self.note("device-removed", Some(id), String::new());
         self.place_all();

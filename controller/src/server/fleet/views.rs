@@ -4,7 +4,7 @@ use limpet_controller_core::settling::{Seen, Settling, settle};
 use limpet_controller_core::{Count, Presence};
 use limpet_protocol::{ContainerId, DeploymentName, DeviceId, Exit, Feature, Phase, WorkloadId};
 
-use super::{Deployed, Device, Fleet, Known};
+use super::{Deployed, Device, Fleet, Known, recover};
 use crate::server::clock::rfc3339;
 use crate::server::store::EventFilter;
 use crate::view::{DeploymentView, DeviceView, EventView, ExitView, WorkloadView};
@@ -29,11 +29,24 @@ impl Fleet {
             id: id.to_string(),
             labels: record.labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             arch: format!("{}{variant}", record.facts.arch),
-            presence: match device.record.ahead {
-                Some(_) => "on hold".to_owned(),
-                None => self.presence(device).to_string(),
+            presence: device.presence.to_string(),
+            presence_age_s: self.steady_ms.saturating_sub(device.presence.since_ms()) / 1000,
+            asleep_until: match device.presence {
+                Presence::Asleep { since_ms, for_ms } => {
+                    let until_ms = since_ms.saturating_add(for_ms);
+                    let ahead_ms = until_ms.saturating_sub(self.steady_ms);
+                    // The two clocks tick apart: only whole seconds stay the same.
+                    let at_ms = self.now_ms.saturating_add(ahead_ms).saturating_add(500);
+                    rfc3339(at_ms / 1000 * 1000).map(|at| at.replace(".000Z", "Z"))
+                }
+                Presence::Unknown { .. }
+                | Presence::Online { .. }
+                | Presence::Offline { .. }
+                | Presence::Lost { .. } => None,
             },
-            presence_age_s: self.age_s(device.heard_ms),
+            heard_age_s: self.heard_age_s(device),
+            keep_alive_s: record.keep_alive_s,
+            on_hold: recover::hold(id, device),
             agent_version: record.agent_version.to_string(),
             kernel: record.facts.kernel.to_string(),
             memory_bytes: record.facts.memory_bytes,
@@ -54,11 +67,14 @@ impl Fleet {
         let Deployed { deployment, revision, .. } = deployed;
         let seen: Vec<Seen<'_>> =
             deployed.slots.iter().map(|(id, workload)| self.seen(id, workload)).collect();
-        let running = seen
-            .iter()
-            .filter_map(|seen| seen.status)
-            .filter(|status| status.revision == *revision && status.phase == Phase::Running);
-        let running = u32::try_from(running.count()).unwrap_or(u32::MAX);
+        let is_running = |seen: &&Seen<'_>| {
+            let status = seen.status.filter(|status| status.revision == *revision);
+            status.is_some_and(|status| status.phase == Phase::Running)
+        };
+        let (here, away): (Vec<_>, Vec<_>) =
+            seen.iter().filter(is_running).partition(|seen| seen.presence.is_online());
+        let running = u32::try_from(here.len()).unwrap_or(u32::MAX);
+        let running_unheard = u32::try_from(away.len()).unwrap_or(u32::MAX);
         let placed = u32::try_from(deployed.slots.len()).unwrap_or(u32::MAX);
         let (status, reason) = match self.settle(deployed, &seen) {
             Settling::Settled => ("settled", None),
@@ -78,6 +94,7 @@ impl Fleet {
             select: deployment.select.clone(),
             desired: replicas.unwrap_or(placed),
             running,
+            running_unheard,
             status: status.to_owned(),
             reason,
             refusals: deployed
@@ -85,19 +102,19 @@ impl Fleet {
                 .iter()
                 .map(|(id, why)| (id.to_string(), why.clone()))
                 .collect(),
-            age_s: self.age_s(deployed.changed_ms),
+            age_s: self.age_s(deployed.changed_ms.max(deployed.as_of_ms)),
         }
     }
 
     fn settle(&self, deployed: &Deployed, seen: &[Seen<'_>]) -> Settling {
-        let held = deployed.slots.iter().find(|(id, _)| {
-            self.devices.get(id).is_some_and(|device| device.record.ahead.is_some())
-        });
-        if let Some((id, _)) = held {
-            return Settling::Stuck(format!(
-                "device {id} holds a later desired state than this controller: was it restored from \
-                 an old backup? Nothing is published to the device until it has joined anew"
-            ));
+        let mut devices = deployed.slots.iter().map(|(id, _)| (id, self.devices.get(id)));
+        if let Some(why) = devices.find_map(|(id, device)| recover::hold(id, device?)) {
+            return Settling::Stuck(why);
+        }
+        if deployed.pinned {
+            let why = "it was taken over from devices, and its manifest would place it elsewhere: it \
+                       stays as it is until it is applied again, scaled or deleted";
+            return Settling::Stuck(why.to_owned());
         }
         let name = &deployed.deployment.name;
         let leaving = self.devices.iter().filter(|(_, device)| device.link.is_some());
@@ -110,19 +127,14 @@ impl Fleet {
         settle(&deployed.deployment, deployed.revision, &placement, seen, leaving)
     }
 
-    pub(super) fn presence(&self, device: &Device) -> Presence {
-        let age_ms = self.now_ms.saturating_sub(self.started_ms);
-        Presence::of(device.link.is_some(), device.went, age_ms)
-    }
-
     fn seen<'a>(&'a self, id: &DeviceId, workload: &WorkloadId) -> Seen<'a> {
         let device = self.devices.get(id);
         let known = device.and_then(|device| device.inbox.statuses().get(workload));
         Seen {
             name: format!("{id}/{workload}"),
-            presence: device.map_or(Presence::Offline, |device| self.presence(device)),
+            presence: device.map_or(Presence::Lost { since_ms: 0 }, |device| device.presence),
             status: known.map(|known| &known.status),
-            age_ms: known.map_or(0, |known| self.now_ms.saturating_sub(known.at_ms)),
+            age_ms: known.map_or(0, |known| self.steady_ms.saturating_sub(known.at_ms)),
         }
     }
 
@@ -154,7 +166,9 @@ impl Fleet {
             revision: String::new(),
             device: id.to_string(),
             phase: Phase::Pending.to_string(),
-            online: device.is_some_and(|device| device.link.is_some()),
+            online: device.is_some_and(|device| device.presence.is_online()),
+            presence: device.map(|device| device.presence.to_string()).unwrap_or_default(),
+            heard_age_s: device.and_then(|device| self.heard_age_s(device)),
             exit: None,
             restarts: 0,
             pid: None,
@@ -175,7 +189,7 @@ impl Fleet {
             view.container = (status.container > 0)
                 .then(|| ContainerId::new(workload, status.container).to_string());
             view.message.clone_from(&status.message);
-            view.age_s = self.age_s(*at_ms);
+            view.age_s = self.steady_ms.saturating_sub(*at_ms) / 1000;
         }
         view
     }
@@ -199,6 +213,11 @@ impl Fleet {
             })
             .collect();
         Ok(views)
+    }
+
+    /// How long ago a device was last heard; None where this controller does not know.
+    pub(super) fn heard_age_s(&self, device: &Device) -> Option<u64> {
+        device.heard_ms.map(|at_ms| self.steady_ms.saturating_sub(at_ms) / 1000)
     }
 
     fn age_s(&self, at_ms: u64) -> u64 {

@@ -1,0 +1,102 @@
+//! What devices should run, as they are told.
+
+use limpet_controller_core::presence::reconnect_spread_ms;
+use limpet_protocol::envelope::{self, EnvelopeError, Expected};
+use limpet_protocol::{DesiredState, DeviceId, Envelope, Header, Held, Kind, Topic, Workload};
+
+use super::Fleet;
+
+impl Fleet {
+    /// The desired state that follows from where deployments are.
+    pub(super) fn desired(&self, id: &DeviceId, held: Held) -> DesiredState {
+        let workloads = self
+            .deployments
+            .values()
+            .flat_map(|deployed| {
+                deployed.slots.iter().filter(|(device, _)| device == id).map(|(_, workload)| {
+                    Workload {
+                        id: workload.clone(),
+                        deployment: deployed.deployment.name.clone(),
+                        revision: deployed.revision,
+                        requires: deployed.deployment.spec.requires(),
+                        spec: deployed.deployment.spec.clone(),
+                    }
+                })
+            })
+            .collect();
+        let reconnect_spread_ms = reconnect_spread_ms(self.devices.len());
+        DesiredState { held, at_ms: self.now_ms, reconnect_spread_ms, workloads }
+    }
+
+    /// Gives a device its next desired state: stored, then published. One on hold is given none.
+    pub(super) fn publish_desired(&mut self, id: &DeviceId) {
+        let Some(device) = self.devices.get_mut(id).filter(|d| d.record.ahead.is_none()) else {
+            return;
+        };
+        device.record.held.generation += 1;
+        let held = device.record.held;
+        let is_told = device.link.is_some();
+        if is_told {
+            device.record.told = held;
+        }
+        let desired = self.desired(id, held);
+        let header = Header {
+            prefix: self.prefix.to_string(),
+            device: id.clone(),
+            kind: Kind::Desired,
+            epoch: held.epoch,
+            number: held.generation,
+        };
+        let signed = envelope::seal(&self.key, &header, &desired);
+        let put = self.store.put_desired(id.as_str(), &signed);
+        self.stored(put);
+        self.put_device(id);
+        if is_told {
+            let topic = Topic::Device(id.clone(), Kind::Desired).under(&self.prefix);
+            self.publish(topic, signed, false);
+        }
+    }
+
+    /// Sends its desired state to a device that holds an older one.
+    pub(super) fn bring_up_to_date(&mut self, id: &DeviceId, holds: Held) {
+        let Some(device) = self.devices.get_mut(id).filter(|d| holds < d.record.held) else {
+            return;
+        };
+        if device.record.told < device.record.held {
+            device.record.told = device.record.held;
+            self.put_device(id);
+        }
+        let read = self.store.desired(id.as_str());
+        if let Some(Some(signed)) = self.stored(read) {
+            let topic = Topic::Device(id.clone(), Kind::Desired).under(&self.prefix);
+            self.publish(topic, signed, false);
+        }
+    }
+
+    /// Opens a desired state that this controller has signed for a device.
+    pub(super) fn open_desired(
+        &self,
+        id: &DeviceId,
+        signed: &[u8],
+    ) -> Result<Envelope, EnvelopeError> {
+        let (kind, signer) = (Kind::Desired, self.key.public());
+        let expected = Expected { prefix: &self.prefix, device: id, kind, signer: Some(&signer) };
+        envelope::open(signed, expected)
+    }
+
+    /// Gives a device its next desired state where the latest says something else than it should.
+    pub(super) fn publish_desired_anew(&mut self, id: &DeviceId) {
+        let read = self.store.desired(id.as_str());
+        let signed = self.stored(read).flatten().unwrap_or_default();
+        let latest = self.open_desired(id, &signed).ok();
+        let latest = latest.and_then(|envelope| envelope.read::<DesiredState>().ok());
+        let sorted = |state: DesiredState| {
+            let mut workloads = state.workloads;
+            workloads.sort_by(|a, b| a.id.cmp(&b.id));
+            workloads
+        };
+        if latest.map(sorted) != Some(sorted(self.desired(id, Held::default()))) {
+            self.publish_desired(id);
+        }
+    }
+}
