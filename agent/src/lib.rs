@@ -12,3 +12,4 @@ pub mod local;
 pub mod logs;
 pub mod runtime;
 pub mod state;
+mod tree;

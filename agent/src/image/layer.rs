@@ -12,6 +12,7 @@ use ring::digest::{Context, SHA256};
 use super::manifest::Descriptor;
 use super::unpack::{self, UnpackError};
 use super::{ImageError, ImageName, entries, io, rename, zstd};
+use crate::tree;
 
 /// Unpacked bytes of one layer at most: beyond it is no layer for a small device.
 const UNPACKED_BYTES_MAX: u64 = 8 << 30;
@@ -28,7 +29,7 @@ impl Layers {
         std::fs::create_dir_all(&folder).map_err(io("make", &folder))?;
         for path in entries(&folder)? {
             if path.extension().is_some_and(|extension| extension == "new") {
-                std::fs::remove_dir_all(&path).map_err(io("remove", &path))?;
+                tree::remove(&path).map_err(io("remove", &path))?;
             }
         }
         Ok(Self { folder, busy: Mutex::default() })
@@ -45,7 +46,7 @@ impl Layers {
     pub(super) fn remove(&self, layer: &Path) -> Result<(), ImageError> {
         let gone = layer.with_extension("new");
         rename(layer, &gone).map_err(io("remove", layer))?;
-        std::fs::remove_dir_all(&gone).map_err(io("remove", &gone))
+        tree::remove(&gone).map_err(io("remove", &gone))
     }
 
     /// Has a layer made by `make`, unless it is there, or another thread is at it already.
@@ -78,7 +79,7 @@ impl Layers {
         let target = self.folder.join(folder);
         let fresh = target.with_extension("new");
         if fresh.exists() {
-            std::fs::remove_dir_all(&fresh).map_err(io("remove", &fresh))?;
+            tree::remove(&fresh).map_err(io("remove", &fresh))?;
         }
         std::fs::create_dir(&fresh).map_err(io("make", &fresh))?;
         let actual = self.unpack_into(&fresh, layer, blob).map_err(|source| ImageError::Layer {
@@ -100,7 +101,7 @@ impl Layers {
             Err(error) => {
                 // The error says more than what went wrong with taking the rest away. The blob
                 // stays: it is what was asked for, and costs nothing to be tried again.
-                let _ = std::fs::remove_dir_all(&fresh);
+                let _ = tree::remove(&fresh);
                 Err(error)
             }
         }
