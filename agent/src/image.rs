@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 mod auth;
 mod blob;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod layer;
 mod manifest;
 mod name;

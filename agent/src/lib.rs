@@ -6,6 +6,8 @@ pub mod clock;
 pub mod config;
 pub mod device;
 pub mod facts;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod image;
 pub mod link;
 pub mod local;

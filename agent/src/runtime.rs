@@ -21,6 +21,8 @@ use crate::tree;
 
 mod bundle;
 mod cgroup;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod order;
 mod process;
 mod program;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -115,11 +115,7 @@ impl Layers {
         blob: &Path,
     ) -> Result<String, UnpackError> {
         let file = BufReader::new(File::open(blob).map_err(UnpackError::Read)?);
-        let reader: Box<dyn Read> = match compression(layer)? {
-            Compression::Gzip => Box::new(MultiGzDecoder::new(file)),
-            Compression::Zstd => Box::new(zstd::Frames::new(file)),
-            Compression::None => Box::new(file),
-        };
+        let reader = decompressed(file, compression(layer)?);
         let free = free_bytes(folder).map_err(|e| UnpackError::Compression(e.to_string()))?;
         let mut reader = Hashing { reader, hash: Context::new(&SHA256), read: 0 };
         unpack::unpack(&mut reader, folder, free.min(UNPACKED_BYTES_MAX))?;
@@ -145,6 +141,18 @@ pub(super) fn compression(layer: &Descriptor) -> Result<Compression, UnpackError
         Some("zstd") => Ok(Compression::Zstd),
         Some("tar") => Ok(Compression::None),
         Some(_) | None => Err(UnpackError::MediaType(layer.media_type.clone())),
+    }
+}
+
+/// What a blob unpacks to.
+pub(super) fn decompressed<'a>(
+    blob: impl BufRead + 'a,
+    compression: Compression,
+) -> Box<dyn Read + 'a> {
+    match compression {
+        Compression::Gzip => Box::new(MultiGzDecoder::new(blob)),
+        Compression::Zstd => Box::new(zstd::Frames::new(blob)),
+        Compression::None => Box::new(blob),
     }
 }
 

@@ -29,6 +29,8 @@ use limpet_protocol::{DeploymentName, Resources, Restart, Signal, Stop, Workload
 
 use crate::deployment::{Count, Deployment, REPLICAS_MAX};
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod node;
 mod quantity;
 mod reader;
