@@ -21,7 +21,7 @@ feed() {
     mkdir -p "$corpus" "$WORK/$1"
     status=0
     (cd "$WORK/$1" && TARGET=$1 RUST_BACKTRACE=0 "$program" "$corpus" "$root/fuzz/seeds/$1" "$known" \
-        -max_total_time="$SECONDS_EACH" -max_len=16384 -timeout=10 -rss_limit_mb=512 \
+        -max_total_time="$SECONDS_EACH" -max_len=32768 -timeout=10 -rss_limit_mb=512 \
         -print_final_stats=1 -artifact_prefix="$known/" >"$log" 2>&1) || status=$?
     printf 'fuzz: %-9s %9s inputs, %6s a second, %5s places, %5s features, ' "$1" \
         "$(figure stat::number_of_executed_units "$log")" \
