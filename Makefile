@@ -33,17 +33,22 @@ test: build lint ## Every test
 	$(call timed,unit tests,$(CARGO) test --locked --workspace --lib --bins \
 		--test wire --test agent --test manifest --test placement --test settling)
 	$(call timed,simulation,$(CARGO) test --locked --workspace --test sim)
+	$(call timed,fuzz,scripts/fuzz.sh 15)
 	@scripts/e2e.sh
 
 .PHONY: lint
 lint: setup ## Format, clippy with warnings denied, documentation without warnings
-	$(call timed,format,$(CARGO) fmt --all --check)
+	$(call timed,format,$(CARGO) fmt --all --check && $(CARGO) fmt --check --manifest-path fuzz/Cargo.toml)
 	$(call timed,clippy,$(CARGO) clippy --locked --workspace --all-targets -- -D warnings)
 	$(call timed,documentation,RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet)
 
 .PHONY: sim
 sim: setup ## Simulation: SEEDS=10000 for a long run, SEED=7 replays one and tells its story
 	@SEEDS=$(or $(SEEDS),10000) $(CARGO) test --locked --workspace --test sim whatever -- --nocapture
+
+.PHONY: fuzz
+fuzz: setup ## Fuzzing: MINUTES=30 for each decoder; findings end up in fuzz/regressions
+	@scripts/fuzz.sh $$(( $(or $(MINUTES),30) * 60 )) target/fuzz/corpus
 
 .PHONY: bench
 bench: setup ## Sizes, memory, latencies, and 20 minutes at rest, beside the goals of SPECIFICATION.md

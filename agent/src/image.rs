@@ -20,6 +20,8 @@ mod auth;
 mod blob;
 mod collect;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod layer;
 mod manifest;
 mod name;

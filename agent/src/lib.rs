@@ -6,9 +6,12 @@ pub mod clock;
 pub mod config;
 pub mod device;
 pub mod facts;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod image;
 pub mod link;
 pub mod local;
 pub mod logs;
 pub mod runtime;
 pub mod state;
+mod tree;

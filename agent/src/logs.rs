@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use limpet_protocol::{ContainerId, WorkloadId};
 use serde::Deserialize;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod ring;
 pub mod stream;
 

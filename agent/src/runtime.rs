@@ -17,9 +17,12 @@ use limpet_protocol::{ContainerId, Exit, Feature, Signal, Workload};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::image::Image;
+use crate::tree;
 
 mod bundle;
 mod cgroup;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod order;
 mod process;
 mod program;
@@ -146,7 +149,7 @@ impl Runtime {
         let entries = std::fs::read_dir(&self.writable).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| !self.containers.join(entry.file_name()).exists()) {
             let path = entry.path();
-            if let Err(error) = std::fs::remove_dir_all(&path) {
+            if let Err(error) = tree::remove(&path) {
                 log::error!("cannot remove {}, which nothing needs: {error}", path.display());
             }
         }
@@ -315,7 +318,7 @@ impl Runtime {
     /// disk; its log stays.
     fn forget_writable(&self, container: &ContainerId) {
         let path = self.writable.join(container.as_str());
-        if let Err(error) = gone(std::fs::remove_dir_all(&path)) {
+        if let Err(error) = gone(tree::remove(&path)) {
             log::warn!("cannot remove {}: {error}", path.display());
         }
     }
@@ -362,7 +365,7 @@ impl Runtime {
         let order = folder.join("order");
         gone(std::fs::remove_file(&order)).map_err(io("remove", &order))?;
         for path in [self.writable.join(container.as_str()), folder] {
-            gone(std::fs::remove_dir_all(&path)).map_err(io("remove", &path))?;
+            gone(tree::remove(&path)).map_err(io("remove", &path))?;
         }
         Ok(())
     }

@@ -12,6 +12,8 @@ use limpet_protocol::{DeviceId, PublicKey, SigningKey, cbor};
 use serde::{Deserialize, Serialize};
 
 mod document;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod slots;
 
 pub use document::DocumentError;

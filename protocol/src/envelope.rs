@@ -17,6 +17,9 @@ use crate::id::DeviceId;
 use crate::key::{PublicKey, SigningKey};
 use crate::topic::Prefix;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 /// The version of the wire that this crate speaks.
 pub const VERSION: u8 = 1;
 

@@ -12,6 +12,7 @@ use ring::digest::{Context, SHA256};
 use super::manifest::Descriptor;
 use super::unpack::{self, UnpackError};
 use super::{ImageError, ImageName, entries, io, rename, zstd};
+use crate::tree;
 
 /// Unpacked bytes of one layer at most: beyond it is no layer for a small device.
 const UNPACKED_BYTES_MAX: u64 = 8 << 30;
@@ -33,7 +34,7 @@ impl Layers {
         std::fs::create_dir_all(&folder).map_err(io("make", &folder))?;
         for path in entries(&folder)? {
             if path.extension().is_some_and(|extension| extension == "new") {
-                std::fs::remove_dir_all(&path).map_err(io("remove", &path))?;
+                tree::remove(&path).map_err(io("remove", &path))?;
             }
         }
         Ok(Self { folder, busy: Mutex::default(), sizes: Mutex::default() })
@@ -59,7 +60,7 @@ impl Layers {
     pub(super) fn remove(&self, layer: &Path) -> Result<(), ImageError> {
         let gone = layer.with_extension("new");
         rename(layer, &gone).map_err(io("remove", layer))?;
-        std::fs::remove_dir_all(&gone).map_err(io("remove", &gone))
+        tree::remove(&gone).map_err(io("remove", &gone))
     }
 
     /// Has a layer made by `make`, unless it is there, or another thread is at it already.
@@ -93,7 +94,7 @@ impl Layers {
         let target = self.folder.join(folder);
         let fresh = target.with_extension("new");
         if fresh.exists() {
-            std::fs::remove_dir_all(&fresh).map_err(io("remove", &fresh))?;
+            tree::remove(&fresh).map_err(io("remove", &fresh))?;
         }
         std::fs::create_dir(&fresh).map_err(io("make", &fresh))?;
         let actual = self.unpack_into(&fresh, layer, diff_id, packed);
@@ -116,7 +117,7 @@ impl Layers {
             Err(error) => {
                 // The error says more than what went wrong with taking the rest away. The blob
                 // stays: it is what was asked for, and costs nothing to be tried again.
-                let _ = std::fs::remove_dir_all(&fresh);
+                let _ = tree::remove(&fresh);
                 Err(error)
             }
         }

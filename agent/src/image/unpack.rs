@@ -28,6 +28,8 @@ pub(super) use entry::{Entry, Extended, entry, extension, text, trimmed};
 
 /// Entries of one layer at most.
 const ENTRIES_MAX: u64 = 1_000_000;
+/// Folders that entries are in and that the archive does not make at most: few do not make theirs.
+const IMPLIED_MAX: u64 = 65_536;
 
 /// Archives consist of blocks of this size (POSIX pax).
 const BLOCK_BYTES: u64 = 512;
@@ -80,6 +82,9 @@ pub enum UnpackError {
     /// More entries than any image has.
     #[error("it has more than {ENTRIES_MAX} entries")]
     TooMany,
+    /// Disk for the taking, at a few bytes of archive each.
+    #[error("it has more than {IMPLIED_MAX} folders that it uses without making them")]
+    TooManyImplied,
 }
 
 impl UnpackError {
@@ -92,7 +97,8 @@ impl UnpackError {
             | Self::Compression(_)
             | Self::MediaType(_)
             | Self::Entry { .. }
-            | Self::TooMany => false,
+            | Self::TooMany
+            | Self::TooManyImplied => false,
         }
     }
 }
@@ -112,8 +118,14 @@ pub(super) fn unpack(
     let root = fs::open(folder, flags, Mode::empty()).map_err(|e| UnpackError::Read(e.into()))?;
     let ended = Rc::new(Cell::new(false));
     let reader = Aligned { reader, read: 0, ended: Rc::clone(&ended) };
-    let mut tree =
-        Tree { root, left: bytes_max, folder_times: BTreeMap::new(), folder_bytes: 0, ended };
+    let mut tree = Tree {
+        root,
+        left: bytes_max,
+        implied: 0,
+        folder_times: BTreeMap::new(),
+        folder_bytes: 0,
+        ended,
+    };
     let mut archive = tar::Archive::new(reader);
     let mut extended = Extended::default();
     let mut count: u64 = 0;
@@ -163,6 +175,8 @@ impl Read for Aligned<'_> {
 struct Tree {
     root: OwnedFd,
     left: u64,
+    /// Folders that were made for what is in them.
+    implied: u64,
     /// Set at the end: every file that is made in a folder changes its time.
     folder_times: BTreeMap<Vec<u8>, i64>,
     folder_bytes: usize,
@@ -242,7 +256,7 @@ impl Tree {
     }
 
     /// Opens the folder that an entry is in; makes it where the archive does not.
-    fn folder(&self, parents: &[&[u8]], entry: &Entry) -> Result<OwnedFd, UnpackError> {
+    fn folder(&mut self, parents: &[&[u8]], entry: &Entry) -> Result<OwnedFd, UnpackError> {
         let fail = |e: Errno| UnpackError::Make {
             action: "open the folder of",
             entry: text(&entry.path),
@@ -258,8 +272,12 @@ impl Tree {
             let above = if above.is_empty() { b".".to_vec() } else { above.join(&b'/') };
             let above = self.open_folder(&above).map_err(fail)?;
             match fs::mkdirat(&above, OsStr::from_bytes(name), Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
+                Ok(()) => self.implied += 1,
+                Err(Errno::EXIST) => {}
                 Err(e) => return Err(fail(e)),
+            }
+            if self.implied > IMPLIED_MAX {
+                return Err(UnpackError::TooManyImplied);
             }
         }
         self.open_folder(&whole).map_err(fail)
@@ -295,7 +313,12 @@ impl Tree {
         Err(UnpackError::Entry { entry: text(&entry.path), reason: "is cut off" })
     }
 
-    fn hard_link(&self, parent: &OwnedFd, name: &OsStr, entry: &Entry) -> Result<(), UnpackError> {
+    fn hard_link(
+        &mut self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        entry: &Entry,
+    ) -> Result<(), UnpackError> {
         let fault = |reason| UnpackError::Entry { entry: text(&entry.path), reason };
         let target = clean(&entry.link).ok_or_else(|| fault("links out of the image"))?;
         let (file, parents) = target.split_last().ok_or_else(|| fault("links to nothing"))?;

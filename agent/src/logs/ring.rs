@@ -160,12 +160,12 @@ impl Reader {
                 continue;
             };
             if before > self.position {
-                news.gap_bytes += before - self.position;
+                news.gap_bytes = news.gap_bytes.saturating_add(before - self.position);
                 self.position = before;
             }
             let (lines, read) = records(&mut file, self.position - before);
             news.lines.extend(lines);
-            self.position += read;
+            self.position = self.position.saturating_add(read);
         }
         news
     }
@@ -188,7 +188,7 @@ impl Reader {
 fn records(file: &mut File, skip: u64) -> (Vec<LogLine>, u64) {
     let mut bytes = Vec::new();
     let mut lines = Vec::new();
-    let sought = file.seek(SeekFrom::Start(BEGIN_BYTES as u64 + skip));
+    let sought = file.seek(SeekFrom::Start(skip.saturating_add(BEGIN_BYTES as u64)));
     if sought.and_then(|_| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)).is_err() {
         return (lines, 0);
     }
@@ -281,6 +281,13 @@ mod tests {
         for length in 0..whole.len() {
             std::fs::write(&path, &whole[..length]).unwrap();
             assert!(Reader::open(folder.path(), folder.path()).tail(9).len() < 2, "{length}");
+        }
+        for before in [[0xff; 8], [0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]] {
+            std::fs::write(&path, [&whole[..8], &before, &whole[16..]].concat()).unwrap();
+            assert_eq!(Reader::open(folder.path(), folder.path()).tail(9).len(), 2);
+            std::fs::copy(&path, folder.path().join("log.1")).unwrap();
+            Reader::open(folder.path(), folder.path()).tail(9);
+            std::fs::remove_file(folder.path().join("log.1")).unwrap();
         }
         std::fs::write(&path, b"something else").unwrap();
         assert!(Reader::open(folder.path(), folder.path()).tail(9).is_empty());

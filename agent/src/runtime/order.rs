@@ -10,7 +10,7 @@
 //! ```
 //! Records are CBOR behind one byte, the version of the format.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use limpet_protocol::{ContainerId, Exit, Workload, cbor};
@@ -82,7 +82,9 @@ pub(super) fn write<T: Serialize>(path: &Path, record: &T) -> std::io::Result<()
 
 /// Reads a record; None where there is none, or none that this version understands.
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let bytes = std::fs::read(path).ok()?;
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).ok()?;
+    file.take(RECORD_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).ok()?;
     match bytes.split_first()? {
         (&VERSION, record) => cbor::decode(record, RECORD_BYTES_MAX).ok(),
         _ => None,

@@ -54,7 +54,7 @@ fn read(rootfs: &Path, name: &str) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-fn find(user: &str, passwd: &str, group: &str) -> Result<User, UserError> {
+pub(super) fn find(user: &str, passwd: &str, group: &str) -> Result<User, UserError> {
     let (name, group_name) = match user.split_once(':') {
         Some((name, group)) => (name, Some(group).filter(|group| !group.is_empty())),
         None => (user, None),

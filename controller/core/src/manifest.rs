@@ -29,6 +29,8 @@ use limpet_protocol::{DeploymentName, Resources, Restart, Signal, Stop, Workload
 
 use crate::deployment::{Count, Deployment, REPLICAS_MAX};
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod node;
 mod quantity;
 mod reader;
@@ -56,6 +58,10 @@ const CPU_MILLIS_MIN: u32 = 10;
 const CPU_MILLIS_MAX: u32 = 1_000_000;
 const PIDS_MAX: u32 = 1 << 22;
 const GRACE_MS_MAX: u32 = 3_600_000;
+/// Faults at most: what a person reads, and one message can carry.
+const FAULTS_MAX: usize = 100;
+/// What is wrong is quoted up to this length.
+const QUOTED_CHARS_MAX: usize = 60;
 /// A label's key or value at most, as devices carry them.
 const LABEL_BYTES_MAX: usize = 63;
 
@@ -95,10 +101,15 @@ impl fmt::Display for Fault {
     }
 }
 
+/// The beginning of a text, in quotes: what an operator needs to find it, and no more.
+fn quoted(text: &str) -> String {
+    format!("{:?}", text.chars().take(QUOTED_CHARS_MAX).collect::<String>())
+}
+
 /// Reads a manifest. `name` is what the topic or the command calls it.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// What is wrong with it: the first faults, where there are many.
 pub fn parse(
     name: Option<&DeploymentName>,
     bytes: &[u8],
@@ -113,6 +124,7 @@ pub fn parse(
         Some(deployment) if faults.is_empty() => Ok(deployment),
         _ => {
             faults.sort_by_key(|fault| fault.line);
+            faults.truncate(FAULTS_MAX);
             Err(faults)
         }
     }
@@ -170,7 +182,7 @@ fn spec(reader: &mut Reader<'_>) -> Option<WorkloadSpec> {
         let printable = image.bytes().all(|byte| byte.is_ascii_graphic());
         let fits = printable && !image.is_empty() && image.len() <= IMAGE_BYTES_MAX;
         if !fits {
-            reader.fault("image", format!("is no image name: {image:.60?}"));
+            reader.fault("image", format!("is no image name: {}", quoted(image)));
         }
         fits
     });

@@ -51,6 +51,32 @@ fn what_yaml_can_do_beyond_fields_is_refused() {
     assert!(parse(None, deep.as_bytes(), Format::Yaml).is_err());
 }
 
+#[test]
+fn aliases_repeat_no_more_than_a_manifest_has() {
+    let text = "x".repeat(4000);
+    let args =
+        |times: usize| format!("name: a\nimage: b\nargs: [&t {text}{}]", ", *t".repeat(times));
+    assert!(parse(None, args(16).as_bytes(), Format::Yaml).is_ok());
+    assert!(faults(&args(17)).contains("aliases repeat over 65536 bytes"));
+}
+
+#[test]
+fn what_is_wrong_is_quoted_in_part() {
+    let long = "z".repeat(10_000);
+    for text in [
+        long.clone(),
+        format!("{long}: 1"),
+        format!("restart: {long}"),
+        format!("image: {}", "1".repeat(10_000)),
+        format!("resources: {{memory: {long}, cpus: {long}, {long}: 1}}"),
+        format!("args: [{}]", "[], ".repeat(9000)),
+    ] {
+        let faults = parse(None, text.as_bytes(), Format::Yaml).unwrap_err();
+        assert!(faults.len() <= 100);
+        assert!(faults.iter().all(|fault| fault.to_string().len() < 512), "{faults:?}");
+    }
+}
+
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![
         "[a-z0-9:/._-]{1,12}",

@@ -57,6 +57,17 @@ fn an_archive_may_end_with_its_last_byte_but_not_before() {
     }
 }
 
+#[test]
+fn folders_that_an_archive_does_not_make_are_bounded() {
+    let long = "a/".repeat(45) + "x";
+    let entries: Vec<_> = (0..1500)
+        .map(|number| (EntryType::Regular, format!("{number}/{long}"), String::new()))
+        .collect();
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let done = unpack(&mut &archive(&entries)[..], folder.path(), 1 << 20);
+    assert!(matches!(done, Err(UnpackError::TooManyImplied)), "{done:?}");
+}
+
 proptest! {
     #[test]
     fn nothing_is_made_outside(

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle};
 
-use super::{BYTES_MAX, Fault, Format};
+use super::{BYTES_MAX, Fault, Format, quoted};
 
 /// Parts of a document at most, aliases counted as often as they are used: no billion laughs.
 const NODES_MAX: usize = 10_000;
@@ -104,8 +104,8 @@ fn from_cbor(value: serde_cbor::Value) -> Result<Node, Fault> {
 }
 
 fn yaml(text: &str) -> Result<Node, Fault> {
-    let mut loader =
-        Loader { parser: Parser::new_from_str(text), anchors: BTreeMap::new(), nodes: 0 };
+    let parser = Parser::new_from_str(text);
+    let mut loader = Loader { parser, anchors: BTreeMap::new(), nodes: 0, repeated_bytes: 0 };
     let mut root = None;
     loop {
         let (event, line) = loader.next()?;
@@ -126,6 +126,8 @@ struct Loader<'a> {
     parser: Parser<'a, saphyr_parser::StrInput<'a>>,
     anchors: BTreeMap<usize, Node>,
     nodes: usize,
+    /// Bytes of text that aliases have repeated.
+    repeated_bytes: usize,
 }
 
 impl<'a> Loader<'a> {
@@ -151,7 +153,7 @@ impl<'a> Loader<'a> {
             Event::Alias(anchor) => {
                 let known = self.anchors.get(&anchor).cloned();
                 let node = known.ok_or_else(|| fault(Some(line), "an unknown alias".to_owned()))?;
-                self.count(size(&node), line)?;
+                self.repeat(&node, line)?;
                 return Ok(node);
             }
             _ => (0, Value::Other("something that is no value")),
@@ -185,10 +187,20 @@ impl<'a> Loader<'a> {
                 return Err(fault(Some(line), "a key must be a word".to_owned()));
             };
             if fields.iter().any(|(known, _)| *known == key) {
-                return Err(fault(Some(line), format!("the key {key:?} is there twice")));
+                return Err(fault(Some(line), format!("the key {} is there twice", quoted(&key))));
             }
             let (event, line) = self.next()?;
             fields.push((key, self.node(event, line, deeper)?));
+        }
+    }
+
+    fn repeat(&mut self, node: &Node, line: usize) -> Result<(), Fault> {
+        let (nodes, bytes) = size(node);
+        self.count(nodes, line)?;
+        self.repeated_bytes = self.repeated_bytes.saturating_add(bytes);
+        match self.repeated_bytes > BYTES_MAX {
+            true => Err(fault(Some(line), format!("its aliases repeat over {BYTES_MAX} bytes"))),
+            false => Ok(()),
         }
     }
 
@@ -209,11 +221,17 @@ fn scalar(text: &str, style: ScalarStyle) -> Value {
     }
 }
 
-fn size(node: &Node) -> usize {
-    let inner: usize = match &node.value {
-        Value::List(items) => items.iter().map(size).fold(0, usize::saturating_add),
-        Value::Map(fields) => fields.iter().map(|(_, n)| size(n)).fold(0, usize::saturating_add),
-        Value::Null | Value::Scalar { .. } | Value::Other(_) => 0,
+/// Values, and bytes of text.
+fn size(node: &Node) -> (usize, usize) {
+    let sum = |(nodes, bytes): (usize, usize), (more, text): (usize, usize)| {
+        (nodes.saturating_add(more), bytes.saturating_add(text))
     };
-    inner.saturating_add(1)
+    match &node.value {
+        Value::List(items) => items.iter().map(size).fold((1, 0), sum),
+        Value::Map(fields) => {
+            fields.iter().map(|(key, value)| sum((0, key.len()), size(value))).fold((1, 0), sum)
+        }
+        Value::Scalar { text, .. } => (1, text.len()),
+        Value::Null | Value::Other(_) => (1, 0),
+    }
 }

@@ -1,12 +1,14 @@
 //! Amounts with units, as people write them.
 
+use super::quoted;
+
 /// Reads `64Mi`, `1G`, `1048576`: bytes.
 ///
 /// # Errors
 /// What to write instead.
 pub fn memory_bytes(text: &str) -> Result<u64, String> {
     let wrong =
-        || format!("{text:.40?} is no amount of memory: write 64Mi, 1Gi or a number of bytes");
+        || format!("{} is no amount of memory: write 64Mi, 1Gi or a number of bytes", quoted(text));
     let (number, unit) = split(text);
     let factor: u64 = match unit {
         "" => 1,
@@ -23,7 +25,7 @@ pub fn memory_bytes(text: &str) -> Result<u64, String> {
 
 /// Reads `0.5` or `500m`: thousandths of a processor.
 pub(super) fn cpu_millis(text: &str) -> Result<u32, String> {
-    let wrong = || format!("{text:.40?} is no number of processors: write 0.5 or 500m");
+    let wrong = || format!("{} is no number of processors: write 0.5 or 500m", quoted(text));
     if let Some(millis) = text.strip_suffix('m') {
         return millis.parse().map_err(|_| wrong());
     }
@@ -41,7 +43,7 @@ pub(super) fn cpu_millis(text: &str) -> Result<u32, String> {
 /// # Errors
 /// What to write instead.
 pub fn duration_ms(text: &str) -> Result<u32, String> {
-    let wrong = || format!("{text:.40?} is no duration: write 500ms, 10s, 2m or 1h");
+    let wrong = || format!("{} is no duration: write 500ms, 10s, 2m or 1h", quoted(text));
     let (number, unit) = split(text);
     let factor: u32 = match unit {
         "ms" => 1,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use super::node::Value;
-use super::{Fault, Node, TEXT_BYTES_MAX, Texts};
+use super::{Fault, Node, QUOTED_CHARS_MAX, TEXT_BYTES_MAX, Texts, quoted};
 
 /// One map of a document. Fields that nobody asks for do not exist.
 pub(super) struct Reader<'a> {
@@ -47,8 +47,8 @@ impl<'a> Reader<'a> {
     }
 
     fn fault_at(&mut self, key: &str, line: Option<usize>, message: String) {
-        let path =
-            if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
+        let dot = if self.path.is_empty() { "" } else { "." };
+        let path = format!("{}{dot}{key:.QUOTED_CHARS_MAX$}", self.path);
         self.faults.push(Fault { path, line, message });
     }
 
@@ -105,7 +105,7 @@ impl<'a> Reader<'a> {
         if let Some(Node { value: Value::Scalar { text, plain: true }, .. }) = self.node(key)
             && (text.parse::<f64>().is_ok() || matches!(text.as_str(), "true" | "false"))
         {
-            self.fault(key, format!("must be text, is {text}"));
+            self.fault(key, format!("must be text, is {text:.QUOTED_CHARS_MAX$}"));
             return None;
         }
         self.scalar(key)
@@ -134,7 +134,7 @@ impl<'a> Reader<'a> {
     pub(super) fn number(&mut self, key: &'static str, min: u32, max: u32) -> Option<u32> {
         self.quantity(key, |text| {
             let number: i128 = text.parse().map_err(|_| {
-                format!("must be a whole number from {min} to {max}, is {text:.40?}")
+                format!("must be a whole number from {min} to {max}, is {}", quoted(text))
             })?;
             match u32::try_from(number) {
                 Ok(number) if (min..=max).contains(&number) => Ok(number),
@@ -152,7 +152,7 @@ impl<'a> Reader<'a> {
             let found = known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
             found.ok_or_else(|| {
                 let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-                format!("must be {}, is {text:.40?}", names.join(" or "))
+                format!("must be {}, is {}", names.join(" or "), quoted(text))
             })
         })
     }
@@ -229,7 +229,7 @@ fn scalar(value: &Value) -> Result<&str, String> {
 fn describe(value: &Value) -> String {
     match value {
         Value::Null => "empty".to_owned(),
-        Value::Scalar { text, .. } => format!("{text:.40?}"),
+        Value::Scalar { text, .. } => quoted(text),
         Value::List(_) => "a list".to_owned(),
         Value::Map(_) => "fields with values".to_owned(),
         Value::Other(what) => (*what).to_owned(),
