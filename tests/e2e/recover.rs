@@ -22,8 +22,11 @@ fn alive(all: &[(String, u64, Option<u64>)]) {
     }
 }
 
+/// On one device, by a label that no device's desired state names.
+const SPOT: &[&str] = &["run", "spot", "--image=box", "--everywhere", "--select", "name=dev-0"];
+
 /// Three devices, of which the store in the backup knows two, and that store's `web` and `gone`;
-/// since then `web` has another revision and one more replica, `late` has come and `gone` is gone.
+/// since then `web` has another revision and one more replica, `late` and `spot` have come and `gone` is gone.
 /// The controller runs on what was restored from the backup.
 fn restored() -> (Fleet, Vec<(String, u64, Option<u64>)>) {
     let mut fleet = Fleet::start(2);
@@ -46,9 +49,10 @@ fn restored() -> (Fleet, Vec<(String, u64, Option<u64>)>) {
     controller.ok(&["run", "web", "--image=box", "--replicas=3", "--env", "V=new"]);
     controller.ok(&["run", "late", "--image=box", "--select", "name=dev-2"]);
     controller.ok(&["delete", "gone"]);
+    controller.ok(SPOT);
     fleet.until_phases("web", &["running"; 3]);
     let before = running(&fleet);
-    assert_eq!(before.len(), 5, "{before:?}");
+    assert_eq!(before.len(), 6, "{before:?}");
 
     fleet.controller.stop();
     let fresh = fleet.lab.path("restored");
@@ -95,14 +99,27 @@ fn devices_that_are_ahead_are_adopted_as_they_are() {
         let of =
             |d: &Value| format!("{} {}/{} {}", d["name"], d["running"], d["desired"], d["status"]);
         let now: Vec<String> = all.iter().map(of).collect();
-        let expected = ["gone\" 0/0", "late\" 1/1", "same\" 1/1", "web\" 3/3"];
-        (now == expected.map(|text| format!("\"{text} \"settled\""))).then_some(())
+        let expected = [
+            "\"gone\" 0/0 \"settled\"",
+            "\"late\" 1/1 \"settled\"",
+            "\"same\" 1/1 \"settled\"",
+            "\"spot\" 1/1 \"stuck\"",
+            "\"web\" 3/3 \"settled\"",
+        ];
+        (now == expected).then_some(())
     });
     let manifest = controller.ok(&["get", "deployments", "web", "-o", "yaml"]);
     assert!(manifest.contains("V: new") && manifest.contains("replicas: 3"), "{manifest}");
     assert_eq!(running(&fleet), before);
     let why = controller.fails(&["recover", "--adopt", "dev-0"]);
     assert!(why.contains("dev-0 is not on hold"), "{why}");
+
+    // Where it should run is known to no device: it stays until it is said again.
+    let told = controller.ok(&["describe", "deployment", "spot"]);
+    assert!(told.contains("it stays as it is until it is applied again"), "{told}");
+    let said = controller.ok(SPOT);
+    assert!(said.ends_with("spot: 1 of 1 running\n"), "{said}");
+    alive(&before);
 
     // It has the fleet in hand again, and what it does not change stays.
     controller.ok(&["scale", "web", "--replicas=2"]);
@@ -129,6 +146,7 @@ fn devices_that_are_ahead_are_overridden_by_what_the_backup_says() {
     fleet.agents[1].restart();
     fleet.until_online(3);
     fleet.until_phases("late", &[]);
+    fleet.until_phases("spot", &[]);
     fleet.until_phases("gone", &["running"]);
     let manifest = fleet.controller.ok(&["get", "deployments", "web", "-o", "yaml"]);
     assert!(manifest.contains("V: old") && manifest.contains("replicas: 2"), "{manifest}");

@@ -427,3 +427,66 @@ impl Fleet {
         self.note(kind, device, format!("{why}{more}"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use limpet_protocol::cbor;
+
+    use super::*;
+
+    /// What version 1 of the store has of a device.
+    #[derive(Serialize)]
+    struct DeviceRecord1 {
+        key: PublicKey,
+        agent_version: heapless::String<32>,
+        labels: Labels,
+        facts: Facts,
+        features: Vec<Feature>,
+        held: Held,
+        ahead: Option<Held>,
+    }
+
+    #[derive(Serialize)]
+    struct Deployed1 {
+        deployment: Deployment,
+        revision: Digest,
+        changed_ms: u64,
+        slots: BTreeSet<Slot>,
+        unplaced: u32,
+        refusals: Vec<(DeviceId, String)>,
+    }
+
+    #[test]
+    fn records_of_the_first_version_are_read() {
+        let held = Held { epoch: 1, generation: 7 };
+        let old = DeviceRecord1 {
+            key: SigningKey::from_seed(&[7; 32]).unwrap().public(),
+            agent_version: "0.1.0".try_into().unwrap(),
+            labels: Labels::new(),
+            facts: Facts::default(),
+            features: vec![],
+            held,
+            ahead: None,
+        };
+        let record: DeviceRecord = cbor::decode(&cbor::encode(&old), usize::MAX).unwrap();
+        assert_eq!((record.held, record.keep_alive_s, record.absence), (held, 600, None));
+
+        let name: DeploymentName = "web".parse().unwrap();
+        let read = limpet_controller_core::manifest::parse(
+            Some(&name),
+            b"image: box",
+            limpet_controller_core::manifest::Format::Yaml,
+        );
+        let deployment = read.unwrap();
+        let old = Deployed1 {
+            revision: deployment.spec.digest(),
+            deployment: deployment.clone(),
+            changed_ms: 5,
+            slots: BTreeSet::new(),
+            unplaced: 1,
+            refusals: vec![],
+        };
+        let read: Deployed = cbor::decode(&cbor::encode(&old), usize::MAX).unwrap();
+        assert_eq!((read.deployment, read.pinned, read.changed_ms), (deployment, false, 5));
+    }
+}
