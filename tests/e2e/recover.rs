@@ -160,3 +160,37 @@ fn devices_that_are_ahead_are_overridden_by_what_the_backup_says() {
     };
     assert_eq!(same(&now), same(&before), "what both say runs on");
 }
+
+/// Numbers that the store gives out before it meets a device again are not taken for those that the
+/// device was given in the store's later life.
+#[test]
+fn a_restored_store_that_goes_on_does_not_run_into_a_device_that_was_away() {
+    let mut fleet = Fleet::start(1);
+    let file = fleet.lab.path("backup").display().to_string();
+    fleet.controller.ok(&["run", "old", "--image=box"]);
+    fleet.controller.ok(&["backup", &file]);
+    fleet.controller.ok(&["run", "later", "--image=box"]);
+    let before = running(&fleet);
+    fleet.agents[0].kill();
+    fleet.controller.stop();
+    let fresh = fleet.lab.path("restored");
+    fleet.controller.ok(&["restore", &file, "--data-dir", &fresh.display().to_string()]);
+    fleet.controller.restart_on(&fresh);
+    let more = ["more", "and-more", "and-still-more"];
+    for name in more {
+        fleet.controller.ok(&["run", name, "--image=box", "--detach"]);
+    }
+    fleet.agents[0].restart();
+    fleet.eventually("the hold", || {
+        fleet.controller.get("/api/v1/devices/dev-0")["on_hold"].is_string().then_some(())
+    });
+    let why = fleet.controller.fails(&["recover", "--adopt", "dev-0", "dev-1"]);
+    assert!(why.contains("there is no device dev-1"), "{why}");
+    fleet.controller.ok(&["recover", "--adopt", "dev-0"]);
+    for name in more {
+        fleet.until_phases(name, &["running"]);
+    }
+    fleet.until_phases("later", &["running"]);
+    alive(&before);
+    assert_eq!(fleet.agents[0].shims().len(), 5);
+}
