@@ -37,7 +37,7 @@ fn a_deployment_is_run_scaled_read_and_deleted() {
         "{all}"
     );
     let all = controller.ok(&["describe", "device", "dev-1"]);
-    assert!(all.contains("online, heard") && all.contains("limit.memory"), "{all}");
+    assert!(all.contains("online for ") && all.contains("limit.memory"), "{all}");
     let one = controller.ok(&["get", "devices", "--select", "name=dev-2"]);
     assert!(one.contains("dev-2") && !one.contains("dev-1"), "{one}");
 
@@ -150,6 +150,9 @@ fn the_command_line_answers_for_itself() {
         "describe",
         "logs",
         "delete",
+        "backup",
+        "restore",
+        "recover",
         "version",
         "completion",
     ] {
@@ -165,6 +168,9 @@ fn the_command_line_answers_for_itself() {
         &["delete", "web?x"],
         &["describe", "device", "a b"],
         &["get", "deployments", "--select", "a=b"],
+        &["recover", "--adopt", "--override"],
+        &["backup"],
+        &["up", "--insecure", "--lost-after", "soon"],
     ] {
         assert_eq!(controller.limpet(wrong).status, 2, "{wrong:?}");
     }
@@ -174,8 +180,24 @@ fn the_command_line_answers_for_itself() {
     );
     assert_eq!(absent.status, 1);
     assert!(absent.err.contains("no controller answers at http://127.0.0.1:1"), "{absent:?}");
+    let file = fleet.lab.path("backup").display().to_string();
+    let why = controller.fails(&["backup", "/nonexistent/backup"]);
+    assert!(why.contains("cannot write /nonexistent/backup.part"), "{why}");
+    let done = limpet_tests::output(
+        limpet_tests::program("limpet"),
+        &["backup", &file, "--server", &fleet.registry.host],
+    );
+    assert_eq!((done.status, std::path::Path::new(&file).exists()), (1, false), "{done:?}");
     let document = controller.get("/api/v1/openapi.json");
-    for path in ["deployments", "deployments/{name}/scale", "devices", "workloads", "events"] {
+    for path in [
+        "deployments",
+        "deployments/{name}/scale",
+        "devices",
+        "workloads",
+        "events",
+        "recover",
+        "backup",
+    ] {
         assert!(document["paths"][format!("/api/v1/{path}")].is_object(), "{path}");
     }
 }

@@ -22,8 +22,11 @@ fn alive(all: &[(String, u64, Option<u64>)]) {
     }
 }
 
+/// On one device, by a label that no device's desired state names.
+const SPOT: &[&str] = &["run", "spot", "--image=box", "--everywhere", "--select", "name=dev-0"];
+
 /// Three devices, of which the store in the backup knows two, and that store's `web` and `gone`;
-/// since then `web` has another revision and one more replica, `late` has come and `gone` is gone.
+/// since then `web` has another revision and one more replica, `late` and `spot` have come and `gone` is gone.
 /// The controller runs on what was restored from the backup.
 fn restored() -> (Fleet, Vec<(String, u64, Option<u64>)>) {
     let mut fleet = Fleet::start(2);
@@ -46,9 +49,10 @@ fn restored() -> (Fleet, Vec<(String, u64, Option<u64>)>) {
     controller.ok(&["run", "web", "--image=box", "--replicas=3", "--env", "V=new"]);
     controller.ok(&["run", "late", "--image=box", "--select", "name=dev-2"]);
     controller.ok(&["delete", "gone"]);
+    controller.ok(SPOT);
     fleet.until_phases("web", &["running"; 3]);
     let before = running(&fleet);
-    assert_eq!(before.len(), 5, "{before:?}");
+    assert_eq!(before.len(), 6, "{before:?}");
 
     fleet.controller.stop();
     let fresh = fleet.lab.path("restored");
@@ -95,14 +99,27 @@ fn devices_that_are_ahead_are_adopted_as_they_are() {
         let of =
             |d: &Value| format!("{} {}/{} {}", d["name"], d["running"], d["desired"], d["status"]);
         let now: Vec<String> = all.iter().map(of).collect();
-        let expected = ["gone\" 0/0", "late\" 1/1", "same\" 1/1", "web\" 3/3"];
-        (now == expected.map(|text| format!("\"{text} \"settled\""))).then_some(())
+        let expected = [
+            "\"gone\" 0/0 \"settled\"",
+            "\"late\" 1/1 \"settled\"",
+            "\"same\" 1/1 \"settled\"",
+            "\"spot\" 1/1 \"stuck\"",
+            "\"web\" 3/3 \"settled\"",
+        ];
+        (now == expected).then_some(())
     });
     let manifest = controller.ok(&["get", "deployments", "web", "-o", "yaml"]);
     assert!(manifest.contains("V: new") && manifest.contains("replicas: 3"), "{manifest}");
     assert_eq!(running(&fleet), before);
     let why = controller.fails(&["recover", "--adopt", "dev-0"]);
     assert!(why.contains("dev-0 is not on hold"), "{why}");
+
+    // Where it should run is known to no device: it stays until it is said again.
+    let told = controller.ok(&["describe", "deployment", "spot"]);
+    assert!(told.contains("it stays as it is until it is applied again"), "{told}");
+    let said = controller.ok(SPOT);
+    assert!(said.ends_with("spot: 1 of 1 running\n"), "{said}");
+    alive(&before);
 
     // It has the fleet in hand again, and what it does not change stays.
     controller.ok(&["scale", "web", "--replicas=2"]);
@@ -129,6 +146,7 @@ fn devices_that_are_ahead_are_overridden_by_what_the_backup_says() {
     fleet.agents[1].restart();
     fleet.until_online(3);
     fleet.until_phases("late", &[]);
+    fleet.until_phases("spot", &[]);
     fleet.until_phases("gone", &["running"]);
     let manifest = fleet.controller.ok(&["get", "deployments", "web", "-o", "yaml"]);
     assert!(manifest.contains("V: old") && manifest.contains("replicas: 2"), "{manifest}");
@@ -141,4 +159,38 @@ fn devices_that_are_ahead_are_overridden_by_what_the_backup_says() {
         all.iter().find(|(name, ..)| name == "dev-1/same").cloned()
     };
     assert_eq!(same(&now), same(&before), "what both say runs on");
+}
+
+/// Numbers that the store gives out before it meets a device again are not taken for those that the
+/// device was given in the store's later life.
+#[test]
+fn a_restored_store_that_goes_on_does_not_run_into_a_device_that_was_away() {
+    let mut fleet = Fleet::start(1);
+    let file = fleet.lab.path("backup").display().to_string();
+    fleet.controller.ok(&["run", "old", "--image=box"]);
+    fleet.controller.ok(&["backup", &file]);
+    fleet.controller.ok(&["run", "later", "--image=box"]);
+    let before = running(&fleet);
+    fleet.agents[0].kill();
+    fleet.controller.stop();
+    let fresh = fleet.lab.path("restored");
+    fleet.controller.ok(&["restore", &file, "--data-dir", &fresh.display().to_string()]);
+    fleet.controller.restart_on(&fresh);
+    let more = ["more", "and-more", "and-still-more"];
+    for name in more {
+        fleet.controller.ok(&["run", name, "--image=box", "--detach"]);
+    }
+    fleet.agents[0].restart();
+    fleet.eventually("the hold", || {
+        fleet.controller.get("/api/v1/devices/dev-0")["on_hold"].is_string().then_some(())
+    });
+    let why = fleet.controller.fails(&["recover", "--adopt", "dev-0", "dev-1"]);
+    assert!(why.contains("there is no device dev-1"), "{why}");
+    fleet.controller.ok(&["recover", "--adopt", "dev-0"]);
+    for name in more {
+        fleet.until_phases(name, &["running"]);
+    }
+    fleet.until_phases("later", &["running"]);
+    alive(&before);
+    assert_eq!(fleet.agents[0].shims().len(), 5);
 }

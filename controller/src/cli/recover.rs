@@ -107,7 +107,8 @@ impl Recover {
         let named = |hold: &HoldView| self.device.iter().any(|id| id.as_str() == hold.device);
         held.retain(|hold| self.device.is_empty() || named(hold));
         if held.is_empty() {
-            return print(NOBODY);
+            let nobody = if self.device.is_empty() { NOBODY } else { "not on hold\n" };
+            return print(nobody);
         }
         let cells: Vec<Vec<String>> = held.iter().map(row).collect();
         let what: String = held.iter().map(effects).collect();

@@ -25,9 +25,11 @@ use super::fleet::{CallError, Handle};
 use super::logs::{self, Look, Part};
 use super::store::EventFilter;
 use crate::view::{
-    DeployResult, DeploymentView, DeviceView, ErrorView, EventView, HoldView, LogLineView,
-    RecoverChoice, RecoverRequest, RecoverResult, ScaleRequest, VersionView, WorkloadView,
+    DeployResult, DeploymentView, DeviceView, ErrorView, EventView, LogLineView, ScaleRequest,
+    VersionView, WorkloadView,
 };
+
+mod recover;
 
 /// A manifest at most: far above any that a device could be told.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -54,8 +56,8 @@ pub(super) fn router(fleet: Handle) -> axum::Router {
         .routes(routes!(workloads))
         .routes(routes!(workload_logs))
         .routes(routes!(events))
-        .routes(routes!(holds, recover))
-        .routes(routes!(backup))
+        .routes(routes!(recover::holds, recover::recover))
+        .routes(routes!(recover::backup))
         .split_for_parts();
     router
         .route("/healthz", get(async || "ok\n"))
@@ -291,47 +293,6 @@ async fn events(
     };
     let read = fleet.call(move |fleet| fleet.event_views(&filter)).await?;
     read.map(Json).map_err(|why| Failure(StatusCode::SERVICE_UNAVAILABLE, why))
-}
-
-/// Devices that hold more than the controller knows of: nothing is published to them.
-#[utoipa::path(get, path = "/api/v1/recover", responses((status = 200, body = [HoldView])))]
-async fn holds(State(fleet): State<Handle>) -> Answer<Json<Vec<HoldView>>> {
-    Ok(Json(fleet.call(|fleet| fleet.hold_views()).await?))
-}
-
-/// Chooses what holds on such devices: what they hold, or what the store says.
-#[utoipa::path(post, path = "/api/v1/recover", request_body = RecoverRequest,
-    responses((status = 200, body = RecoverResult), (status = 409, body = ErrorView)))]
-async fn recover(
-    State(fleet): State<Handle>,
-    Json(request): Json<RecoverRequest>,
-) -> Answer<Json<RecoverResult>> {
-    let devices: Vec<DeviceId> =
-        request.devices.iter().map(|id| parse(id)).collect::<Answer<_>>()?;
-    let done = fleet.call(move |fleet| match request.choice {
-        RecoverChoice::Adopt => fleet.recover_adopt(&devices),
-        RecoverChoice::Override => fleet.recover_override(&devices),
-    });
-    done.await?.map(Json).map_err(|e| Failure(StatusCode::CONFLICT, e.to_string()))
-}
-
-/// A backup of the store as it is, and of the key that signs what the fleet is told.
-#[utoipa::path(get, path = "/api/v1/backup", responses(
-    (status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
-    (status = 503, body = ErrorView)))]
-async fn backup(State(fleet): State<Handle>) -> Answer<Response> {
-    let failed = |why: String| Failure(StatusCode::SERVICE_UNAVAILABLE, why);
-    let source = fleet.call(|fleet| fleet.backup()).await?;
-    let taken = tokio::task::spawn_blocking(move || source.take()).await;
-    let pieces =
-        taken.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(format!("no backup: {e}")))?;
-    let body = stream::unfold(pieces, async |mut pieces| {
-        let read = tokio::task::spawn_blocking(move || (pieces.next(), pieces)).await;
-        let (piece, pieces) = read.ok()?;
-        Some((piece?, pieces))
-    });
-    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
-    Ok((kind, Body::from_stream(body)).into_response())
 }
 
 #[derive(Deserialize, IntoParams)]

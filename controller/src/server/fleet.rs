@@ -4,21 +4,15 @@
 //! it is on disk are they answered, and is what they want published sent. Where it cannot be
 //! written, everybody is told so, and what is known becomes again what is on disk.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use limpet_controller_core::placement::{Placement, Slot};
 use limpet_controller_core::presence::moved_ms;
-use limpet_controller_core::{Deployment, Inbox, Known, Presence};
-use limpet_protocol::hello::KEEP_ALIVE_S;
-use limpet_protocol::{
-    BootId, DeploymentName, DeviceId, Digest, Facts, Feature, Held, Labels, Nonce, Prefix,
-    PublicKey, SigningKey, StreamId, WorkloadId,
-};
-use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use limpet_controller_core::{Inbox, Known, Presence};
+use limpet_protocol::{DeploymentName, DeviceId, Held, Prefix, SigningKey, StreamId, WorkloadId};
+use tokio::sync::mpsc;
 
 use super::clock::{Steady, now_ms};
 use super::logs::Stream;
@@ -27,9 +21,15 @@ use super::store::{EventRow, ReportedRow, Source, Store, StoreError, Table};
 mod deployments;
 mod desired;
 mod devices;
+mod handle;
 mod presence;
+mod record;
 mod recover;
 mod views;
+
+use handle::{Answer, Work};
+pub(super) use handle::{CallError, Handle};
+use record::{Adoption, Deployed, Device, DeviceRecord, Link};
 
 /// Pieces of work that share one transaction at most.
 const BATCH: usize = 1000;
@@ -74,151 +74,11 @@ pub(super) struct Fleet {
     failure: Option<StoreError>,
 }
 
-/// A device, as it is stored and as it is connected.
-#[derive(Debug)]
-struct Device {
-    record: DeviceRecord,
-    inbox: Inbox,
-    link: Option<Link>,
-    /// When the broker's present session with it began.
-    session: Option<i64>,
-    presence: Presence,
-    /// By the steady clock; None where this controller does not know.
-    heard_ms: Option<u64>,
-    adoption: Option<Adoption>,
-}
-
-/// A device on hold was asked for what it holds.
-#[derive(Debug, Clone)]
-enum Adoption {
-    /// With this command.
-    Asked(u64),
-    /// It cannot be taken over.
-    Failed(String),
-}
-
-/// What is stored of a device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct DeviceRecord {
-    key: PublicKey,
-    agent_version: heapless::String<32>,
-    labels: Labels,
-    facts: Facts,
-    features: Vec<Feature>,
-    #[serde(default = "keep_alive_s")]
-    keep_alive_s: u16,
-    /// Of its desired state.
-    held: Held,
-    /// The latest of its desired states that were sent to it. What it holds beyond that is from a
-    /// later life of this store.
-    #[serde(default)]
-    told: Held,
-    /// What the device holds beyond that. Nothing is published to it.
-    ahead: Option<Held>,
-    /// Its presence where it is not connected, by the wall clock, and when it was last heard.
-    #[serde(default)]
-    absence: Option<Presence>,
-    #[serde(default)]
-    heard_ms: Option<u64>,
-}
-
-fn keep_alive_s() -> u16 {
-    KEEP_ALIVE_S
-}
-
-/// A device's connection, from its hello.
-#[derive(Debug, Clone, Copy)]
-struct Link {
-    boot: BootId,
-    connection: u64,
-    nonce: Nonce,
-}
-
-/// A deployment and where it is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Deployed {
-    deployment: Deployment,
-    revision: Digest,
-    changed_ms: u64,
-    /// When the document was made that its template was taken from, where devices were ahead.
-    #[serde(default)]
-    as_of_ms: u64,
-    /// It stays where devices hold it: its manifest would place it elsewhere.
-    #[serde(default)]
-    pinned: bool,
-    slots: BTreeSet<Slot>,
-    /// Workloads that found no device.
-    unplaced: u32,
-    refusals: Vec<(DeviceId, String)>,
-}
-
-impl Deployed {
-    fn placement(&self) -> Placement {
-        let Self { slots, unplaced, refusals, .. } = self.clone();
-        Placement { slots, unplaced, refusals }
-    }
-}
-
 /// Messages that were refused and not yet told of.
 #[derive(Debug, Default)]
 struct Refused {
     count: u64,
     quiet_until_ms: u64,
-}
-
-/// The answer could not be given.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum CallError {
-    /// Nothing was changed.
-    #[error("nothing was changed: {0}")]
-    Store(String),
-    /// The process is ending.
-    #[error("the controller is ending")]
-    Ending,
-}
-
-type Answer = Box<dyn FnOnce(Result<(), CallError>) + Send>;
-type Work = Box<dyn FnOnce(&mut Fleet) -> Option<Answer> + Send>;
-
-/// Hands work to the fleet's thread.
-#[derive(Clone)]
-pub(super) struct Handle(Sender<Option<Work>>);
-
-impl Handle {
-    /// Runs a piece of work; the answer comes when what it changed is on disk.
-    pub(super) async fn call<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Fleet) -> T + Send + 'static,
-    ) -> Result<T, CallError> {
-        let (sender, receiver) = oneshot::channel();
-        let work: Work = Box::new(move |fleet| {
-            let value = work(fleet);
-            Some(Box::new(move |stored: Result<(), CallError>| {
-                // Nobody waits any more: the work is done all the same.
-                let _ = sender.send(stored.map(|()| value));
-            }))
-        });
-        self.0.send(Some(work)).map_err(|_| CallError::Ending)?;
-        receiver.await.map_err(|_| CallError::Ending)?
-    }
-
-    /// Runs a piece of work that nobody waits for.
-    pub(super) fn tell(&self, work: impl FnOnce(&mut Fleet) + Send + 'static) {
-        let work: Work = Box::new(move |fleet| {
-            work(fleet);
-            None
-        });
-        if self.0.send(Some(work)).is_err() {
-            log::debug!("work came after the end");
-        }
-    }
-
-    /// Ends the thread when it has done what it was given before.
-    pub(super) fn end(&self) {
-        if self.0.send(None).is_err() {
-            log::debug!("the fleet's thread has ended already");
-        }
-    }
 }
 
 impl Fleet {

@@ -13,10 +13,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 mod backup;
+mod events;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use backup::{Existing, Source, restore};
+pub(super) use events::{EventFilter, EventRow};
 
 /// The version of the tables; a store with a higher one was written by a newer controller.
 const VERSION: i64 = 2;
@@ -24,9 +26,6 @@ const VERSION: i64 = 2;
 /// The files of the data folder.
 const STORE: &str = "limpet.db";
 const KEY: &str = "signing.key";
-
-/// Events that are kept.
-const EVENTS_KEPT: i64 = 100_000;
 
 const TABLES: &str = "
     CREATE TABLE devices (id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
@@ -81,27 +80,6 @@ pub(super) struct Store {
     folder: PathBuf,
     connection: Connection,
     _lock: File,
-}
-
-/// An event as it is stored.
-#[derive(Debug, Clone, Default)]
-pub(super) struct EventRow {
-    pub(super) seq: u64,
-    pub(super) at_ms: Option<u64>,
-    pub(super) device: Option<String>,
-    pub(super) workload: Option<String>,
-    pub(super) deployment: Option<String>,
-    pub(super) kind: String,
-    pub(super) message: String,
-}
-
-/// Which events are wanted: the latest `limit` of those that fit.
-#[derive(Debug, Clone, Default)]
-pub(super) struct EventFilter {
-    pub(super) after: u64,
-    pub(super) limit: u32,
-    pub(super) device: Option<String>,
-    pub(super) deployment: Option<String>,
 }
 
 /// A workload's status as a device reported it.
@@ -251,51 +229,6 @@ impl Store {
             self.connection.prepare_cached("SELECT held FROM forgotten WHERE device = ?1")?;
         let held: Option<Vec<u8>> = select.query_row([device], |row| row.get(0)).optional()?;
         Ok(held.map(|held| cbor::decode(&held, held.len())).transpose()?)
-    }
-
-    pub(super) fn put_event(&self, event: &EventRow) -> Result<()> {
-        self.writer()?
-            .prepare_cached(
-                "INSERT INTO events (at_ms, device, workload, deployment, kind, message)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![
-                event.at_ms,
-                event.device,
-                event.workload,
-                event.deployment,
-                event.kind,
-                event.message
-            ])?;
-        let seq = self.writer()?.last_insert_rowid();
-        if seq % 1000 == 0 {
-            self.writer()?.execute("DELETE FROM events WHERE seq <= ?1", [seq - EVENTS_KEPT])?;
-        }
-        Ok(())
-    }
-
-    /// Events in the order of their numbers.
-    pub(super) fn events(&self, filter: &EventFilter) -> Result<Vec<EventRow>> {
-        let mut select = self.connection.prepare_cached(
-            "SELECT * FROM (
-                SELECT seq, at_ms, device, workload, deployment, kind, message FROM events
-                WHERE seq > ?1 AND (?2 IS NULL OR device = ?2) AND (?3 IS NULL OR deployment = ?3)
-                ORDER BY seq DESC LIMIT ?4
-             ) ORDER BY seq",
-        )?;
-        let EventFilter { after, limit, device, deployment } = filter;
-        let rows = select.query_map(params![after, device, deployment, limit], |row| {
-            Ok(EventRow {
-                seq: row.get(0)?,
-                at_ms: row.get(1)?,
-                device: row.get(2)?,
-                workload: row.get(3)?,
-                deployment: row.get(4)?,
-                kind: row.get(5)?,
-                message: row.get(6)?,
-            })
-        })?;
-        Ok(rows.collect::<std::result::Result<_, _>>()?)
     }
 
     pub(super) fn results(&self) -> Result<Vec<(String, String)>> {

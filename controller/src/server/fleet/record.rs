@@ -1,0 +1,157 @@
+//! What is known of one device, and of one deployment.
+
+use std::collections::BTreeSet;
+
+use limpet_controller_core::placement::{Placement, Slot};
+use limpet_controller_core::{Deployment, Inbox, Presence};
+use limpet_protocol::hello::KEEP_ALIVE_S;
+use limpet_protocol::{BootId, DeviceId, Digest, Facts, Feature, Held, Labels, Nonce, PublicKey};
+use serde::{Deserialize, Serialize};
+
+/// A device, as it is stored and as it is connected.
+#[derive(Debug)]
+pub(super) struct Device {
+    pub(super) record: DeviceRecord,
+    pub(super) inbox: Inbox,
+    pub(super) link: Option<Link>,
+    /// When the broker's present session with it began.
+    pub(super) session: Option<i64>,
+    pub(super) presence: Presence,
+    /// By the steady clock; None where this controller does not know.
+    pub(super) heard_ms: Option<u64>,
+    pub(super) adoption: Option<Adoption>,
+}
+
+/// A device on hold was asked for what it holds.
+#[derive(Debug, Clone)]
+pub(super) enum Adoption {
+    /// With this command.
+    Asked(u64),
+    /// It cannot be taken over.
+    Failed(String),
+}
+
+/// What is stored of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DeviceRecord {
+    pub(super) key: PublicKey,
+    pub(super) agent_version: heapless::String<32>,
+    pub(super) labels: Labels,
+    pub(super) facts: Facts,
+    pub(super) features: Vec<Feature>,
+    #[serde(default = "keep_alive_s")]
+    pub(super) keep_alive_s: u16,
+    /// Of its desired state.
+    pub(super) held: Held,
+    /// The latest of its desired states that were sent to it. What it holds beyond that is from a
+    /// later life of this store.
+    #[serde(default)]
+    pub(super) told: Held,
+    /// What the device holds beyond that. Nothing is published to it.
+    pub(super) ahead: Option<Held>,
+    /// Its presence where it is not connected, by the wall clock, and when it was last heard.
+    #[serde(default)]
+    pub(super) absence: Option<Presence>,
+    #[serde(default)]
+    pub(super) heard_ms: Option<u64>,
+}
+
+fn keep_alive_s() -> u16 {
+    KEEP_ALIVE_S
+}
+
+/// A device's connection, from its hello.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Link {
+    pub(super) boot: BootId,
+    pub(super) connection: u64,
+    pub(super) nonce: Nonce,
+}
+
+/// A deployment and where it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Deployed {
+    pub(super) deployment: Deployment,
+    pub(super) revision: Digest,
+    pub(super) changed_ms: u64,
+    /// When the document was made that its template was taken from, where devices were ahead.
+    #[serde(default)]
+    pub(super) as_of_ms: u64,
+    /// It stays where devices hold it: its manifest would place it elsewhere.
+    #[serde(default)]
+    pub(super) pinned: bool,
+    pub(super) slots: BTreeSet<Slot>,
+    /// Workloads that found no device.
+    pub(super) unplaced: u32,
+    pub(super) refusals: Vec<(DeviceId, String)>,
+}
+
+impl Deployed {
+    pub(super) fn placement(&self) -> Placement {
+        let Self { slots, unplaced, refusals, .. } = self.clone();
+        Placement { slots, unplaced, refusals }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use limpet_protocol::{DeploymentName, SigningKey, cbor};
+
+    use super::*;
+
+    /// What version 1 of the store has of a device.
+    #[derive(Serialize)]
+    struct DeviceRecord1 {
+        key: PublicKey,
+        agent_version: heapless::String<32>,
+        labels: Labels,
+        facts: Facts,
+        features: Vec<Feature>,
+        held: Held,
+        ahead: Option<Held>,
+    }
+
+    #[derive(Serialize)]
+    struct Deployed1 {
+        deployment: Deployment,
+        revision: Digest,
+        changed_ms: u64,
+        slots: BTreeSet<Slot>,
+        unplaced: u32,
+        refusals: Vec<(DeviceId, String)>,
+    }
+
+    #[test]
+    fn records_of_the_first_version_are_read() {
+        let held = Held { epoch: 1, generation: 7 };
+        let old = DeviceRecord1 {
+            key: SigningKey::from_seed(&[7; 32]).unwrap().public(),
+            agent_version: "0.1.0".try_into().unwrap(),
+            labels: Labels::new(),
+            facts: Facts::default(),
+            features: vec![],
+            held,
+            ahead: None,
+        };
+        let record: DeviceRecord = cbor::decode(&cbor::encode(&old), usize::MAX).unwrap();
+        assert_eq!((record.held, record.keep_alive_s, record.absence), (held, 600, None));
+
+        let name: DeploymentName = "web".parse().unwrap();
+        let read = limpet_controller_core::manifest::parse(
+            Some(&name),
+            b"image: box",
+            limpet_controller_core::manifest::Format::Yaml,
+        );
+        let deployment = read.unwrap();
+        let old = Deployed1 {
+            revision: deployment.spec.digest(),
+            deployment: deployment.clone(),
+            changed_ms: 5,
+            slots: BTreeSet::new(),
+            unplaced: 1,
+            refusals: vec![],
+        };
+        let read: Deployed = cbor::decode(&cbor::encode(&old), usize::MAX).unwrap();
+        assert_eq!((read.deployment, read.pinned, read.changed_ms), (deployment, false, 5));
+    }
+}
