@@ -19,7 +19,7 @@ const DATA_DIR: &str = "/var/lib/limpet";
 const RUN_DIR: &str = "/run/limpet";
 
 /// The shortest keep-alive: below it a device would do little else.
-const KEEP_ALIVE_S_MIN: u16 = 5;
+const KEEP_ALIVE_S_MIN: u16 = 6;
 
 /// What the file may say.
 #[derive(Debug, Default, Deserialize)]
@@ -272,7 +272,7 @@ mod tests {
             ("insecure = 1", "invalid type"),
             ("insecure = true\nbroker='mqtt://h:1'\ndevice_id='a/b'", "device_id = \"a/b\""),
             ("insecure = true\nbroker='mqtt://h:1'\ncgroup_parent='/a/../b'", "cgroup_parent"),
-            ("insecure = true\nbroker='mqtt://h:1'\nkeep_alive_s=1", "5 seconds or more"),
+            ("insecure = true\nbroker='mqtt://h:1'\nkeep_alive_s=5", "6 seconds or more"),
             ("[registries]\nstall_timeout_s = 1", "a stall timeout of 1 s: use 5 to 600 seconds"),
         ] {
             let error = load(text).unwrap_err();

@@ -208,7 +208,7 @@ impl Owned {
             &lab,
             "dev-0",
             &format!("mqtt://127.0.0.1:{port}"),
-            "keep_alive_s = 5\n",
+            "keep_alive_s = 6\n",
         );
         Self { agent, heard, broker, log, port, lab }
     }

@@ -30,7 +30,7 @@ impl Agent {
     pub fn start(lab: &Lab, id: &str, broker: &str, registry: &Registry) -> Self {
         let host = &registry.host;
         let config = format!(
-            "keep_alive_s = 5\n[labels]\nname = \"{id}\"\n\
+            "keep_alive_s = 6\n[labels]\nname = \"{id}\"\n\
              [registries.mirrors]\n\"docker.io\" = [\"{host}\"]\n"
         );
         Self::with_config(lab, id, broker, &config)
