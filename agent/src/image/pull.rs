@@ -47,7 +47,10 @@ impl Images {
                     error @ (ImageError::Digest { .. }
                     | ImageError::Document { .. }
                     | ImageError::Layer { .. }),
-                ) => reasons.push(format!("{endpoint}: {error}")),
+                ) => {
+                    self.registry.answered(&endpoint);
+                    reasons.push(format!("{endpoint}: {error}"));
+                }
                 Err(
                     error @ (ImageError::Name(_)
                     | ImageError::Io { .. }
