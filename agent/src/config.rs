@@ -18,7 +18,7 @@ const DATA_DIR: &str = "/var/lib/limpet";
 /// What does not survive a reboot, unless `--run-dir` says otherwise.
 const RUN_DIR: &str = "/run/limpet";
 
-/// The shortest keep-alive: below it a device would do little else.
+/// The shortest keep-alive: below it rmqtt waits for longer than one and a half of them.
 const KEEP_ALIVE_S_MIN: u16 = 6;
 
 /// What the file may say.
