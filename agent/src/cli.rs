@@ -32,8 +32,8 @@ Usage: limpet-agent run [--broker mqtt://HOST:PORT] [--insecure] [OPTIONS]
 preload puts the images of FILE on this device, for places with no registry, and pins them: they
 stay, needed or not, until `--unpin`. FILE is what `docker save` or `skopeo copy` to docker-archive:
 or oci-archive: writes, compressed with gzip or zstd or not, or a folder of OCI's image layout. NAME
-is what workloads call the image; needed where FILE names none. While an agent runs, stop it first:
-its containers go on. `--platform` prepares the disk of another device.
+is what workloads call the image; needed where FILE names none. Where an agent runs, it takes them
+in; only root may ask it to. `--platform` prepares the disk of another device.
 
 Options of run (each is also a key of the configuration file; flags win):
   --broker URL           the controller's broker, mqtt://HOST:PORT
@@ -50,7 +50,7 @@ Options of all:
   -V, --version          the version
 
 status, logs, stop, start, restart, sleep and wake talk to the agent of this machine, whether or not
-it has a link: they are for root and the group `limpet`. A workload's id is as in status. sleep tells
+it has a link: they are for root and the group `limpet` (if there is one when it begins). A workload's id is as in status. sleep tells
 the controller that the device is away on purpose, and keeps off the network until then; containers
 go on. TIME is RFC 3339, as 2026-11-26T06:00:00Z; DURATION is a number with s, m, h or d.
 

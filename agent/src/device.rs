@@ -29,6 +29,7 @@ pub(crate) use effects::header;
 
 mod inbox;
 mod on_site;
+mod preload;
 mod turns;
 
 /// Inputs that wait for the core.

@@ -56,13 +56,54 @@ pub enum Request {
     },
     /// Go back to the network.
     Wake,
+    /// Take images from a file or folder and keep them; root alone may ask for it, because the
+    /// agent reads the file.
+    Preload {
+        /// Its absolute path.
+        file: PathBuf,
+        /// The name of its one image.
+        name: Option<String>,
+    },
+    /// Let go of an image that was preloaded; root alone.
+    Unpin {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Request {
+    /// Whether only root may ask for it.
+    fn is_for_root(&self) -> bool {
+        match self {
+            Self::Preload { .. } | Self::Unpin { .. } => true,
+            Self::Status
+            | Self::Logs { .. }
+            | Self::Stop { .. }
+            | Self::Start { .. }
+            | Self::Restart { .. }
+            | Self::Sleep { .. }
+            | Self::Wake => false,
+        }
+    }
+}
+
+/// What is told of a preload, a line each.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PreloadNews {
+    /// So many bytes of so many.
+    Progress(u64, u64),
+    /// An image is here and kept.
+    Preloaded(String),
+    /// None of it is, and why.
+    Failed(String),
 }
 
 /// The first line of an answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// It is done; for logs, lines follow.
+    /// It is done, or begun: for logs and preloads lines follow.
     Done,
     /// It cannot be done, and why.
     Refused(String),

@@ -73,9 +73,21 @@ fn an_image_from_a_file_runs_where_there_is_no_registry() {
         let story = fleet.story(name);
         assert!(story.iter().all(|line| !line.starts_with("pull")), "{story:?}");
     }
-    let why = preload(&data, &[&docker]);
-    assert_eq!(why.status, 1);
-    assert!(why.err.contains("limpet-agent is running on "), "{why:?}");
+    // The agent that runs does it itself.
+    let shown = data.display().to_string();
+    let by_agent = |args: &[&str]| {
+        let args: Vec<&str> = args.iter().copied().chain(["--data-dir", &shown]).collect();
+        fleet.agents[0].ask(&[&["preload"], args.as_slice()].concat())
+    };
+    let again = by_agent(&[&docker]);
+    assert!(
+        again.status == 0 && again.out.contains("preloaded registry.example/site/"),
+        "{again:?}"
+    );
+    let missing = by_agent(&["/nonexistent"]);
+    assert!(missing.status == 1 && missing.err.contains("/nonexistent"), "{missing:?}");
+    let unpinned = by_agent(&["--unpin", "nobody"]);
+    assert!(unpinned.status == 1 && unpinned.err.contains("is not preloaded"), "{unpinned:?}");
     // Dark: no registry, no controller, and the power was gone.
     fleet.controller.kill();
     fleet.agents[0].power_cut();

@@ -82,17 +82,14 @@ fn a_folder_of_a_newer_version_is_left_alone() {
 
     fleet.controller.stop();
     let store = fleet.lab.path("controller/limpet.db");
-    limpet_tests::run(
-        "sqlite3",
-        &[store.display().to_string().as_str(), "PRAGMA user_version = 99"],
-    );
+    let store = store.display().to_string();
+    let ours = limpet_tests::run("sqlite3", &[store.as_str(), "PRAGMA user_version"]);
+    limpet_tests::run("sqlite3", &[store.as_str(), "PRAGMA user_version = 99"]);
     let data = fleet.lab.path("controller").display().to_string();
     let done = up_on(&data);
     refused(&done, 1, &["limpet.db", "newer version"]);
-    limpet_tests::run(
-        "sqlite3",
-        &[store.display().to_string().as_str(), "PRAGMA user_version = 1"],
-    );
+    let back = format!("PRAGMA user_version = {}", ours.trim());
+    limpet_tests::run("sqlite3", &[store.as_str(), &back]);
     fleet.controller.restart();
     fleet.until_phases("web", &["running"]);
 }

@@ -1,5 +1,6 @@
 //! `limpet-agent preload`: images from a file, for places with no registry.
 
+use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use lexopt::prelude::*;
 
 use crate::config::{self, Flags};
 use crate::image::{ImageName, Images, Platform, Progress, Registries, pinned};
+use crate::local::{self, PreloadNews, Request};
 use crate::state::{self, StateError};
 
 /// What to do, and on which data folder.
@@ -34,6 +36,7 @@ pub(super) fn parse(mut parser: lexopt::Parser) -> Result<Option<Order>, lexopt:
             Long("platform") => platform = Some(parser.value()?.parse()?),
             Long("list") => verb = Some(Verb::List),
             Long("unpin") => verb = Some(Verb::Unpin(parser.value()?.parse()?)),
+            Long("run-dir") => flags.run_dir = Some(parser.value()?.into()),
             Long("data-dir") => flags.data_dir = Some(parser.value()?.into()),
             Long("config") => flags.config = Some(parser.value()?.into()),
             Short('h') | Long("help") => return Ok(None),
@@ -65,41 +68,84 @@ pub(super) fn run(order: Order) -> anyhow::Result<()> {
             }
             Ok(std::io::stdout().write_all(text.as_bytes())?)
         }
-        Verb::Unpin(name) => alone(&data_dir, |images| {
-            let was_pinned = images.unpin(&name)?;
-            anyhow::ensure!(was_pinned, "{name} is not preloaded: `--list` shows what is");
-            Ok(())
-        }),
-        Verb::Preload { file, name } => alone(&data_dir, |images| {
-            let images = match platform {
-                Some(platform) => images.made_for(platform),
-                None => images,
-            };
+        Verb::Unpin(name) => match alone(&data_dir)? {
+            None => {
+                let request = Request::Unpin { name: name.to_string() };
+                Ok(local::ask(&config::run_dir(&flags)?, &request).map(drop)?)
+            }
+            Some(Alone { images, .. }) => {
+                let was_pinned = images.unpin(&name)?;
+                anyhow::ensure!(was_pinned, "{name} is not preloaded: `--list` shows what is");
+                Ok(())
+            }
+        },
+        Verb::Preload { file, name } => {
             let shown = Shown::new(&file);
-            let preloaded = images.preload(&file, name.as_ref(), &|progress| shown.tell(progress));
+            let preloaded = match alone(&data_dir)? {
+                None => {
+                    anyhow::ensure!(
+                        platform.is_none(),
+                        "--platform is for the data folders of other machines: an agent runs here"
+                    );
+                    by_agent(&config::run_dir(&flags)?, &file, name.as_ref(), &shown)
+                }
+                Some(Alone { images, .. }) => {
+                    let images = match platform {
+                        Some(platform) => images.made_for(platform),
+                        None => images,
+                    };
+                    let done =
+                        images.preload(&file, name.as_ref(), &|progress| shown.tell(progress));
+                    done.map(|all| all.iter().map(ToString::to_string).collect())
+                        .map_err(Into::into)
+                }
+            };
             shown.end();
             for image in preloaded? {
                 writeln!(std::io::stdout(), "preloaded {image}")?;
             }
             Ok(())
-        }),
+        }
     }
 }
 
-/// Works on the images of a data folder that no agent uses meanwhile.
-fn alone(data_dir: &Path, work: impl FnOnce(Images) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let _held = state::lock(data_dir).map_err(|error| match error {
-        StateError::InUse(folder) => anyhow::anyhow!(
-            "limpet-agent is running on {}: stop it first; containers go on without it",
-            folder.display()
-        ),
-        error @ (StateError::Folder { .. }
-        | StateError::Document(_)
-        | StateError::Key(_)
-        | StateError::NoId) => error.into(),
-    })?;
+/// The agent that runs here does it.
+fn by_agent(
+    run_dir: &Path,
+    file: &Path,
+    name: Option<&ImageName>,
+    shown: &Shown<'_>,
+) -> anyhow::Result<Vec<String>> {
+    let file = std::path::absolute(file)?;
+    let name = name.map(ToString::to_string);
+    let (_, mut lines) = local::ask(run_dir, &Request::Preload { file, name })?;
+    let mut preloaded = Vec::new();
+    while let Some(news) = lines.read()? {
+        match news {
+            PreloadNews::Progress(received, total) => shown.tell(Progress { received, total }),
+            PreloadNews::Preloaded(image) => preloaded.push(image),
+            PreloadNews::Failed(why) => anyhow::bail!(why),
+        }
+    }
+    anyhow::ensure!(!preloaded.is_empty(), "the agent ended before it was done: try again");
+    Ok(preloaded)
+}
+
+/// The images of a data folder that no agent uses meanwhile.
+struct Alone {
+    images: Images,
+    _held: File,
+}
+
+/// None where an agent runs: it must do it.
+fn alone(data_dir: &Path) -> anyhow::Result<Option<Alone>> {
+    let held = match state::lock(data_dir) {
+        Err(StateError::InUse(_)) => return Ok(None),
+        held => held?,
+    };
     let images = Images::open(&data_dir.join("images"), Registries::default());
-    work(images.context("cannot use the images of the data folder")?)
+    let images = images.context("cannot use the images of the data folder")?;
+    Ok(Some(Alone { images, _held: held }))
 }
 
 /// How far it has come, for a person who watches: nothing where standard error is no terminal.

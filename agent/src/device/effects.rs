@@ -44,7 +44,7 @@ pub(super) struct Shell {
     boot: BootId,
     /// As it is on disk.
     clock_floor_ms: Cell<u64>,
-    images: Arc<Images>,
+    pub(super) images: Arc<Images>,
     runtime: Arc<Runtime>,
     logs: Logs,
     to_link: Sender<ToLink>,
@@ -188,7 +188,7 @@ impl Shell {
         }
     }
 
-    fn spawn(&self, work: impl Future<Output = ()> + 'static) {
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + 'static) {
         self.executor.spawn(work).detach();
     }
 

@@ -5,38 +5,45 @@ use limpet_protocol::{Held, WorkloadId};
 
 use super::Device;
 use crate::local::server::Asked;
+use crate::local::server::Follows::{self, Nothing};
 use crate::local::{Answer, Request, Status, WorkloadLine};
-use crate::logs::ring::Reader;
 
 impl Device {
     /// Answers; what is to be done is an input for the core.
     pub(super) fn asked(&self, asked: Asked) -> Option<Input> {
         let Asked { request, answer } = asked;
-        let (said, readers, input) = self.consider(request);
+        let (said, follows, input) = self.consider(request);
         // Whoever asked may have gone.
-        let _ = answer.try_send((said, readers));
+        let _ = answer.try_send((said, follows));
         input
     }
 
-    fn consider(&self, request: Request) -> (Answer, Vec<Reader>, Option<Input>) {
+    fn consider(&self, request: Request) -> (Answer, Follows, Option<Input>) {
         let act = |workload: WorkloadId, action| match self.knows(&workload) {
-            Ok(()) => (Answer::Done, vec![], Some(Input::OnSite { workload, action })),
-            Err(why) => (why, vec![], None),
+            Ok(()) => (Answer::Done, Nothing, Some(Input::OnSite { workload, action })),
+            Err(why) => (why, Nothing, None),
         };
         match request {
-            Request::Status => (Answer::Status(Box::new(self.status())), vec![], None),
+            Request::Status => (Answer::Status(Box::new(self.status())), Nothing, None),
             Request::Logs { workload, .. } => match self.knows(&workload) {
-                Ok(()) => (Answer::Done, self.shell.readers(&workload), None),
-                Err(why) => (why, vec![], None),
+                Ok(()) => (Answer::Done, Follows::Log(self.shell.readers(&workload)), None),
+                Err(why) => (why, Nothing, None),
             },
             Request::Stop { workload } => act(workload, LocalAction::Stop),
             Request::Start { workload } => act(workload, LocalAction::Start),
             Request::Restart { workload } => act(workload, LocalAction::Restart),
+            Request::Sleep { for_ms } => (Answer::Done, Nothing, Some(Input::Sleep { for_ms })),
             Request::Wake => {
                 self.shell.quiet_until(0);
-                (Answer::Done, vec![], None)
+                (Answer::Done, Nothing, None)
             }
-            Request::Sleep { for_ms } => (Answer::Done, vec![], Some(Input::Sleep { for_ms })),
+            Request::Preload { file, name } => {
+                (Answer::Done, Follows::Preload(self.shell.preload(file, name)), None)
+            }
+            Request::Unpin { name } => match self.shell.unpin(&name) {
+                Ok(()) => (Answer::Done, Nothing, None),
+                Err(why) => (Answer::Refused(why), Nothing, None),
+            },
         }
     }
 

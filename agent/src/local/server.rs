@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smol::LocalExecutor;
-use smol::channel::Sender;
+use smol::channel::{Receiver, Sender};
 use smol::future::FutureExt;
 use smol::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use smol::net::unix::{UnixListener, UnixStream};
 
-use super::{Answer, LINE_BYTES_MAX, Line, Request, socket};
+use super::{Answer, LINE_BYTES_MAX, Line, PreloadNews, Request, socket};
 use crate::logs::ring::Reader;
 
 /// The group that may talk to an agent.
@@ -31,7 +31,17 @@ pub struct Asked {
     /// What is asked for.
     pub request: Request,
     /// To be answered once.
-    pub answer: Sender<(Answer, Vec<Reader>)>,
+    pub answer: Sender<(Answer, Follows)>,
+}
+
+/// What follows an answer.
+pub enum Follows {
+    /// Nothing.
+    Nothing,
+    /// The log that these read, in order.
+    Log(Vec<Reader>),
+    /// News of a preload.
+    Preload(Receiver<PreloadNews>),
 }
 
 /// Listens in a run folder, for as long as the executor runs.
@@ -90,13 +100,17 @@ async fn talk(stream: UnixStream, asked: Sender<Asked>) -> std::io::Result<()> {
         Err(ErrorKind::TimedOut.into())
     };
     read.or(late).await?;
-    let request = match serde_json::from_slice(&line) {
+    let request: Request = match serde_json::from_slice(&line) {
         Ok(request) => request,
         Err(error) => {
             let why = format!("the request cannot be read: {error} (is it of another version?)");
             return send(&mut out, &Answer::Refused(why)).await;
         }
     };
+    if request.is_for_root() && !is_root(&out) {
+        let why = "the agent reads that file as root: ask as root".to_owned();
+        return send(&mut out, &Answer::Refused(why)).await;
+    }
     let (tail, follow) = if let Request::Logs { tail, follow, .. } = request {
         (usize::try_from(tail).unwrap_or(usize::MAX), follow)
     } else {
@@ -104,13 +118,28 @@ async fn talk(stream: UnixStream, asked: Sender<Asked>) -> std::io::Result<()> {
     };
     let (answer, answered) = smol::channel::bounded(1);
     asked.send(Asked { request, answer }).await.map_err(|_| ErrorKind::BrokenPipe)?;
-    let (answer, readers) = answered.recv().await.map_err(|_| ErrorKind::BrokenPipe)?;
+    let (answer, follows) = answered.recv().await.map_err(|_| ErrorKind::BrokenPipe)?;
     send(&mut out, &answer).await?;
     let gone = async {
         // Whoever asked says no more: bytes are as good as the end.
         bounded.read(&mut [0]).await.map(drop)
     };
-    log(&mut out, readers, tail, follow).or(gone).await
+    match follows {
+        Follows::Nothing => Ok(()),
+        Follows::Log(readers) => log(&mut out, readers, tail, follow).or(gone).await,
+        // Whoever asked may go: it goes on without them.
+        Follows::Preload(news) => {
+            while let Ok(news) = news.recv().await {
+                send(&mut out, &news).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn is_root(peer: &UnixStream) -> bool {
+    let peer = rustix::net::sockopt::socket_peercred(peer);
+    peer.is_ok_and(|peer| peer.uid.is_root())
 }
 
 async fn log(
