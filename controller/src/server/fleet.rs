@@ -9,9 +9,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use limpet_controller_core::placement::{Placement, Slot};
 use limpet_controller_core::presence::moved_ms;
-use limpet_controller_core::{Deployment, Inbox, Known, Presence};
+use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence};
 use limpet_protocol::hello::KEEP_ALIVE_S;
 use limpet_protocol::{
     BootId, DeploymentName, DeviceId, Digest, Facts, Feature, Held, Labels, Nonce, Prefix,
@@ -63,7 +62,7 @@ pub(super) struct Fleet {
     due_ms: u64,
     lost_after_ms: u64,
     devices: BTreeMap<DeviceId, Device>,
-    deployments: BTreeMap<DeploymentName, Deployed>,
+    deployments: Deployments,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     last_command: u64,
     /// By kind and device.
@@ -132,31 +131,6 @@ struct Link {
     boot: BootId,
     connection: u64,
     nonce: Nonce,
-}
-
-/// A deployment and where it is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Deployed {
-    deployment: Deployment,
-    revision: Digest,
-    changed_ms: u64,
-    /// When the document was made that its template was taken from, where devices were ahead.
-    #[serde(default)]
-    as_of_ms: u64,
-    /// It stays where devices hold it: its manifest would place it elsewhere.
-    #[serde(default)]
-    pinned: bool,
-    slots: BTreeSet<Slot>,
-    /// Workloads that found no device.
-    unplaced: u32,
-    refusals: Vec<(DeviceId, String)>,
-}
-
-impl Deployed {
-    fn placement(&self) -> Placement {
-        let Self { slots, unplaced, refusals, .. } = self.clone();
-        Placement { slots, unplaced, refusals }
-    }
 }
 
 /// Messages that were refused and not yet told of.
