@@ -125,7 +125,8 @@ impl Agent {
         let applied = applied.unwrap_or_default();
         let outbox = Outbox::restored(&start.checkpoint, start.boot, applied);
         let next_container = free_number(&start.checkpoint, &start.found);
-        let slots = start
+        let outdated = start.checkpoint.applied != applied;
+        let slots: BTreeMap<_, _> = start
             .checkpoint
             .slots
             .into_iter()
@@ -155,6 +156,11 @@ impl Agent {
         agent.note(start.now_ms, EventKind::AgentStarted, agent.version.to_string());
         for lost in start.lost {
             agent.note(start.now_ms, EventKind::DataLost, lost);
+        }
+        // What a person on site had stopped is taken back by a desired state that came since, also
+        // where the checkpoint that says so did not reach the disk.
+        if outdated {
+            agent.slots.values_mut().for_each(Slot::take_back);
         }
         agent.assign();
         agent.take_over(start.found, start.now_ms);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use limpet_protocol::{Event, Exit, OutboxId, Workload, WorkloadId};
+use limpet_protocol::{Event, Exit, Held, OutboxId, Workload, WorkloadId};
 use serde::{Deserialize, Serialize};
 
 /// The memory of a device: what it has counted, and what it has yet to tell.
@@ -20,6 +20,9 @@ pub struct Checkpoint {
     pub events: Vec<Event>,
     /// The workloads.
     pub slots: BTreeMap<WorkloadId, SlotRecord>,
+    /// The desired state that was in force. Absent in format 1.
+    #[serde(default)]
+    pub applied: Held,
 }
 
 impl Checkpoint {
@@ -33,6 +36,7 @@ impl Checkpoint {
             next_container: 1,
             events: Vec::new(),
             slots: BTreeMap::new(),
+            applied: Held::default(),
         }
     }
 }

@@ -254,6 +254,7 @@ impl Outbox {
             next_event: self.next_event,
             next_sequence: self.next_sequence,
             events: self.events.iter().cloned().collect(),
+            applied: self.applied,
             ..Checkpoint::first(self.id)
         }
     }
