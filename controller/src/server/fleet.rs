@@ -13,8 +13,7 @@ use limpet_controller_core::presence::moved_ms;
 use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence};
 use limpet_protocol::hello::KEEP_ALIVE_S;
 use limpet_protocol::{
-    BootId, DeploymentName, DeviceId, Digest, Facts, Feature, Held, Labels, Nonce, Prefix,
-    PublicKey, SigningKey, StreamId, WorkloadId,
+    BootId, DeviceId, Facts, Feature, Held, Labels, Nonce, Prefix, PublicKey, SigningKey, StreamId, WorkloadId,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -68,6 +67,8 @@ pub(super) struct Fleet {
     /// By kind and device.
     refused: BTreeMap<(String, Option<DeviceId>), Refused>,
     to_publish: Vec<Outgoing>,
+    /// Devices that have said hello in the transaction under way.
+    greeted: BTreeSet<DeviceId>,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     /// The first failure of the store in the transaction under way.
     failure: Option<StoreError>,
@@ -221,6 +222,7 @@ impl Fleet {
             last_command: 0,
             refused: BTreeMap::new(),
             to_publish: Vec::new(),
+            greeted: BTreeSet::new(),
             outgoing,
             failure: None,
         };
@@ -233,7 +235,8 @@ impl Fleet {
         Ok((Handle(sender), thread))
     }
 
-    /// Makes what is known what is on disk; connections are kept.
+    /// Makes what is known what is on disk. Connections are kept, but for those whose hello is undone
+    /// with the rest: what it said of the device is not known, and the device says it again.
     fn load(&mut self) -> Result<(), StoreError> {
         let mut statuses: BTreeMap<String, BTreeMap<WorkloadId, Known>> = BTreeMap::new();
         for row in self.store.reported()? {
@@ -250,7 +253,7 @@ impl Fleet {
             let Ok(id) = id.parse::<DeviceId>() else {
                 continue;
             };
-            let before = self.devices.remove(&id);
+            let before = self.devices.remove(&id).filter(|_| !self.greeted.contains(&id));
             let device = self.loaded(record, Inbox::new(cursor, statuses), before);
             devices.insert(id, device);
         }
@@ -316,6 +319,7 @@ impl Fleet {
 
     fn transact(&mut self, batch: Vec<Work>) {
         (self.now_ms, self.steady_ms) = (now_ms(), self.clock.now_ms());
+        self.greeted.clear();
         self.failure = self.store.begin().err();
         self.look_for_absent();
         let answers: Vec<Answer> = batch.into_iter().filter_map(|work| work(self)).collect();

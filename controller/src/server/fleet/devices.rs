@@ -119,6 +119,7 @@ impl Fleet {
         device.link = Some(link);
         let on_hold = record.ahead.is_some();
         device.record = record;
+        self.greeted.insert(id.clone());
         let changed = before.as_ref() != Some(&device.record) || known != device.inbox.cursor;
         let fits_anew = before.as_ref().is_none_or(|before| {
             (&before.labels, &before.features, before.facts.memory_bytes)
