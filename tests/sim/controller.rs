@@ -68,7 +68,7 @@ struct Changed {
     devices: BTreeSet<DeviceId>,
     deployments: BTreeSet<DeploymentName>,
     told: Vec<(DeviceId, Told)>,
-    /// Devices that have said hello: should that be undone, they say it again.
+    /// Devices that have begun a connection: should that be undone, they say hello again.
     greeted: BTreeSet<DeviceId>,
     outgoing: Vec<(DeviceId, ToDevice)>,
 }

@@ -72,6 +72,14 @@ enum Happening {
     Asks,
 }
 
+/// A seed that has come to its end.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Run {
+    pub(crate) steps: u64,
+    /// Steps of each device after all was healed.
+    pub(crate) to_converge: u64,
+}
+
 /// All of it.
 pub(crate) struct World {
     random: Random,
@@ -142,8 +150,8 @@ impl World {
         self.story
     }
 
-    /// Runs until nothing happens any more; the number of steps.
-    pub(crate) fn run(&mut self) -> u64 {
+    /// Runs until nothing happens any more.
+    pub(crate) fn run(&mut self) -> Run {
         let devices = self.devices.len() as u64;
         while self.step() {
             if self.faulty() {
@@ -156,13 +164,7 @@ impl World {
             );
         }
         self.converged();
-        self.steps
-    }
-
-    /// Steps after all was healed, for each device.
-    #[cfg(test)]
-    pub(crate) fn steps_to_converge(&self) -> u64 {
-        (self.steps - self.healed_at_step) / self.devices.len() as u64
+        Run { steps: self.steps, to_converge: (self.steps - self.healed_at_step) / devices }
     }
 
     fn step(&mut self) -> bool {

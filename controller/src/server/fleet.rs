@@ -67,7 +67,7 @@ pub(super) struct Fleet {
     /// By kind and device.
     refused: BTreeMap<(String, Option<DeviceId>), Refused>,
     to_publish: Vec<Outgoing>,
-    /// Devices that have said hello in the transaction under way.
+    /// Devices that have begun a connection in the transaction under way.
     greeted: BTreeSet<DeviceId>,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     /// The first failure of the store in the transaction under way.

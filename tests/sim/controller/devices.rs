@@ -57,13 +57,16 @@ impl Controller {
             went: false,
         });
         let Some(differs) = device.inbox.hello(hello) else { return };
-        device.link = Some((hello.boot, hello.connection));
+        let link = Some((hello.boot, hello.connection));
+        let is_repeated = std::mem::replace(&mut device.link, link) == link;
         device.record = record;
         let fits_anew = before.as_ref().is_none_or(|before| {
             (&before.labels, &before.features) != (&hello.labels, &hello.features)
         });
         self.changed().devices.insert(id.clone());
-        self.changed().greeted.insert(id.clone());
+        if !is_repeated {
+            self.changed().greeted.insert(id.clone());
+        }
         self.acknowledge(id, differs);
         if fits_anew {
             self.place_again();

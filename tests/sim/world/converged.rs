@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use limpet_agent_core::Agent;
+use limpet_controller_core::Presence;
 use limpet_protocol::{Digest, Phase, WorkloadId};
 
 use super::World;
@@ -11,18 +13,16 @@ use crate::invariant::Invariant;
 
 impl World {
     pub(super) fn converged(&self) {
-        let converges = |holds: bool, what: &dyn Fn() -> String| {
-            Invariant::Converges.holds(holds, what);
-        };
+        let converges = |holds, what: &dyn Fn() -> String| Invariant::Converges.holds(holds, what);
         for (index, device) in self.devices.iter().enumerate() {
             let id = self.id(index);
-            let Some(known) = self.controller.devices.get(&id) else {
-                converges(false, &|| format!("{id} is not known"));
-                continue;
-            };
-            converges(known.link.is_some(), &|| format!("{id} is not connected"));
+            converges(self.controller.devices.contains_key(&id), &|| format!("{id} is unknown"));
+            let known = &self.controller.devices[&id];
+            converges(self.controller.presence(known) == Presence::Online, &|| {
+                format!("{id} is {}", self.controller.presence(known))
+            });
             converges(known.record.ahead.is_none(), &|| format!("{id} is on hold"));
-            let held = device.agent.as_ref().map(limpet_agent_core::Agent::held);
+            let held = device.agent.as_ref().map(Agent::held);
             let (wanted, applied) = (known.record.held, known.inbox.cursor.applied);
             converges((held, applied) == (Some(wanted), wanted), &|| {
                 format!("{id} holds {held:?} and says {applied:?}, not {wanted:?}")

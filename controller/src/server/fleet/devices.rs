@@ -116,10 +116,12 @@ impl Fleet {
         let Some(differs) = device.inbox.hello(&hello) else {
             return;
         };
-        device.link = Some(link);
+        let before_link = device.link.replace(link);
         let on_hold = record.ahead.is_some();
         device.record = record;
-        self.greeted.insert(id.clone());
+        if before_link.is_none_or(|before| before.connection != link.connection) {
+            self.greeted.insert(id.clone());
+        }
         let changed = before.as_ref() != Some(&device.record) || known != device.inbox.cursor;
         let fits_anew = before.as_ref().is_none_or(|before| {
             (&before.labels, &before.features, before.facts.memory_bytes)
