@@ -64,9 +64,11 @@ pub(crate) struct Device {
     pub(crate) latest: BTreeMap<WorkloadId, Digest>,
     /// Events that were on disk: what the operator must see.
     pub(crate) events: BTreeMap<u64, Event>,
-    /// Its disk lost a checkpoint that it had promised to keep; events from this number on may have
-    /// gone with it.
-    pub(crate) rotten: Option<u64>,
+    /// Its disk lost a checkpoint that it had promised to keep: events from this number on may have
+    /// gone with it, and those since may have got other numbers.
+    rotten: Option<u64>,
+    /// Those since, as they were before they had a number.
+    pub(crate) unnumbered: Vec<Event>,
     /// Its outbox has been full: the oldest events have made room.
     pub(crate) overflowed: bool,
 }
@@ -95,6 +97,7 @@ impl Device {
             latest: BTreeMap::new(),
             events: BTreeMap::new(),
             rotten: None,
+            unnumbered: vec![],
             overflowed: false,
         };
         device.reconfigure(random);
@@ -181,12 +184,14 @@ impl Device {
         self.booted_ms = now_ms;
     }
 
-    /// The card loses the checkpoint that was written last.
+    /// The card loses the checkpoint that was written last, and all that only this one held.
     pub(crate) fn rot(&mut self) {
         if let Some(next_event) = self.disk.rot() {
             let rotten = self.rotten.unwrap_or(u64::MAX).min(next_event);
             self.rotten = Some(rotten);
-            self.events.split_off(&rotten);
+            self.events.retain(|number, _| *number < rotten);
+            self.unnumbered.clear();
+            self.remember(&self.disk.checkpoint().0);
         }
     }
 
@@ -208,8 +213,14 @@ impl Device {
 
     /// What a checkpoint holds will be told to the operator.
     fn remember(&mut self, checkpoint: &Checkpoint) {
-        let certain = |event: &&Event| self.rotten.is_none_or(|rotten| event.number < rotten);
-        for event in checkpoint.events.iter().filter(certain) {
+        for event in &checkpoint.events {
+            if self.rotten.is_some_and(|rotten| event.number >= rotten) {
+                let event = Event { number: 0, ..event.clone() };
+                if !self.unnumbered.contains(&event) {
+                    self.unnumbered.push(event);
+                }
+                continue;
+            }
             let before = self.events.insert(event.number, event.clone());
             let same = before.as_ref().is_none_or(|before| before == event);
             Invariant::NumbersAreUsedOnce

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use limpet_agent_core::Agent;
 use limpet_controller_core::Presence;
-use limpet_protocol::{Digest, Phase, WorkloadId};
+use limpet_protocol::{Digest, Event, Phase, WorkloadId};
 
 use super::World;
 use crate::controller::Device as Known;
@@ -38,6 +38,13 @@ impl World {
         // What an old backup does not have, its device was told once that it is safe.
         for event in device.events.values().filter(|_| !self.controller.restored) {
             Invariant::EventNotLost.holds(view.accounts_for(event), || format!("{id}: {event:?}"));
+        }
+        let seen = |event: &Event| {
+            view.events.values().any(|seen| Event { number: 0, ..seen.clone() } == *event)
+        };
+        let excused = self.controller.restored || device.overflowed;
+        for event in device.unnumbered.iter().filter(|_| !excused) {
+            Invariant::EventNotLost.holds(seen(event), || format!("{id}, of late: {event:?}"));
         }
         let waiting = device.agent.as_ref().map_or(0, |agent| agent.events_waiting());
         Invariant::Converges.holds(waiting == 0, || format!("{id}: {waiting} events wait"));
