@@ -123,7 +123,8 @@ impl Agent {
     pub fn new(start: Start) -> Self {
         let applied = start.desired.as_ref().map(|desired| desired.held);
         let applied = applied.unwrap_or_default();
-        let outbox = Outbox::restored(&start.checkpoint, start.boot, applied);
+        let outbox =
+            Outbox::restored(&start.checkpoint, !start.lost.is_empty(), start.boot, applied);
         let next_container = free_number(&start.checkpoint, &start.found);
         let outdated = start.checkpoint.applied != applied;
         let slots: BTreeMap<_, _> = start

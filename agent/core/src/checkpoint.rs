@@ -12,6 +12,10 @@ pub struct Checkpoint {
     pub outbox: OutboxId,
     /// The number of the next event.
     pub next_event: u64,
+    /// From this number on no event has been told to the controller; kept while a damaged disk leaves
+    /// that in doubt. Absent in format 1.
+    #[serde(default)]
+    pub untold_event: Option<u64>,
     /// The sequence of the next change of a status.
     pub next_sequence: u64,
     /// The number of the next container.
@@ -32,6 +36,7 @@ impl Checkpoint {
         Self {
             outbox,
             next_event: 1,
+            untold_event: None,
             next_sequence: 1,
             next_container: 1,
             events: Vec::new(),
