@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use limpet_agent_core::Message;
+use limpet_controller_core::presence::{Heard, Patience};
 use limpet_controller_core::{Deployments, Inbox, Presence, Told};
+use limpet_protocol::hello::KEEP_ALIVE_S;
 use limpet_protocol::{Ack, BootId, DeploymentName, DesiredState, DeviceId};
 
 use crate::operator::Ask;
@@ -15,6 +17,9 @@ pub(crate) mod store;
 
 use store::{Record, Row, Store};
 
+/// A device that is away for this long is lost, in milliseconds.
+const LOST_AFTER_MS: u64 = 300_000;
+
 /// What a controller sends.
 #[derive(Debug, Clone)]
 pub(crate) enum ToDevice {
@@ -24,8 +29,8 @@ pub(crate) enum ToDevice {
 
 /// A piece of work.
 pub(crate) enum Work {
-    /// A device has sent this; whether there may be events that it no longer has.
-    Message { device: DeviceId, message: Box<Message>, may_lack: bool },
+    /// A device has sent this, on this connection; whether there may be events that it no longer has.
+    Message { device: DeviceId, connection: u64, message: Box<Message>, may_lack: bool },
     /// The broker says that this connection has ended.
     Went { device: DeviceId, boot: BootId, connection: u64 },
     /// An operator.
@@ -38,6 +43,7 @@ pub(crate) struct Device {
     pub(crate) inbox: Inbox,
     /// Boot and number of its connection.
     pub(crate) link: Option<(BootId, u64)>,
+    pub(crate) presence: Presence,
     /// It was connected, and has gone, since this controller began.
     pub(crate) went: bool,
 }
@@ -105,12 +111,14 @@ impl Controller {
     /// Makes what is known what is on disk; connections are kept, but for those of `greeted`.
     fn load(&mut self, greeted: &BTreeSet<DeviceId>) {
         let before = std::mem::take(&mut self.devices);
+        let unknown = Presence::Unknown { since_ms: self.started_ms };
         for (id, row) in &self.store.devices {
             let before = before.get(id).filter(|_| !greeted.contains(id));
             let device = Device {
                 record: row.record.clone(),
                 inbox: Inbox::new(row.cursor.clone(), row.statuses.clone()),
                 link: before.and_then(|device| device.link),
+                presence: before.map_or(unknown, |device| device.presence),
                 went: before.is_some_and(|device| device.went),
             };
             self.devices.insert(id.clone(), device);
@@ -132,9 +140,10 @@ impl Controller {
         self.changed = Some(Changed::default());
         for work in std::mem::take(&mut self.waiting) {
             match work {
-                Work::Message { device, message, may_lack } => {
-                    self.message(&device, *message, may_lack);
-                }
+                Work::Message { device, connection, message, may_lack } => match *message {
+                    Message::Asleep { for_ms } => self.sleeps(&device, connection, for_ms),
+                    message => self.message(&device, message, may_lack),
+                },
                 Work::Went { device, boot, connection } => self.went(&device, boot, connection),
                 Work::Asked(ask) => self.asked(ask),
             }
@@ -202,7 +211,10 @@ impl Controller {
 
     /// Whether a device is there.
     pub(crate) fn presence(&self, device: &Device) -> Presence {
-        let age_ms = self.now_ms.saturating_sub(self.started_ms);
-        Presence::of(device.link.is_some(), device.went, age_ms)
+        device.presence.next(self.now_ms, Heard::Nothing, self.patience())
+    }
+
+    fn patience(&self) -> Patience {
+        Patience::new(KEEP_ALIVE_S, self.devices.len(), LOST_AFTER_MS)
     }
 }

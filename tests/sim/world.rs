@@ -47,7 +47,7 @@ enum Happening {
     /// A container's main process ends.
     Ends { device: usize, container: ContainerId, pid: u32, exit: Exit },
     /// To the controller, through this life of the broker; from a connection that may be gone.
-    Up { broker: u64, device: usize, message: Box<Message> },
+    Up { broker: u64, device: usize, connection: u64, message: Box<Message> },
     /// To a device, on this connection.
     Down { broker: u64, device: usize, connection: u64, message: ToDevice },
     /// The link comes up.
@@ -267,7 +267,11 @@ impl World {
             Happening::Ends { device, container, pid, exit } => {
                 self.ends(device, &container, pid, exit);
             }
-            Happening::Up { broker, device, message } => self.arrives_up(broker, device, message),
+            Happening::Up { broker, device, connection, message } => {
+                if self.broker == broker {
+                    self.arrives_up(device, connection, message);
+                }
+            }
             Happening::Down { broker, device, connection, message } => {
                 if self.broker == broker && self.devices[device].connection == Some(connection) {
                     self.arrives_down(device, message);

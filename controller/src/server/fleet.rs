@@ -13,7 +13,8 @@ use limpet_controller_core::presence::moved_ms;
 use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence};
 use limpet_protocol::hello::KEEP_ALIVE_S;
 use limpet_protocol::{
-    BootId, DeviceId, Facts, Feature, Held, Labels, Nonce, Prefix, PublicKey, SigningKey, StreamId, WorkloadId,
+    BootId, DeviceId, Facts, Feature, Held, Labels, Nonce, Prefix, PublicKey, SigningKey, StreamId,
+    WorkloadId,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};

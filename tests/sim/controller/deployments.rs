@@ -63,6 +63,7 @@ impl Controller {
             labels: device.record.labels.clone(),
             features: device.record.features.clone(),
             presence: self.presence(device),
+            on_hold: device.record.ahead.is_some(),
             memory_free_bytes: device.record.memory_bytes,
             workloads: 0,
         };

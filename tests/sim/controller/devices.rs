@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use limpet_agent_core::Message;
-use limpet_controller_core::{Cursor, Inbox, Told, plan};
-use limpet_protocol::{BootId, DeviceId, EventBatch, Held, Hello};
+use limpet_controller_core::presence::Heard;
+use limpet_controller_core::{Cursor, Inbox, Presence, Told, plan};
+use limpet_protocol::{BootId, DesiredState, DeviceId, EventBatch, Held, Hello};
 
 use super::{Controller, Device, Record, ToDevice};
 use crate::invariant::Invariant;
@@ -28,10 +29,21 @@ impl Controller {
     }
 
     pub(super) fn went(&mut self, id: &DeviceId, boot: BootId, connection: u64) {
+        let patience = self.patience();
         let Some(device) = self.devices.get_mut(id) else { return };
         if device.link == Some((boot, connection)) {
             device.link = None;
             device.went = true;
+            device.presence = device.presence.next(self.now_ms, Heard::Gone, patience);
+        }
+    }
+
+    /// A device says that it sleeps; what an older connection says is ignored.
+    pub(super) fn sleeps(&mut self, id: &DeviceId, connection: u64, for_ms: u64) {
+        let patience = self.patience();
+        let Some(device) = self.devices.get_mut(id) else { return };
+        if device.link.is_some_and(|(_, latest)| latest == connection) {
+            device.presence = device.presence.next(self.now_ms, Heard::Sleeps(for_ms), patience);
         }
     }
 
@@ -50,16 +62,19 @@ impl Controller {
             ahead: (hello.accepted() > told).then_some(hello.accepted()),
             desired: before.as_ref().and_then(|before| before.desired.clone()),
         };
+        let (now_ms, patience) = (self.now_ms, self.patience());
         let device = self.devices.entry(id.clone()).or_insert_with(|| Device {
             record: record.clone(),
             inbox: Inbox::new(Cursor::new(hello), BTreeMap::new()),
             link: None,
+            presence: Presence::Offline { since_ms: now_ms },
             went: false,
         });
         let Some(differs) = device.inbox.hello(hello) else { return };
         let link = Some((hello.boot, hello.connection));
         let is_repeated = std::mem::replace(&mut device.link, link) == link;
         device.record = record;
+        device.presence = device.presence.next(now_ms, Heard::Hello, patience);
         let fits_anew = before.as_ref().is_none_or(|before| {
             (&before.labels, &before.features) != (&hello.labels, &hello.features)
         });
@@ -94,7 +109,9 @@ impl Controller {
         let Some(device) = device else { return };
         device.record.held.generation += 1;
         let held = device.record.held;
-        let desired = plan::desired(&self.deployments, id, held, self.wall_ms);
+        let workloads = plan::workloads(&self.deployments, id);
+        let at_ms = self.wall_ms;
+        let desired = DesiredState { held, at_ms, reconnect_spread_ms: 0, workloads };
         device.record.desired = Some(desired.clone());
         let is_told = device.link.is_some();
         if is_told {

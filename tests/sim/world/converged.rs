@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use limpet_agent_core::Agent;
-use limpet_controller_core::Presence;
 use limpet_protocol::{Digest, Event, Phase, WorkloadId};
 
 use super::World;
@@ -18,7 +17,7 @@ impl World {
             let id = self.id(index);
             converges(self.controller.devices.contains_key(&id), &|| format!("{id} is unknown"));
             let known = &self.controller.devices[&id];
-            converges(self.controller.presence(known) == Presence::Online, &|| {
+            converges(self.controller.presence(known).is_online(), &|| {
                 format!("{id} is {}", self.controller.presence(known))
             });
             converges(known.record.ahead.is_none(), &|| format!("{id} is on hold"));

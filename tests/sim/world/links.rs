@@ -14,26 +14,23 @@ impl World {
         let it = &mut self.devices[device];
         let waiting = it.agent.as_ref().map_or(0, |agent| agent.events_waiting());
         it.overflowed |= waiting >= OUTBOX_EVENTS_MAX;
-        if it.connection.is_none() || it.silent {
-            return;
-        }
+        let Some(connection) = it.connection.filter(|_| !it.silent) else { return };
         let broker = self.broker;
         if self.fails(3) {
             let message = Box::new(message.clone());
-            self.soon(Happening::Up { broker, device, message });
+            self.soon(Happening::Up { broker, device, connection, message });
         }
         // A broker may acknowledge what nobody has stored.
         if !self.fails(3) {
-            self.soon(Happening::Up { broker, device, message: Box::new(message) });
+            let message = Box::new(message);
+            self.soon(Happening::Up { broker, device, connection, message });
         }
     }
 
-    pub(super) fn arrives_up(&mut self, broker: u64, device: usize, message: Box<Message>) {
-        if self.broker == broker {
-            let may_lack = self.devices[device].overflowed || self.controller.restored;
-            let device = self.id(device);
-            self.works(Work::Message { device, message, may_lack });
-        }
+    pub(super) fn arrives_up(&mut self, device: usize, connection: u64, message: Box<Message>) {
+        let may_lack = self.devices[device].overflowed || self.controller.restored;
+        let device = self.id(device);
+        self.works(Work::Message { device, connection, message, may_lack });
     }
 
     pub(super) fn send_down(&mut self, device: usize, message: ToDevice) {
