@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use limpet_controller_core::placement::{Candidate, Slot};
 use limpet_controller_core::plan::{self, Deployed};
-use limpet_controller_core::{Count, Deployment, Deployments};
+use limpet_controller_core::{Count, Deployment, Deployments, Presence};
 use limpet_protocol::{DeploymentName, DeviceId};
 
 use super::Controller;
@@ -110,10 +110,12 @@ impl Controller {
             let wanted = index(slot).is_some_and(|index| index < count);
             Invariant::ReplicasStay.holds(!wanted || !fit(&slot.0), || format!("{slot:?}"));
         }
-        let somebody = self
-            .devices
-            .iter()
-            .find(|(id, device)| device.link.is_some() && device.record.ahead.is_none() && fit(id));
+        let somebody = self.devices.iter().find(|(id, device)| {
+            device.link.is_some()
+                && !matches!(device.presence, Presence::Asleep { .. })
+                && device.record.ahead.is_none()
+                && fit(id)
+        });
         for slot in deployed.slots.difference(before) {
             let gone = self.devices[&slot.0].link.is_none() && self.devices[&slot.0].went;
             Invariant::FreshGoWhereSomebodyIs.holds(!gone || somebody.is_none(), || {
