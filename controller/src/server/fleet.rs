@@ -278,7 +278,7 @@ impl Fleet {
         let absence = record.absence.map(|presence| presence.moved(now_ms, steady_ms));
         let heard_ms = record.heard_ms.map(|at_ms| moved_ms(at_ms, now_ms, steady_ms));
         match before {
-            Some(before) => Device { record, inbox, ..before },
+            Some(before) => Device { record, inbox: inbox.after(&before.inbox), ..before },
             None => Device {
                 record,
                 inbox,
