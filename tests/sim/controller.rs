@@ -114,9 +114,14 @@ impl Controller {
         let unknown = Presence::Unknown { since_ms: self.started_ms };
         for (id, row) in &self.store.devices {
             let before = before.get(id).filter(|_| !greeted.contains(id));
+            let inbox = Inbox::new(row.cursor.clone(), row.statuses.clone());
+            let inbox = match before {
+                Some(before) => inbox.after(&before.inbox),
+                None => inbox,
+            };
             let device = Device {
                 record: row.record.clone(),
-                inbox: Inbox::new(row.cursor.clone(), row.statuses.clone()),
+                inbox,
                 link: before.and_then(|device| device.link),
                 presence: before.map_or(unknown, |device| device.presence),
                 went: before.is_some_and(|device| device.went),

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use limpet_agent_core::Agent;
-use limpet_protocol::{Digest, Event, Phase, WorkloadId};
+use limpet_controller_core::plan;
+use limpet_protocol::{Digest, Event, Phase, Workload, WorkloadId};
 
 use super::World;
 use crate::controller::Device as Known;
@@ -26,7 +27,7 @@ impl World {
             converges((held, applied) == (Some(wanted), wanted), &|| {
                 format!("{id} holds {held:?} and says {applied:?}, not {wanted:?}")
             });
-            runs_what_it_should(device, known);
+            runs_what_it_should(device, known, &plan::workloads(&self.controller.deployments, &id));
             self.all_is_told(index);
         }
     }
@@ -50,10 +51,8 @@ impl World {
     }
 }
 
-fn runs_what_it_should(device: &Device, known: &Known) {
+fn runs_what_it_should(device: &Device, known: &Known, wanted: &[Workload]) {
     let name = &device.name;
-    let desired = known.record.desired.as_ref();
-    let wanted = desired.map(|desired| desired.workloads.as_slice()).unwrap_or_default();
     let running: BTreeSet<(WorkloadId, Digest)> = device.running().collect();
     for workload in wanted {
         let run = running.contains(&(workload.id.clone(), workload.revision));
