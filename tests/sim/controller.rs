@@ -145,10 +145,13 @@ impl Controller {
         self.changed = Some(Changed::default());
         for work in std::mem::take(&mut self.waiting) {
             match work {
-                Work::Message { device, connection, message, may_lack } => match *message {
-                    Message::Asleep { for_ms } => self.sleeps(&device, connection, for_ms),
-                    message => self.message(&device, message, may_lack),
-                },
+                Work::Message { device, connection, message, may_lack } => {
+                    if let Message::Asleep { for_ms } = *message {
+                        self.sleeps(&device, connection, for_ms);
+                    } else {
+                        self.message(&device, *message, may_lack);
+                    }
+                }
                 Work::Went { device, boot, connection } => self.went(&device, boot, connection),
                 Work::Asked(ask) => self.asked(ask),
             }
