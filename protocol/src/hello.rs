@@ -54,6 +54,9 @@ pub struct Hello {
     /// The desired state that the device holds.
     #[serde(rename = "h")]
     pub held: Held,
+    /// A later one that it has accepted, and that is on its way to its disk.
+    #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
+    pub arriving: Option<Held>,
     /// Digest of the device's reported state.
     #[serde(rename = "d")]
     pub reported: Digest,
@@ -63,6 +66,13 @@ pub struct Hello {
     /// Seconds between signs of life of this connection; 0 where an older agent does not say.
     #[serde(rename = "k", default)]
     pub keep_alive_s: u16,
+}
+
+impl Hello {
+    /// The latest desired state that the device has accepted.
+    pub fn accepted(&self) -> Held {
+        self.arriving.unwrap_or_default().max(self.held)
+    }
 }
 
 /// What a machine is.

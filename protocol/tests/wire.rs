@@ -71,6 +71,7 @@ fn golden_bytes() {
         labels: [("site".try_into().unwrap(), "berlin".try_into().unwrap())].into(),
         facts: Facts { arch: "arm".try_into().unwrap(), memory_bytes: 1, ..Facts::default() },
         held: Held { epoch: 1, generation: 2 },
+        arriving: None,
         reported: Digest([3; 32]),
         outbox: OutboxId([4; 8]),
         keep_alive_s: 600,

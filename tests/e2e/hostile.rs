@@ -73,6 +73,7 @@ fn evil_hello() -> Hello {
         labels: Default::default(),
         facts: Default::default(),
         held: Held::default(),
+        arriving: None,
         reported: limpet_protocol::Digest([0; 32]),
         outbox: limpet_protocol::OutboxId([1; 8]),
         keep_alive_s: 600,

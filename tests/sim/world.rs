@@ -1,22 +1,38 @@
-//! Time, chance, and everything that goes wrong between cores.
+//! Time and chance: what happens next, until nothing does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use limpet_agent_core::{Input, Message};
-use limpet_protocol::{ContainerId, Digest, Exit, Nonce, cbor};
+use limpet_agent_core::{Agent, Input, Message};
+use limpet_protocol::{ContainerId, DeviceId, Exit};
 
-use crate::controller::{Seen, ToDevice};
-use crate::device::{Device, State};
+use crate::controller::{Controller, ToDevice, Work};
+use crate::device::Device;
+use crate::device::disk::Write;
+use crate::invariant::Invariant;
+use crate::operator::Ask;
 use crate::random::Random;
 
+mod containers;
+mod converged;
 mod effects;
+mod faults;
+mod links;
+mod service;
 
 /// Faults happen for this long, in milliseconds.
 const FAULTS_MS: u64 = 600_000;
-/// Without faults everything has converged after this long: the longest back-off, and some more.
-const CONVERGED_MS: u64 = FAULTS_MS + 900_000;
-/// Steps of one run at most: more is a storm of messages or a loop of restarts.
-const STEPS_MAX: u64 = 2_000_000;
+/// By then every device has connected again, and an operator decides about those on hold; twice,
+/// for those that were on their way.
+const RECOVERS_AFTER_MS: [u64; 2] = [200_000, 400_000];
+/// Steps of a device in the end at most, with all faults healed: a full outbox is told in 8 batches,
+/// a dozen workloads are each fetched, stopped, made and reported, twice where an operator recovers;
+/// the most that was ever seen is a third of this.
+const STEPS_TO_CONVERGE_MAX: u64 = 1_500;
+/// Steps of a device in all at most: more is a storm of messages or a loop of restarts.
+const STEPS_MAX: u64 = 60_000;
+/// One seed in so many drives a large fleet.
+const LARGE_EVERY: u64 = 64;
+const LARGE: u64 = 300;
 
 /// What is to happen.
 enum Happening {
@@ -24,30 +40,67 @@ enum Happening {
     Done(usize, u64, Input),
     /// A write has reached the disk, or failed.
     Written { device: usize, life: u64, write: u64, answer: Input, failed: bool },
+    /// An image is complete.
+    Pulled { device: usize, life: u64, image: String, answer: Input },
     /// A shim has made its container.
     Made { device: usize, container: ContainerId, life: u64 },
     /// A container's main process ends.
     Ends { device: usize, container: ContainerId, pid: u32, exit: Exit },
-    /// To the controller; from a connection that may be gone by now.
-    Up(usize, Box<Message>),
+    /// To the controller, through this life of the broker; from a connection that may be gone.
+    Up { broker: u64, device: usize, connection: u64, message: Box<Message> },
     /// To a device, on this connection.
-    Down(usize, u64, ToDevice),
+    Down { broker: u64, device: usize, connection: u64, message: ToDevice },
     /// The link comes up.
     Connects(usize, u64),
+    /// A link that has been silent is noticed.
+    Cut(usize, u64),
     /// The program is started by its supervisor.
     Starts(usize, u64),
-    /// Something goes wrong.
+    /// Work for the controller.
+    Works(Work),
+    /// The controller does all that waits.
+    Transacts(u64),
+    /// What it has done is on disk.
+    Commits(u64),
+    /// The controller is started by its supervisor.
+    ControllerStarts,
+    /// Something goes wrong with a device.
     Fault,
+    /// Something goes wrong with what all share.
+    Trouble,
+    /// An operator changes their mind.
+    Asks,
+}
+
+/// A seed that has come to its end.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Run {
+    pub(crate) steps: u64,
+    /// Steps of each device after all was healed.
+    pub(crate) to_converge: u64,
 }
 
 /// All of it.
 pub(crate) struct World {
     random: Random,
     now_ms: u64,
+    /// What the controller's wall clock is ahead of time.
+    wall_ahead_ms: u64,
     devices: Vec<Device>,
-    seen: Vec<Seen>,
+    controller: Controller,
+    broker: u64,
+    /// No image can be had before this.
+    registry_down_until_ms: u64,
+    /// The controller can write nothing before this.
+    controller_full_until_ms: u64,
     coming: BTreeMap<(u64, u64), Happening>,
+    /// When each device's core wants to be told the time.
+    ticks: BTreeSet<(u64, usize)>,
+    tick_of: Vec<Option<u64>>,
+    touched: BTreeSet<usize>,
     counter: u64,
+    steps: u64,
+    healed_at_step: u64,
     tells: bool,
     story: u64,
 }
@@ -55,21 +108,40 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, tells: bool) -> Self {
         let mut random = Random(seed);
-        let count = 1 + random.below(5);
+        let count = match seed % LARGE_EVERY == LARGE_EVERY - 1 {
+            true => LARGE,
+            false => 1 + random.below(8),
+        };
+        let count = usize::try_from(count).unwrap();
         let mut world = Self {
             devices: (0..count).map(|n| Device::new(n, &mut random)).collect(),
-            seen: (0..count).map(|_| Seen::new()).collect(),
+            controller: Controller::new(),
+            broker: 0,
+            registry_down_until_ms: 0,
+            controller_full_until_ms: 0,
             random,
             now_ms: 0,
+            wall_ahead_ms: 1 << 40,
             coming: BTreeMap::new(),
+            ticks: BTreeSet::new(),
+            tick_of: vec![None; count],
+            touched: BTreeSet::new(),
             counter: 0,
+            steps: 0,
+            healed_at_step: 0,
             tells,
             story: 0,
         };
-        for device in 0..world.devices.len() {
-            world.at(1, Happening::Starts(device, 0));
+        for device in 0..count {
+            let in_ms = world.random.below(30_000);
+            world.at(in_ms, Happening::Starts(device, 0));
         }
         world.at(10, Happening::Fault);
+        world.at(10_000, Happening::Trouble);
+        world.at(1_000, Happening::Asks);
+        for in_ms in RECOVERS_AFTER_MS {
+            world.at(FAULTS_MS + in_ms, Happening::Works(Work::Asked(Ask::Recover)));
+        }
         world
     }
 
@@ -78,32 +150,61 @@ impl World {
         self.story
     }
 
-    pub(crate) fn run(&mut self) {
-        let mut steps = 0;
-        while let Some(at_ms) = self.next_ms() {
-            if at_ms > CONVERGED_MS {
-                break;
+    /// Runs until nothing happens any more.
+    pub(crate) fn run(&mut self) -> Run {
+        let devices = self.devices.len() as u64;
+        while self.step() {
+            if self.faulty() {
+                self.healed_at_step = self.steps;
             }
-            self.now_ms = at_ms.max(self.now_ms);
-            let due = self.coming.first_entry().filter(|entry| entry.key().0 <= self.now_ms);
-            match due.map(|entry| entry.remove()) {
-                Some(happening) => self.happen(happening),
-                None => self.tick(),
-            }
-            self.carry_out();
-            self.devices.iter_mut().for_each(Device::check);
-            steps += 1;
-            assert!(steps < STEPS_MAX, "no end after {STEPS_MAX} steps");
+            let healed = self.steps - self.healed_at_step;
+            Invariant::Converges.holds(
+                self.steps < STEPS_MAX * devices && healed < STEPS_TO_CONVERGE_MAX * devices,
+                || format!("{} steps, {healed} of them after all was healed", self.steps),
+            );
         }
         self.converged();
+        Run { steps: self.steps, to_converge: (self.steps - self.healed_at_step) / devices }
     }
 
-    fn next_ms(&self) -> Option<u64> {
-        let timeouts = self
-            .devices
-            .iter()
-            .filter_map(|d| Some(d.agent.as_ref()?.poll_timeout()? + d.booted_ms));
-        timeouts.chain(self.coming.first_key_value().map(|((at, _), _)| *at)).min()
+    fn step(&mut self) -> bool {
+        let tick = self.ticks.first().copied();
+        let coming = self.coming.first_key_value().map(|((at_ms, _), _)| *at_ms);
+        let (Some(at_ms), is_tick) = (match (tick, coming) {
+            (Some((tick, _)), Some(at)) if tick < at => (Some(tick), true),
+            (Some((tick, _)), None) => (Some(tick), true),
+            (_, at) => (at, false),
+        }) else {
+            return false;
+        };
+        self.now_ms = at_ms.max(self.now_ms);
+        self.steps += 1;
+        if is_tick {
+            if let Some((_, device)) = self.ticks.pop_first() {
+                self.tick_of[device] = None;
+                self.tell(device, Input::Tick);
+            }
+        } else if let Some((_, happening)) = self.coming.pop_first() {
+            self.happen(happening);
+        }
+        for device in std::mem::take(&mut self.touched) {
+            self.carry_out(device);
+            self.devices[device].check();
+            self.set_tick(device);
+        }
+        true
+    }
+
+    fn set_tick(&mut self, device: usize) {
+        let it = &self.devices[device];
+        let timeout = it.agent.as_ref().and_then(Agent::poll_timeout).map(|at| at + it.booted_ms);
+        if self.tick_of[device] == timeout {
+            return;
+        }
+        if let Some(before) = std::mem::replace(&mut self.tick_of[device], timeout) {
+            self.ticks.remove(&(before, device));
+        }
+        self.ticks.extend(timeout.map(|at_ms| (at_ms, device)));
     }
 
     fn at(&mut self, in_ms: u64, happening: Happening) {
@@ -121,28 +222,26 @@ impl World {
         self.now_ms < FAULTS_MS
     }
 
-    fn tick(&mut self) {
-        for index in 0..self.devices.len() {
-            let device = &self.devices[index];
-            let timeout = device.agent.as_ref().and_then(limpet_agent_core::Agent::poll_timeout);
-            if timeout.is_some_and(|at| at + device.booted_ms <= self.now_ms) {
-                self.tell(index, Input::Tick);
-            }
+    /// Whether something that goes wrong this often in a hundred does so.
+    fn fails(&mut self, chance: u64) -> bool {
+        self.faulty() && self.random.percent(chance)
+    }
+
+    fn say(&self, what: impl FnOnce() -> String) {
+        if self.tells {
+            println!("{:>8} {}", self.now_ms, what());
         }
     }
 
-    fn tell(&mut self, index: usize, input: Input) {
-        if self.tells {
-            println!("{:>8} dev-{index} {input:?}", self.now_ms);
-        }
-        let line = format!("{} {index} {input:?}", self.now_ms);
-        self.story = self.story.rotate_left(5)
-            ^ u64::from_be_bytes(Digest::of(line.as_bytes()).0[..8].try_into().unwrap());
-        let device = &mut self.devices[index];
-        let now_ms = self.now_ms - device.booted_ms;
-        if let Some(agent) = &mut device.agent {
+    fn tell(&mut self, device: usize, input: Input) {
+        self.say(|| format!("{} {input:?}", self.devices[device].name));
+        self.story = self.story.rotate_left(5) ^ self.random.0 ^ self.now_ms ^ device as u64;
+        let it = &mut self.devices[device];
+        let now_ms = self.now_ms - it.booted_ms;
+        if let Some(agent) = &mut it.agent {
             agent.handle(now_ms, input);
         }
+        self.touched.insert(device);
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -153,199 +252,61 @@ impl World {
                 }
             }
             Happening::Written { device, life, write, answer, failed } => {
-                let Some(written) = self.devices[device].writes.remove(&write) else {
-                    return;
-                };
-                if !failed {
-                    self.devices[device].land(written);
+                if let Some(written) = self.devices[device].writes.remove(&write) {
+                    self.written(device, written, failed);
+                    self.happen(Happening::Done(device, life, answer));
                 }
-                self.happen(Happening::Done(device, life, answer));
+            }
+            Happening::Pulled { device, life, image, answer } => {
+                if self.devices[device].life == life {
+                    self.devices[device].images.insert(image);
+                    self.tell(device, answer);
+                }
             }
             Happening::Made { device, container, life } => self.made(device, container, life),
             Happening::Ends { device, container, pid, exit } => {
-                self.ends(device, &container, pid, exit)
+                self.ends(device, &container, pid, exit);
             }
-            Happening::Up(device, message) => {
-                let answers = self.seen[device].take(self.now_ms, *message);
-                for answer in answers {
-                    self.send_down(device, answer);
+            Happening::Up { broker, device, connection, message } => {
+                if self.broker == broker {
+                    self.arrives_up(device, connection, message);
                 }
             }
-            Happening::Down(device, connection, message) => {
-                if self.devices[device].connection == Some(connection) {
-                    self.deliver(device, message);
+            Happening::Down { broker, device, connection, message } => {
+                if self.broker == broker && self.devices[device].connection == Some(connection) {
+                    self.arrives_down(device, message);
                 }
             }
             Happening::Connects(device, life) => self.connects(device, life),
-            Happening::Starts(device, life) => {
-                if self.devices[device].agent.is_none() && self.devices[device].life == life {
-                    self.devices[device].start(self.now_ms, &mut self.random);
-                    let life = self.devices[device].life;
-                    self.soon(Happening::Connects(device, life));
+            Happening::Cut(device, connection) => {
+                if self.devices[device].connection == Some(connection) {
+                    self.cut(device);
                 }
             }
+            Happening::Starts(device, life) => self.starts(device, life),
+            Happening::Works(work) => self.works(work),
+            Happening::Transacts(life) => self.transacts(life),
+            Happening::Commits(life) => self.commits(life),
+            Happening::ControllerStarts => self.controller.start(self.now_ms),
             Happening::Fault => self.fault(),
+            Happening::Trouble => self.trouble(),
+            Happening::Asks => self.asks(),
         }
     }
 
-    fn deliver(&mut self, device: usize, message: ToDevice) {
-        let input = match message {
-            ToDevice::Desired(state) => {
-                let signed = cbor::encode(&state);
-                Input::Desired { state: Box::new(state), signed }
-            }
-            ToDevice::Ack(connection, ack) => Input::Acked { connection, ack },
-        };
-        self.tell(device, input);
-    }
-
-    fn send_down(&mut self, device: usize, message: ToDevice) {
-        let Some(connection) = self.devices[device].connection else {
-            return;
-        };
-        if self.faulty() && self.random.percent(3) {
-            self.soon(Happening::Down(device, connection, message.clone()));
-        }
-        self.soon(Happening::Down(device, connection, message));
-    }
-
-    fn connects(&mut self, device: usize, life: u64) {
-        let now_ms = self.now_ms;
+    fn written(&mut self, device: usize, write: Write, failed: bool) {
         let it = &mut self.devices[device];
-        if it.life != life || it.agent.is_none() || it.connection.is_some() {
-            return;
-        }
-        let connection = now_ms - it.booted_ms + 1;
-        it.connection = Some(connection);
-        let nonce = Nonce(self.random.bytes());
-        self.tell(device, Input::LinkUp { connection, nonce, keep_alive_s: 600 });
-    }
-
-    fn made(&mut self, device: usize, container: ContainerId, life: u64) {
-        let fails = self.faulty() && self.random.percent(5);
-        let pid = u32::try_from(1 + self.random.below(1 << 20)).unwrap();
-        let now_ms = self.now_ms;
-        let it = &mut self.devices[device];
-        let Some(made) = it.containers.get_mut(&container) else {
-            return;
-        };
-        if made.state != State::Making {
-            return;
-        }
-        if fails {
-            it.containers.remove(&container);
-            let reason = "cannot".to_owned();
-            return self.soon(Happening::Done(
-                device,
-                life,
-                Input::StartFailed { container, reason },
-            ));
-        }
-        made.state = State::Running { pid };
-        self.soon(Happening::Done(
-            device,
-            life,
-            Input::Started { container: container.clone(), pid },
-        ));
-        if self.faulty() && self.random.percent(40) && now_ms < FAULTS_MS {
-            let exit = if self.random.percent(50) { Exit::Code(0) } else { Exit::Code(7) };
-            let in_ms = self.random.below(120_000);
-            self.at(in_ms, Happening::Ends { device, container, pid, exit });
+        match failed {
+            true => it.disk.tear(&write, &mut self.random),
+            false => it.land(write),
         }
     }
 
-    fn ends(&mut self, device: usize, container: &ContainerId, pid: u32, exit: Exit) {
-        let it = &mut self.devices[device];
-        let Some(found) = it.containers.get_mut(container) else {
-            return;
-        };
-        if found.state != (State::Running { pid }) {
-            return;
-        }
-        found.state = State::Ended(exit);
-        let life = it.life;
-        let container = container.clone();
-        self.soon(Happening::Done(device, life, Input::Exited { container, exit }));
+    fn id(&self, device: usize) -> DeviceId {
+        self.devices[device].name.parse().unwrap()
     }
 
-    fn fault(&mut self) {
-        if !self.faulty() {
-            return;
-        }
-        let in_ms = 1 + self.random.below(8_000);
-        self.at(in_ms, Happening::Fault);
-        let device = usize::try_from(self.random.below(self.devices.len() as u64)).unwrap();
-        match self.random.below(10) {
-            0..=2 => {
-                let message = self.seen[device].change(&mut self.random);
-                self.send_down(device, message);
-            }
-            3..=5 => self.cut(device),
-            6 => self.restart(device, false),
-            7 if self.random.percent(30) => self.restart(device, true),
-            _ => {}
-        }
-    }
-
-    fn cut(&mut self, device: usize) {
-        if self.devices[device].connection.take().is_some() {
-            self.tell(device, Input::LinkDown);
-            let life = self.devices[device].life;
-            let in_ms = 100 + self.random.below(60_000);
-            self.at(in_ms, Happening::Connects(device, life));
-        }
-    }
-
-    fn restart(&mut self, device: usize, power: bool) {
-        let it = &mut self.devices[device];
-        if it.agent.is_none() {
-            return;
-        }
-        if power {
-            it.power_cut(self.now_ms, &mut self.random);
-        } else {
-            it.crash(&mut self.random);
-        }
-        if self.tells {
-            println!(
-                "{:>8} dev-{device} {}",
-                self.now_ms,
-                if power { "POWER CUT" } else { "CRASH" }
-            );
-        }
-        let life = it.life;
-        let in_ms = 10 + self.random.below(10_000);
-        self.at(in_ms, Happening::Starts(device, life));
-    }
-
-    /// With faults over, everybody runs what they should, and the controller knows.
-    fn converged(&self) {
-        for (device, seen) in self.devices.iter().zip(&self.seen) {
-            let id = &device.id;
-            let held = device.agent.as_ref().unwrap().held();
-            assert_eq!(held, device.desired.as_ref().map(|d| d.held).unwrap_or_default());
-            if seen.desired.held.generation > 0 {
-                assert_eq!(held, seen.desired.held, "{id} is behind");
-            }
-            let running = device.running();
-            for workload in &seen.desired.workloads {
-                let run = running.contains(&(workload.id.clone(), workload.revision));
-                let told = seen.inbox.as_ref().unwrap().statuses().get(&workload.id);
-                let done = told.is_some_and(|k| k.status.phase == limpet_protocol::Phase::Exited);
-                assert!(run || done, "{id} does not run {}: {told:?}", workload.id);
-            }
-            assert!(
-                running.len() <= seen.desired.workloads.len(),
-                "{id} runs too much: {running:?}"
-            );
-            let inbox = seen.inbox.as_ref().unwrap();
-            for (workload, known) in inbox.statuses() {
-                let run = running.iter().any(|(id, _)| id == workload);
-                let said = known.status.phase == limpet_protocol::Phase::Running;
-                assert_eq!(run, said, "{id} {workload}: {known:?}");
-            }
-            assert_eq!(inbox.cursor.applied, held, "{id}");
-            seen.check();
-        }
+    fn device(id: &DeviceId) -> usize {
+        id.as_str().rsplit('-').next().unwrap().parse().unwrap()
     }
 }

@@ -123,9 +123,11 @@ impl Agent {
     pub fn new(start: Start) -> Self {
         let applied = start.desired.as_ref().map(|desired| desired.held);
         let applied = applied.unwrap_or_default();
-        let outbox = Outbox::restored(&start.checkpoint, start.boot, applied);
+        let outbox =
+            Outbox::restored(&start.checkpoint, !start.lost.is_empty(), start.boot, applied);
         let next_container = free_number(&start.checkpoint, &start.found);
-        let slots = start
+        let outdated = start.checkpoint.applied != applied;
+        let slots: BTreeMap<_, _> = start
             .checkpoint
             .slots
             .into_iter()
@@ -155,6 +157,11 @@ impl Agent {
         agent.note(start.now_ms, EventKind::AgentStarted, agent.version.to_string());
         for lost in start.lost {
             agent.note(start.now_ms, EventKind::DataLost, lost);
+        }
+        // What a person on site had stopped is taken back by a desired state that came since, also
+        // where the checkpoint that says so did not reach the disk.
+        if outdated {
+            agent.slots.values_mut().for_each(Slot::take_back);
         }
         agent.assign();
         agent.take_over(start.found, start.now_ms);

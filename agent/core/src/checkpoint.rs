@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use limpet_protocol::{Event, Exit, OutboxId, Workload, WorkloadId};
+use limpet_protocol::{Event, Exit, Held, OutboxId, Workload, WorkloadId};
 use serde::{Deserialize, Serialize};
 
 /// The memory of a device: what it has counted, and what it has yet to tell.
@@ -12,6 +12,10 @@ pub struct Checkpoint {
     pub outbox: OutboxId,
     /// The number of the next event.
     pub next_event: u64,
+    /// From this number on no event has been told to the controller; kept while a damaged disk leaves
+    /// that in doubt. Absent in format 1.
+    #[serde(default)]
+    pub untold_event: Option<u64>,
     /// The sequence of the next change of a status.
     pub next_sequence: u64,
     /// The number of the next container.
@@ -20,6 +24,9 @@ pub struct Checkpoint {
     pub events: Vec<Event>,
     /// The workloads.
     pub slots: BTreeMap<WorkloadId, SlotRecord>,
+    /// The desired state that was in force. Absent in format 1.
+    #[serde(default)]
+    pub applied: Held,
 }
 
 impl Checkpoint {
@@ -29,10 +36,12 @@ impl Checkpoint {
         Self {
             outbox,
             next_event: 1,
+            untold_event: None,
             next_sequence: 1,
             next_container: 1,
             events: Vec::new(),
             slots: BTreeMap::new(),
+            applied: Held::default(),
         }
     }
 }

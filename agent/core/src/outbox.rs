@@ -46,8 +46,10 @@ pub(crate) struct Outbox {
     next_event: u64,
     /// Events below this number are on disk.
     stored_event: u64,
-    /// The next event's number as it was found on disk, until the controller has been heard.
-    found_event: Option<u64>,
+    /// From this number on nothing has been told; None once the controller has been heard.
+    untold_event: Option<u64>,
+    /// The disk has lost something since that was last certain: it is kept until it is again.
+    is_damaged: bool,
     /// Events up to this number were sent on this connection.
     sent_event: u64,
     statuses: BTreeMap<WorkloadId, Changed>,
@@ -60,14 +62,21 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    pub(crate) fn restored(checkpoint: &Checkpoint, boot: BootId, applied: Held) -> Self {
+    /// As the disk has it, which has lost something or not.
+    pub(crate) fn restored(
+        checkpoint: &Checkpoint,
+        is_damaged: bool,
+        boot: BootId,
+        applied: Held,
+    ) -> Self {
         Self {
+            is_damaged: is_damaged || checkpoint.untold_event.is_some(),
             id: checkpoint.outbox,
             boot,
             events: checkpoint.events.iter().cloned().collect(),
             next_event: checkpoint.next_event,
             stored_event: checkpoint.next_event,
-            found_event: Some(checkpoint.next_event),
+            untold_event: Some(checkpoint.untold_event.unwrap_or(checkpoint.next_event)),
             sent_event: 0,
             statuses: BTreeMap::new(),
             next_sequence: checkpoint.next_sequence,
@@ -160,17 +169,23 @@ impl Outbox {
     /// The controller has events that this disk knows nothing of: the latest checkpoint was lost, and
     /// the one before it gave numbers out a second time. What has happened since follows what the
     /// controller has.
+    ///
+    /// Where the disk was damaged, that anything may be told from here on is on disk before it is: else
+    /// the next agent would take what was told for what was lost.
     fn catch_up(&mut self, heard: u64) -> bool {
-        let Some(found) = self.found_event.take().filter(|found| *found <= heard) else {
+        let Some(untold) = self.untold_event.take() else {
             return false;
         };
-        let shift = heard.saturating_add(1).saturating_sub(found);
-        for event in self.events.iter_mut().filter(|event| event.number >= found) {
+        let shift = heard.saturating_add(1).saturating_sub(untold);
+        for event in self.events.iter_mut().filter(|event| event.number >= untold) {
             event.number = event.number.saturating_add(shift);
         }
         self.next_event = self.next_event.saturating_add(shift);
-        self.stored_event = 0;
-        true
+        let is_to_be_stored = std::mem::take(&mut self.is_damaged) || shift > 0;
+        if is_to_be_stored {
+            self.stored_event = 0;
+        }
+        is_to_be_stored
     }
 
     /// Whether something that was sent has not been acknowledged.
@@ -215,7 +230,6 @@ impl Outbox {
         let events = self.events.iter().take_while(stored);
         let events: Vec<Event> = events.take(BATCH_EVENTS_MAX).cloned().collect();
         self.sent_event = events.last()?.number;
-        self.found_event = None;
         Some(EventBatch {
             outbox: self.id,
             boot: self.boot,
@@ -252,8 +266,10 @@ impl Outbox {
     pub(crate) fn checkpoint(&self) -> Checkpoint {
         Checkpoint {
             next_event: self.next_event,
+            untold_event: self.untold_event.filter(|_| self.is_damaged),
             next_sequence: self.next_sequence,
             events: self.events.iter().cloned().collect(),
+            applied: self.applied,
             ..Checkpoint::first(self.id)
         }
     }

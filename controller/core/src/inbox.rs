@@ -84,6 +84,13 @@ impl Inbox {
         Self { cursor, statuses, latest: None, differs: false }
     }
 
+    /// The same beside the connection that `before` knew: what was undone does not let an older
+    /// hello, late on its way, pass for the latest.
+    #[must_use]
+    pub fn after(self, before: &Self) -> Self {
+        Self { latest: before.latest, ..self }
+    }
+
     /// The statuses, by workload.
     pub fn statuses(&self) -> &BTreeMap<WorkloadId, Known> {
         &self.statuses

@@ -7,10 +7,12 @@ pub mod deployment;
 pub mod inbox;
 pub mod manifest;
 pub mod placement;
+pub mod plan;
 pub mod presence;
 pub mod recover;
 pub mod settling;
 
 pub use deployment::{Count, Deployment};
 pub use inbox::{Cursor, Inbox, Known, Told};
+pub use plan::{Deployed, Deployments};
 pub use presence::Presence;

@@ -4,14 +4,14 @@
 //! it is on disk are they answered, and is what they want published sent. Where it cannot be
 //! written, everybody is told so, and what is known becomes again what is on disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use limpet_controller_core::presence::moved_ms;
-use limpet_controller_core::{Inbox, Known, Presence};
-use limpet_protocol::{DeploymentName, DeviceId, Held, Prefix, SigningKey, StreamId, WorkloadId};
+use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence};
+use limpet_protocol::{DeviceId, Held, Prefix, SigningKey, StreamId, WorkloadId};
 use tokio::sync::mpsc;
 
 use super::clock::{Steady, now_ms};
@@ -29,7 +29,7 @@ mod views;
 
 use handle::{Answer, Work};
 pub(super) use handle::{CallError, Handle};
-use record::{Adoption, Deployed, Device, DeviceRecord, Link};
+use record::{Adoption, Device, DeviceRecord, Link};
 
 /// Pieces of work that share one transaction at most.
 const BATCH: usize = 1000;
@@ -63,12 +63,14 @@ pub(super) struct Fleet {
     due_ms: u64,
     lost_after_ms: u64,
     devices: BTreeMap<DeviceId, Device>,
-    deployments: BTreeMap<DeploymentName, Deployed>,
+    deployments: Deployments,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     last_command: u64,
     /// By kind and device.
     refused: BTreeMap<(String, Option<DeviceId>), Refused>,
     to_publish: Vec<Outgoing>,
+    /// Devices that have begun a connection in the transaction under way.
+    greeted: BTreeSet<DeviceId>,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     /// The first failure of the store in the transaction under way.
     failure: Option<StoreError>,
@@ -107,6 +109,7 @@ impl Fleet {
             last_command: 0,
             refused: BTreeMap::new(),
             to_publish: Vec::new(),
+            greeted: BTreeSet::new(),
             outgoing,
             failure: None,
         };
@@ -119,7 +122,8 @@ impl Fleet {
         Ok((Handle(sender), thread))
     }
 
-    /// Makes what is known what is on disk; connections are kept.
+    /// Makes what is known what is on disk. Connections are kept, but for those whose hello is undone
+    /// with the rest: what it said of the device is not known, and the device says it again.
     fn load(&mut self) -> Result<(), StoreError> {
         let mut statuses: BTreeMap<String, BTreeMap<WorkloadId, Known>> = BTreeMap::new();
         for row in self.store.reported()? {
@@ -136,7 +140,7 @@ impl Fleet {
             let Ok(id) = id.parse::<DeviceId>() else {
                 continue;
             };
-            let before = self.devices.remove(&id);
+            let before = self.devices.remove(&id).filter(|_| !self.greeted.contains(&id));
             let device = self.loaded(record, Inbox::new(cursor, statuses), before);
             devices.insert(id, device);
         }
@@ -160,7 +164,7 @@ impl Fleet {
         let absence = record.absence.map(|presence| presence.moved(now_ms, steady_ms));
         let heard_ms = record.heard_ms.map(|at_ms| moved_ms(at_ms, now_ms, steady_ms));
         match before {
-            Some(before) => Device { record, inbox, ..before },
+            Some(before) => Device { record, inbox: inbox.after(&before.inbox), ..before },
             None => Device {
                 record,
                 inbox,
@@ -202,6 +206,7 @@ impl Fleet {
 
     fn transact(&mut self, batch: Vec<Work>) {
         (self.now_ms, self.steady_ms) = (now_ms(), self.clock.now_ms());
+        self.greeted.clear();
         self.failure = self.store.begin().err();
         self.look_for_absent();
         let answers: Vec<Answer> = batch.into_iter().filter_map(|work| work(self)).collect();

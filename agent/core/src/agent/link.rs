@@ -41,6 +41,7 @@ impl Agent {
             labels: self.labels.clone(),
             facts: self.facts.clone(),
             held: self.held(),
+            arriving: self.arriving.latest().map(|state| state.held),
             reported: self.outbox.digest(),
             outbox: self.outbox.id,
             keep_alive_s: self.keep_alive_s,

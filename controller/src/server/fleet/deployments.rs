@@ -1,14 +1,13 @@
 //! Deployments: taken in, placed, scaled, deleted; over HTTP and over MQTT alike.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use limpet_controller_core::manifest::{self, Fault, Format};
-use limpet_controller_core::placement::{Candidate, Slot, place};
-use limpet_controller_core::{Count, Deployment};
-use limpet_protocol::desired::{DESIRED_BYTES_MAX, DESIRED_WORKLOADS_MAX};
-use limpet_protocol::{DeploymentName, DeviceId, Held, Topic, cbor};
+use limpet_controller_core::placement::Candidate;
+use limpet_controller_core::{Count, Deployment, plan};
+use limpet_protocol::{DeploymentName, DeviceId, Topic};
 
-use super::{Deployed, Fleet};
+use super::Fleet;
 use crate::server::store::{EventRow, Table};
 use crate::view::{DeployResult, FaultView};
 
@@ -144,8 +143,7 @@ impl Fleet {
     fn deploy(&mut self, deployment: Deployment) -> DeployResult {
         let name = deployment.name.clone();
         let revision = deployment.spec.digest();
-        let before = self.deployments.get(&name).cloned();
-        let action = match &before {
+        let action = match self.deployments.get(&name) {
             None => "created",
             Some(before) if before.deployment == deployment && !before.pinned => "unchanged",
             Some(_) => "updated",
@@ -160,32 +158,15 @@ impl Fleet {
         if action == "unchanged" {
             return result;
         }
-        let same_revision = before.as_ref().is_some_and(|before| before.revision == revision);
-        let old = before.as_ref().map(|before| before.slots.clone()).unwrap_or_default();
-        let placement = place(&deployment, &self.candidates(&name), &old);
-        let touched: BTreeSet<DeviceId> = match same_revision {
-            true => placement.slots.symmetric_difference(&old).map(|(id, _)| id.clone()).collect(),
-            false => placement.slots.union(&old).map(|(id, _)| id.clone()).collect(),
-        };
-        let deployed = Deployed {
-            deployment,
-            revision,
-            changed_ms: self.now_ms,
-            as_of_ms: 0,
-            pinned: false,
-            slots: placement.slots,
-            unplaced: placement.unplaced,
-            refusals: placement.refusals,
-        };
-        self.deployments.insert(name.clone(), deployed);
-        if let Some(why) = touched.iter().find_map(|id| self.too_much(id)) {
-            match before {
-                Some(before) => drop(self.deployments.insert(name.clone(), before)),
-                None => drop(self.deployments.remove(&name)),
+        let candidates = self.candidates();
+        let taken = plan::deploy(&mut self.deployments, deployment, self.now_ms, &candidates);
+        let touched = match taken {
+            Ok(touched) => touched,
+            Err(why) => {
+                self.note_deployment("deployment-refused", name.as_str(), why.clone());
+                return refused(name.as_str(), &why);
             }
-            self.note_deployment("deployment-refused", name.as_str(), why.clone());
-            return refused(name.as_str(), &why);
-        }
+        };
         self.put_deployed(&name);
         self.note_deployment(
             "deployment-accepted",
@@ -208,89 +189,28 @@ impl Fleet {
         }
     }
 
-    /// Why a device cannot be told all that it should run.
-    fn too_much(&self, id: &DeviceId) -> Option<String> {
-        let desired = self.desired(id, Held::default());
-        let (count, bytes) = (desired.workloads.len(), cbor::encode(&desired).len());
-        (count > DESIRED_WORKLOADS_MAX || bytes > DESIRED_BYTES_MAX).then(|| {
-            format!(
-                "device {id} would have {count} workloads in {bytes} bytes; a device takes \
-                 {DESIRED_WORKLOADS_MAX} workloads in {DESIRED_BYTES_MAX} bytes"
-            )
-        })
-    }
-
-    /// Places every deployment again: devices have come, gone or changed. One that is pinned is let
-    /// go where that moves nothing.
+    /// Places every deployment again: devices have come, gone or changed.
     pub(super) fn place_all(&mut self) {
-        let names: Vec<DeploymentName> = self.deployments.keys().cloned().collect();
-        let mut touched = BTreeSet::new();
-        for name in names {
-            let candidates = self.candidates(&name);
-            let Some(deployed) = self.deployments.get_mut(&name) else {
-                continue;
-            };
-            let placement = place(&deployed.deployment, &candidates, &deployed.slots);
-            let is_pinned = deployed.pinned && placement.slots != deployed.slots;
-            if is_pinned || (placement == deployed.placement() && !deployed.pinned) {
-                continue;
-            }
-            deployed.pinned = false;
-            let before = std::mem::replace(&mut deployed.slots, placement.slots);
-            deployed.unplaced = placement.unplaced;
-            deployed.refusals = placement.refusals;
-            self.take_back(&name, &before);
-            let slots = self.deployments.get(&name).map(|deployed| &deployed.slots);
-            let moved = slots.into_iter().flat_map(|slots| slots.symmetric_difference(&before));
-            touched.extend(moved.map(|(id, _)| id.clone()));
-            self.put_deployed(&name);
+        let candidates = self.candidates();
+        let changes = plan::place_again(&mut self.deployments, &candidates);
+        for name in &changes.deployments {
+            self.put_deployed(name);
         }
-        for id in touched {
+        for id in changes.devices {
             self.publish_desired(&id);
         }
     }
 
-    /// Takes back what has just been placed on devices that cannot be told so much.
-    fn take_back(&mut self, name: &DeploymentName, before: &BTreeSet<Slot>) {
-        let slots = self.deployments.get(name).map(|deployed| deployed.slots.clone());
-        let slots = slots.unwrap_or_default();
-        let added: BTreeSet<&DeviceId> = slots.difference(before).map(|(id, _)| id).collect();
-        for id in added {
-            let Some(why) = self.too_much(id) else {
-                continue;
-            };
-            if let Some(deployed) = self.deployments.get_mut(name) {
-                let placed = deployed.slots.len();
-                deployed.slots.retain(|slot| slot.0 != *id || before.contains(slot));
-                let taken = u32::try_from(placed - deployed.slots.len()).unwrap_or(u32::MAX);
-                deployed.unplaced = deployed.unplaced.saturating_add(taken);
-                deployed.refusals.push((id.clone(), why));
-            }
-        }
-    }
-
-    /// The devices as placement sees them, without what `name` itself takes.
-    fn candidates(&self, name: &DeploymentName) -> Vec<Candidate> {
-        let mut taken: BTreeMap<&DeviceId, (u64, usize)> = BTreeMap::new();
-        for deployed in self.deployments.values().filter(|d| d.deployment.name != *name) {
-            let each = deployed.deployment.spec.resources.memory_bytes.unwrap_or(0);
-            for (id, _) in &deployed.slots {
-                let (bytes, count) = taken.entry(id).or_default();
-                *bytes = bytes.saturating_add(each);
-                *count += 1;
-            }
-        }
-        let candidate = |(id, device): (&DeviceId, &super::Device)| {
-            let (bytes, workloads) = taken.get(id).copied().unwrap_or_default();
-            Candidate {
-                id: id.clone(),
-                labels: device.record.labels.clone(),
-                features: device.record.features.clone(),
-                presence: device.presence,
-                on_hold: device.record.ahead.is_some(),
-                memory_free_bytes: device.record.facts.memory_bytes.saturating_sub(bytes),
-                workloads,
-            }
+    /// The devices as placement sees them, as if nothing were placed on them.
+    fn candidates(&self) -> Vec<Candidate> {
+        let candidate = |(id, device): (&DeviceId, &super::Device)| Candidate {
+            id: id.clone(),
+            labels: device.record.labels.clone(),
+            features: device.record.features.clone(),
+            presence: device.presence,
+            on_hold: device.record.ahead.is_some(),
+            memory_free_bytes: device.record.facts.memory_bytes,
+            workloads: 0,
         };
         self.devices.iter().map(candidate).collect()
     }

@@ -1,29 +1,16 @@
 //! What devices should run, as they are told.
 
+use limpet_controller_core::plan;
 use limpet_controller_core::presence::reconnect_spread_ms;
 use limpet_protocol::envelope::{self, EnvelopeError, Expected};
-use limpet_protocol::{DesiredState, DeviceId, Envelope, Header, Held, Kind, Topic, Workload};
+use limpet_protocol::{DesiredState, DeviceId, Envelope, Header, Held, Kind, Topic};
 
 use super::Fleet;
 
 impl Fleet {
     /// The desired state that follows from where deployments are.
     pub(super) fn desired(&self, id: &DeviceId, held: Held) -> DesiredState {
-        let workloads = self
-            .deployments
-            .values()
-            .flat_map(|deployed| {
-                deployed.slots.iter().filter(|(device, _)| device == id).map(|(_, workload)| {
-                    Workload {
-                        id: workload.clone(),
-                        deployment: deployed.deployment.name.clone(),
-                        revision: deployed.revision,
-                        requires: deployed.deployment.spec.requires(),
-                        spec: deployed.deployment.spec.clone(),
-                    }
-                })
-            })
-            .collect();
+        let workloads = plan::workloads(&self.deployments, id);
         let reconnect_spread_ms = reconnect_spread_ms(self.devices.len());
         DesiredState { held, at_ms: self.now_ms, reconnect_spread_ms, workloads }
     }

@@ -116,9 +116,12 @@ impl Fleet {
         let Some(differs) = device.inbox.hello(&hello) else {
             return;
         };
-        device.link = Some(link);
+        let before_link = device.link.replace(link);
         let on_hold = record.ahead.is_some();
         device.record = record;
+        if before_link.is_none_or(|before| before.connection != link.connection) {
+            self.greeted.insert(id.clone());
+        }
         let changed = before.as_ref() != Some(&device.record) || known != device.inbox.cursor;
         let fits_anew = before.as_ref().is_none_or(|before| {
             (&before.labels, &before.features, before.facts.memory_bytes)
@@ -138,7 +141,7 @@ impl Fleet {
         }
         match before {
             _ if on_hold => self.tell_of_hold(id),
-            Some(_) if !was_on_hold => self.bring_up_to_date(id, hello.held),
+            Some(_) if !was_on_hold => self.bring_up_to_date(id, hello.accepted()),
             // It is new here, or has lost what it held beyond this store.
             Some(_) | None => self.publish_desired(id),
         }
@@ -158,7 +161,7 @@ impl Fleet {
                 // One that was forgotten holds at most what it was told before: the next follows it.
                 let read = self.store.forgotten(id.as_str());
                 let forgotten = self.stored(read).flatten().unwrap_or_default();
-                let held = hello.held.min(forgotten).max(Held { epoch: 1, generation: 0 });
+                let held = hello.accepted().min(forgotten).max(Held { epoch: 1, generation: 0 });
                 (held, held)
             }
         };
@@ -174,7 +177,7 @@ impl Fleet {
             },
             held,
             told,
-            ahead: (hello.held > told).then_some(hello.held),
+            ahead: (hello.accepted() > told).then_some(hello.accepted()),
             absence: before.as_ref().and_then(|before| before.absence),
             heard_ms: before.as_ref().and_then(|before| before.heard_ms),
         }

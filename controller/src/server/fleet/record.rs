@@ -1,11 +1,8 @@
-//! What is known of one device, and of one deployment.
+//! What is known of one device.
 
-use std::collections::BTreeSet;
-
-use limpet_controller_core::placement::{Placement, Slot};
-use limpet_controller_core::{Deployment, Inbox, Presence};
+use limpet_controller_core::{Inbox, Presence};
 use limpet_protocol::hello::KEEP_ALIVE_S;
-use limpet_protocol::{BootId, DeviceId, Digest, Facts, Feature, Held, Labels, Nonce, PublicKey};
+use limpet_protocol::{BootId, Facts, Feature, Held, Labels, Nonce, PublicKey};
 use serde::{Deserialize, Serialize};
 
 /// A device, as it is stored and as it is connected.
@@ -68,34 +65,13 @@ pub(super) struct Link {
     pub(super) nonce: Nonce,
 }
 
-/// A deployment and where it is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Deployed {
-    pub(super) deployment: Deployment,
-    pub(super) revision: Digest,
-    pub(super) changed_ms: u64,
-    /// When the document was made that its template was taken from, where devices were ahead.
-    #[serde(default)]
-    pub(super) as_of_ms: u64,
-    /// It stays where devices hold it: its manifest would place it elsewhere.
-    #[serde(default)]
-    pub(super) pinned: bool,
-    pub(super) slots: BTreeSet<Slot>,
-    /// Workloads that found no device.
-    pub(super) unplaced: u32,
-    pub(super) refusals: Vec<(DeviceId, String)>,
-}
-
-impl Deployed {
-    pub(super) fn placement(&self) -> Placement {
-        let Self { slots, unplaced, refusals, .. } = self.clone();
-        Placement { slots, unplaced, refusals }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use limpet_protocol::{DeploymentName, SigningKey, cbor};
+    use std::collections::BTreeSet;
+
+    use limpet_controller_core::placement::Slot;
+    use limpet_controller_core::{Deployed, Deployment};
+    use limpet_protocol::{DeploymentName, DeviceId, Digest, SigningKey, cbor};
 
     use super::*;
 
