@@ -50,6 +50,10 @@ sim: setup ## Simulation: SEEDS=10000 for a long run, SEED=7 replays one and tel
 fuzz: setup ## Fuzzing: MINUTES=30 for each decoder; findings end up in fuzz/regressions
 	@scripts/fuzz.sh $$(( $(or $(MINUTES),30) * 60 )) target/fuzz/corpus
 
+.PHONY: abuse
+abuse: build ## Power cuts and damaged disks, many: POWER_CUTS=100 for the cuts, twice as many damages
+	@POWER_CUTS=$(or $(POWER_CUTS),100) $(CARGO) test --locked --workspace --test e2e -- --nocapture cuts::
+
 .PHONY: bench
 bench: setup ## Sizes, memory, latencies, and 20 minutes at rest, beside the goals of SPECIFICATION.md
 	$(CARGO) build --locked --profile device -p limpet-agent

@@ -16,6 +16,18 @@ sweep() {
         find "$group" -name cgroup.procs -exec cat {} + | xargs -r kill -9 2>/dev/null || true
         find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
     done
+    for island in $(ip netns list 2>/dev/null | grep -o '^limpet-test-[^ ]*' || true); do
+        echo "network namespace $island"
+        ip netns delete "$island" || true
+    done
+    for mount in $(grep -o ' /[^ ]*/limpet-test-[^ ]* ' /proc/mounts || true); do
+        echo "mount $mount"
+        umount -l "$mount" 2>/dev/null || true
+    done
+    for disk in $(losetup -n -O NAME,BACK-FILE 2>/dev/null | grep limpet-test- | cut -d ' ' -f 1); do
+        echo "loop device $disk"
+        losetup -d "$disk" 2>/dev/null || true
+    done
     rm -rf /tmp/limpet-test-* /dev/shm/limpet-test-*
 }
 

@@ -267,6 +267,10 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
 
 /// Replaces a file whole: a power cut leaves the old one or the new one.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+    // Two pulls of one image write the same documents: one after the other, under one name, so that
+    // what a power cut leaves of it is written over.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let fresh = path.with_extension("new");
     let written = || {
         let mut file = std::fs::File::create(&fresh)?;

@@ -197,21 +197,31 @@ impl Runtime {
         let path = folder.join("order");
         order::write(&path, &order).map_err(io("write", &path))?;
         let mut shim = self.spawn(&folder)?;
-        match self.answer(container, &mut shim) {
-            Ok(pid) => {
-                let state: Option<StateRecord> = order::read(&folder.join("state"));
-                let ended = state.and_then(|state| process::open(state.shim));
-                match ended {
-                    Some(ended) => Ok(Running { pid, ended, shim: Some(shim) }),
-                    None => Err(self.silent(container)),
-                }
-            }
+        let answered = self.answer(container, &mut shim).and_then(|pid| {
+            let state: Option<StateRecord> = order::read(&folder.join("state"));
+            // Where the shim was killed meanwhile, its container is what is followed.
+            let opened = state.and_then(|state| open_either(&state));
+            opened.map(|ended| (pid, ended)).ok_or_else(|| self.silent(container))
+        });
+        match answered {
+            Ok((pid, ended)) => Ok(Running { pid, ended, shim: Some(shim) }),
             Err(error) => {
                 // It has ended by itself, or it hangs and must.
                 let _ = shim.kill();
                 let _ = shim.wait();
+                self.end_making(container);
                 Err(error)
             }
+        }
+    }
+
+    /// Ends what is at making a container, and what has come of it: nothing of it runs when the next
+    /// one is made.
+    fn end_making(&self, container: &ContainerId) {
+        let ended = process::end_makers(&self.folder(container))
+            .and_then(|()| self.hierarchies.remove(&self.cgroup(container)));
+        if let Err(error) = ended {
+            log::warn!("{container} was not made, and leaves something: {error}");
         }
     }
 
@@ -275,11 +285,15 @@ impl Runtime {
 
     fn look(&self, container: ContainerId) -> (Found, Option<Running>) {
         let folder = self.folder(&container);
+        if ["state", "exit"].iter().all(|record| !folder.join(record).exists()) {
+            // The agent ended in the midst of making it; its shim may be at it still.
+            self.end_making(&container);
+        }
         let made = order::read(&folder.join("order")).map(|order: StartOrder| order.workload);
         // The exit is read last: a container that ends meanwhile is seen either way.
         let state: Option<StateRecord> = order::read(&folder.join("state"));
         let running = state.and_then(|state| {
-            let ended = process::open(state.shim).or_else(|| process::open(state.main))?;
+            let ended = open_either(&state)?;
             Some(Running { pid: state.main.pid, ended, shim: None })
         });
         let exit: Option<ExitRecord> = order::read(&folder.join("exit"));
@@ -310,7 +324,10 @@ impl Runtime {
                 running.ended = main;
                 None
             }
-            Some(_) | None => Some(Exit::Unknown),
+            Some(_) | None => {
+                self.forget_writable(container);
+                Some(Exit::Unknown)
+            }
         }
     }
 
@@ -352,9 +369,11 @@ impl Runtime {
     /// When something would not go.
     pub fn remove(&self, container: &ContainerId) -> Result<(), RuntimeError> {
         let folder = self.folder(container);
-        if let Some(StateRecord { shim, .. }) = order::read(&folder.join("state")) {
-            self.end_shim(shim).map_err(io("end the shim of", &folder))?;
+        match order::read(&folder.join("state")) {
+            Some(StateRecord { shim, .. }) => self.end_shim(shim),
+            None => process::end_makers(&folder),
         }
+        .map_err(io("end the shim of", &folder))?;
         let group = self.cgroup(container);
         self.hierarchies
             .remove(&group)
@@ -378,6 +397,11 @@ impl Runtime {
     fn cgroup(&self, container: &ContainerId) -> String {
         format!("{}/{container}", self.cgroup_parent)
     }
+}
+
+/// A handle on a container's shim, or where that is gone on its main process.
+fn open_either(state: &StateRecord) -> Option<OwnedFd> {
+    process::open(state.shim).or_else(|| process::open(state.main))
 }
 
 fn is_over(process: &OwnedFd) -> bool {

@@ -4,10 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
 #![expect(clippy::too_many_lines, reason = "a test tells one story from beginning to end")]
 
+mod chaos;
 mod container;
+mod cuts;
+mod dark;
 mod exits;
 mod hostile;
 mod images;
+mod links;
 mod on_site;
 mod operate;
 mod preload;

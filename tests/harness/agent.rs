@@ -1,5 +1,6 @@
 //! A real `limpet-agent run` with folders and a control group of its own.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -21,39 +22,64 @@ pub struct Agent {
     pub cgroup: String,
     /// Its configuration file.
     pub config: PathBuf,
-    broker: String,
+    /// What the program is started through: `env NAME=VALUE`, `nsenter --net=...`.
+    pub through: Vec<String>,
+    args: Vec<String>,
     log: PathBuf,
+}
+
+/// Where a device is, where that is not as usual.
+#[derive(Debug, Default)]
+pub struct Place {
+    /// What its folders are named after; its id where this is empty.
+    pub name: String,
+    /// What the program is started through.
+    pub through: Vec<String>,
 }
 
 impl Agent {
     /// A device that knows `registry` as the mirror of `docker.io`, with the label `name=ID`.
     pub fn start(lab: &Lab, id: &str, broker: &str, registry: &Registry) -> Self {
-        let host = &registry.host;
-        let config = format!(
+        Self::with_config(lab, id, broker, &Self::config(id, &registry.host))
+    }
+
+    /// The configuration of a device that knows `registry`, `HOST:PORT`, as the mirror of
+    /// `docker.io`.
+    pub fn config(id: &str, registry: &str) -> String {
+        format!(
             "keep_alive_s = 6\n[labels]\nname = \"{id}\"\n\
-             [registries.mirrors]\n\"docker.io\" = [\"{host}\"]\n"
-        );
-        Self::with_config(lab, id, broker, &config)
+             [registries]\ninsecure = [\"{registry}\"]\n\
+             [registries.mirrors]\n\"docker.io\" = [\"{registry}\"]\n"
+        )
     }
 
     /// A device with a configuration file of these lines.
     pub fn with_config(lab: &Lab, id: &str, broker: &str, config: &str) -> Self {
-        let data = lab.path(&format!("{id}.data"));
-        let run = lab.in_memory(&format!("{id}.run"));
-        let config = lab.file(&format!("{id}.toml"), config);
-        let cgroup = format!("/{}", lab.name(id));
-        let log = lab.path(&format!("{id}.log"));
-        let process = launch(&log, id, broker, [&data, &run, &config], &cgroup);
-        Self {
-            id: id.to_owned(),
-            process,
-            data,
-            run,
-            cgroup,
-            config,
-            broker: broker.to_owned(),
-            log,
-        }
+        Self::placed(lab, id, broker, config, Place::default())
+    }
+
+    /// A device that is somewhere else.
+    pub fn placed(lab: &Lab, id: &str, broker: &str, config: &str, place: Place) -> Self {
+        let name = if place.name.is_empty() { id } else { &place.name };
+        let data = lab.path(&format!("{name}.data"));
+        let run = lab.in_memory(&format!("{name}.run"));
+        let config = lab.file(&format!("{name}.toml"), config);
+        let cgroup = format!("/{}", lab.name(name));
+        let log = lab.path(&format!("{name}.log"));
+        let [data_dir, run_dir, file] = [&data, &run, &config].map(|p| p.display().to_string());
+        let args = [
+            ["run", "--insecure"],
+            ["--broker", broker],
+            ["--device-id", id],
+            ["--data-dir", &data_dir],
+            ["--run-dir", &run_dir],
+            ["--config", &file],
+            ["--cgroup-parent", &cgroup],
+        ];
+        let args: Vec<String> = args.as_flattened().iter().map(ToString::to_string).collect();
+        let process = launch(&log, &place.through, &args);
+        let id = id.to_owned();
+        Self { id, process, data, run, cgroup, config, through: place.through, args, log }
     }
 
     /// SIGKILL, as when memory runs out; its containers go on.
@@ -63,8 +89,7 @@ impl Agent {
 
     /// Starts the program again.
     pub fn restart(&mut self) {
-        let folders = [&self.data, &self.run, &self.config];
-        self.process = launch(&self.log, &self.id, &self.broker, folders, &self.cgroup);
+        self.process = launch(&self.log, &self.through, &self.args);
     }
 
     /// A verb of `limpet-agent` on its own machine.
@@ -86,6 +111,37 @@ impl Agent {
         processes_with(&self.run.join("containers").display().to_string())
     }
 
+    /// The containers that run, by id, with the command line of each one's main process.
+    pub fn containers(&self) -> BTreeMap<String, String> {
+        let line = |pid: i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ")
+        };
+        self.processes().into_iter().map(|(id, pids)| (id, line(pids[0]))).collect()
+    }
+
+    /// Every process in a container, by pid.
+    pub fn mains(&self) -> Vec<i32> {
+        self.processes().into_values().flatten().collect()
+    }
+
+    /// The processes of each container, as their control groups have them.
+    fn processes(&self) -> BTreeMap<String, Vec<i32>> {
+        let own = self.cgroup.trim_start_matches('/');
+        let groups = hierarchies().into_iter().map(|mount| mount.join(own));
+        let folders = groups.filter_map(|group| std::fs::read_dir(group).ok()).flatten().flatten();
+        let mut found: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+        for folder in folders.filter(|entry| entry.path().is_dir()) {
+            let procs = std::fs::read_to_string(folder.path().join("cgroup.procs"));
+            let pids = found.entry(folder.file_name().to_string_lossy().into_owned()).or_default();
+            pids.extend(procs.iter().flat_map(|procs| procs.lines()).flat_map(str::parse::<i32>));
+            pids.sort_unstable();
+            pids.dedup();
+        }
+        found.retain(|_, pids| !pids.is_empty());
+        found
+    }
+
     /// Kills everything that runs on the device, as a power cut does, and forgets its run folder.
     pub fn power_cut(&mut self) {
         self.process.kill();
@@ -94,13 +150,14 @@ impl Agent {
     }
 
     fn sweep(&self) {
-        for pid in self.shims() {
-            signal_kill(pid);
-        }
+        eventually("the end of all shims", || {
+            let shims = self.shims();
+            shims.iter().copied().for_each(signal_kill);
+            shims.is_empty().then_some(())
+        });
         for mount in hierarchies() {
             clear(&mount.join(self.cgroup.trim_start_matches('/')));
         }
-        eventually("the end of all shims", || self.shims().is_empty().then_some(()));
     }
 }
 
@@ -116,25 +173,10 @@ impl Drop for Agent {
     }
 }
 
-fn launch(log: &Path, id: &str, broker: &str, folders: [&PathBuf; 3], cgroup: &str) -> Process {
-    let [data, run, config] = folders.map(|folder| folder.display().to_string());
-    let args = [
-        "run",
-        "--insecure",
-        "--broker",
-        broker,
-        "--device-id",
-        id,
-        "--data-dir",
-        &data,
-        "--run-dir",
-        &run,
-        "--config",
-        &config,
-        "--cgroup-parent",
-        cgroup,
-    ];
-    Process::start(log, &program("limpet-agent"), &args)
+fn launch(log: &Path, through: &[String], args: &[String]) -> Process {
+    let agent = program("limpet-agent").display().to_string();
+    let words: Vec<&str> = through.iter().chain([&agent]).chain(args).map(String::as_str).collect();
+    Process::start(log, words[0].as_ref(), &words[1..])
 }
 
 fn signal_kill(pid: i32) {
@@ -152,15 +194,21 @@ pub fn hierarchies() -> Vec<PathBuf> {
 }
 
 fn clear(group: &Path) {
-    let Ok(entries) = std::fs::read_dir(group) else {
-        return;
-    };
-    for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
-        clear(&entry.path());
-    }
     eventually(&format!("the end of {}", group.display()), || {
-        let procs = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        procs.lines().filter_map(|line| line.parse().ok()).for_each(signal_kill);
-        (std::fs::remove_dir(group).is_ok() || !group.exists()).then_some(())
+        // Each time anew: what is killed in the midst of making a group may make it all the same.
+        end_below(group);
+        (!group.exists()).then_some(())
     });
+}
+
+fn end_below(group: &Path) {
+    for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            end_below(&entry.path());
+        }
+    }
+    let procs = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    procs.lines().filter_map(|line| line.parse().ok()).for_each(signal_kill);
+    // Not empty yet: the next time.
+    let _ = std::fs::remove_dir(group);
 }

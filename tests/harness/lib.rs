@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops where its premise fails")]
 
 pub mod agent;
+pub mod card;
 pub mod controller;
 pub mod disk;
 pub mod image;
+pub mod island;
 pub mod process;
 pub mod proxy;
 pub mod registry;
@@ -13,10 +15,12 @@ pub mod registry;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use agent::Agent;
+pub use agent::{Agent, Place};
+pub use card::{Card, Chance, Unflushed};
 pub use controller::Controller;
 pub use disk::Disk;
 pub use image::{Image, Layer};
+pub use island::Island;
 pub use process::{Process, output, run};
 pub use proxy::Proxy;
 pub use registry::Registry;

@@ -86,6 +86,11 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Waits for its own end.
     pub fn wait(&mut self) -> ExitStatus {
         let tail = self.tail();

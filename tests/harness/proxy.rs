@@ -31,7 +31,12 @@ struct Shared {
 impl Proxy {
     /// Listens, and forwards to `target`, `HOST:PORT`.
     pub fn start(target: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::at("127.0.0.1", target)
+    }
+
+    /// Listens on this address of the machine, and forwards to `target`, `HOST:PORT`.
+    pub fn at(address: &str, target: &str) -> Self {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let shared = Arc::new(Shared {
             target: Mutex::new(target.to_owned()),
