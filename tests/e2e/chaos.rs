@@ -111,7 +111,7 @@ const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// Half a megabyte that does not compress, on busybox.
 fn image(number: usize) -> Image {
     let mut chance = Chance(number as u64);
-    let noise: Vec<u8> = (0..64_000).flat_map(|_| chance.next().to_le_bytes()).collect();
+    let noise: Vec<u8> = (0..64_000).flat_map(|_| chance.roll().to_le_bytes()).collect();
     let own = Layer::new().file(&format!("noise-{number}"), 0o644, noise);
     Image { layers: vec![Image::busybox_layer().gzip(), own.gzip()], ..Image::quick() }
 }

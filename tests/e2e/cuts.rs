@@ -73,7 +73,7 @@ fn after_a_power_cut_at_any_moment_a_device_has_what_it_had_acknowledged() {
             let unflushed = match number % 3 {
                 0 => Unflushed::Kept,
                 1 => Unflushed::Lost,
-                _ => Unflushed::Torn(chance.next()),
+                _ => Unflushed::Torn(chance.roll()),
             };
             Cut { moment: from + chance.below(to - from + 1), unflushed }
         })

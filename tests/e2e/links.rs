@@ -154,7 +154,7 @@ fn a_pull_goes_on_after_registry_and_agent_were_killed_in_the_midst_of_it() {
     fleet.until_online(1);
     // What does not compress, so that it takes its time.
     let mut chance = limpet_tests::Chance(7);
-    let noise: Vec<u8> = (0..500_000).flat_map(|_| chance.next().to_le_bytes()).collect();
+    let noise: Vec<u8> = (0..500_000).flat_map(|_| chance.roll().to_le_bytes()).collect();
     let image = Image::of(vec![
         Image::busybox_layer().gzip(),
         Layer::new().file("noise", 0o644, &noise).plain(),
