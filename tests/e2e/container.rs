@@ -224,3 +224,34 @@ fn a_new_revision_replaces_the_container_and_a_bad_one_leaves_it_running() {
     assert_ne!(second["pid"], first["pid"]);
     assert_eq!(second["restarts"], 0, "a new revision is no restart");
 }
+
+/// Takes away what a test that fails leaves: the harness could not follow either.
+struct Deep(std::path::PathBuf);
+
+impl Drop for Deep {
+    fn drop(&mut self) {
+        limpet_tests::output("rm", &["-rf", &self.0.display().to_string()]);
+    }
+}
+
+#[test]
+fn folders_deeper_than_an_agent_could_follow_are_taken_away() {
+    let fleet = Fleet::start(1);
+    let writable = Deep(fleet.agents[0].data.join("containers"));
+    // A thousand folders in each other, again and again below the one before.
+    let script = "p=$(i=0; while [ $i -lt 1000 ]; do printf a/; i=$((i+1)); done); \
+                  mkdir -p 0/$p; n=0; while [ $n -lt 25 ]; do m=$((n+1)); mkdir -p $m/$p; \
+                  mv $n $m/$p; n=$m; done; echo deep";
+    let args = ["run", "deep", "--image=box", "--restart=never", "--", "sh", "-c", script];
+    fleet.controller.ok(&args);
+    fleet.eventually("deep folders", || {
+        let story = fleet.story("deep");
+        story.iter().any(|line| line == "exited exited with 0").then_some(())
+    });
+    assert!(fleet.controller.ok(&["logs", "deep"]).contains("deep"));
+    fleet.eventually("no writable layer", || {
+        (std::fs::read_dir(&writable.0).unwrap().count() == 0).then_some(())
+    });
+    fleet.controller.ok(&["run", "web", "--image=box"]);
+    fleet.until_phases("web", &["running"]);
+}

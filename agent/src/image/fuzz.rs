@@ -12,7 +12,7 @@ use super::auth::Challenge;
 use super::layer::{self, Compression};
 use super::manifest::{ConfigFile, ImageConfig, Manifest, Platform};
 use super::unpack::unpack;
-use super::{ImageName, manifest};
+use super::{ImageName, manifest, preload};
 use crate::tree;
 
 /// What a layer may unpack to here: an input shows what it can do long before.
@@ -78,27 +78,46 @@ fn challenge(text: &str) {
 }
 
 /// Unpacks `data` below `folder`, after its first byte: an archive whose headers are given the check
-/// sums that they lack, gzip, zstd, or an archive as it is. Nothing beside may change.
+/// sums that they lack, gzip, zstd, or an archive as it is; or reads it as an archive of images, with
+/// check sums or as it is. Nothing beside may change.
 pub fn layers(folder: &Path, data: &[u8]) {
     let Some((what, data)) = data.split_first() else {
         return;
     };
-    let (data, compression) = match what % 4 {
-        0 => (checked(data), Compression::None),
-        1 => (data.to_vec(), Compression::Gzip),
-        2 => (data.to_vec(), Compression::Zstd),
-        _ => (data.to_vec(), Compression::None),
-    };
     let target = folder.join("target");
     let beside = Beside::new(folder);
-    assert!(std::fs::create_dir(&target).is_ok());
-    let mut reader = layer::decompressed(data.as_slice(), compression).take(UNPACKED_BYTES_MAX);
-    if unpack(&mut reader, &target, UNPACKED_BYTES_MAX).is_ok() {
-        let _ = std::io::copy(&mut reader, &mut std::io::sink());
+    match what % 6 {
+        0 => layer(&target, &checked(data), Compression::None),
+        1 => layer(&target, data, Compression::Gzip),
+        2 => layer(&target, data, Compression::Zstd),
+        3 => layer(&target, data, Compression::None),
+        4 => archive(&target, &checked(data)),
+        _ => archive(&target, data),
     }
     beside.check(folder);
-    let removed = tree::remove(&target);
+    let removed = match target.is_dir() {
+        true => tree::remove(&target),
+        false => std::fs::remove_file(&target),
+    };
     assert!(removed.is_ok(), "{removed:?}");
+}
+
+fn layer(target: &Path, data: &[u8], compression: Compression) {
+    assert!(std::fs::create_dir(target).is_ok());
+    let mut reader = layer::decompressed(data, compression).take(UNPACKED_BYTES_MAX);
+    if unpack(&mut reader, target, UNPACKED_BYTES_MAX).is_ok() {
+        let _ = std::io::copy(&mut reader, &mut std::io::sink());
+    }
+}
+
+fn archive(target: &Path, data: &[u8]) {
+    assert!(std::fs::write(target, data).is_ok());
+    let compression = Compression::of(data);
+    let mut reader = layer::decompressed(data, compression).take(UNPACKED_BYTES_MAX + 1);
+    // One that unpacks to much is read for long, and says nothing that a small one does not.
+    if std::io::copy(&mut reader, &mut std::io::sink()).unwrap_or(0) <= UNPACKED_BYTES_MAX {
+        preload::fuzz::archive(target, UNPACKED_BYTES_MAX);
+    }
 }
 
 /// An archive with the check sums that its headers should have.

@@ -14,6 +14,8 @@ use super::{
 };
 
 mod docker;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod oci;
 mod passing;
 

@@ -121,13 +121,23 @@ pub fn parse(
     reader.finish("the manifest");
     let mut faults = reader.faults;
     match deployment {
-        Some(deployment) if faults.is_empty() => Ok(deployment),
+        Some(deployment) if faults.is_empty() => readable(deployment),
         _ => {
             faults.sort_by_key(|fault| fault.line);
             faults.truncate(FAULTS_MAX);
             Err(faults)
         }
     }
+}
+
+/// What is accepted can be shown, edited and published again.
+fn readable(deployment: Deployment) -> Result<Deployment, Vec<Fault>> {
+    let bytes = render(&deployment).len();
+    if bytes <= BYTES_MAX {
+        return Ok(deployment);
+    }
+    let message = format!("written out it has {bytes} bytes: a manifest has at most {BYTES_MAX}");
+    Err(vec![Fault { path: String::new(), line: None, message }])
 }
 
 fn deployment(given: Option<&DeploymentName>, reader: &mut Reader<'_>) -> Option<Deployment> {

@@ -56,8 +56,17 @@ fn aliases_repeat_no_more_than_a_manifest_has() {
     let text = "x".repeat(4000);
     let args =
         |times: usize| format!("name: a\nimage: b\nargs: [&t {text}{}]", ", *t".repeat(times));
-    assert!(parse(None, args(16).as_bytes(), Format::Yaml).is_ok());
+    assert!(parse(None, args(15).as_bytes(), Format::Yaml).is_ok());
     assert!(faults(&args(17)).contains("aliases repeat over 65536 bytes"));
+}
+
+#[test]
+fn what_could_not_be_read_back_is_refused() {
+    // Six bytes each in JSON, ten in YAML.
+    let arg = format!("{:?}", "\\u007f".repeat(3500)).replace("\\\\", "\\");
+    let manifest = format!(r#"{{"name": "a", "image": "b", "args": [{arg}, {arg}]}}"#);
+    assert!(manifest.len() < 65_536);
+    assert!(faults(&manifest).starts_with("written out it has 70"), "{:.200}", faults(&manifest));
 }
 
 #[test]

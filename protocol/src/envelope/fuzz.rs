@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::*;
 use crate::{
-    Ack, Command, CommandResult, DesiredState, EventBatch, Hello, Presence, Reported, StreamChunk,
-    Topic,
+    Ack, Command, CommandResult, DesiredState, EventBatch, Hello, Presence, Reported, Returned,
+    StreamChunk, Topic,
 };
 
 /// Reads `data` as its first byte says: a whole message, a protected header, topics, or the body
@@ -17,7 +17,7 @@ pub fn messages(data: &[u8]) {
     let Some((what, data)) = data.split_first() else {
         return;
     };
-    match what % 12 {
+    match what % 13 {
         0 => message(data),
         1 => protected(data),
         2 => topics(data),
@@ -29,7 +29,8 @@ pub fn messages(data: &[u8]) {
         8 => body::<Reported>(Kind::Reported, data),
         9 => body::<EventBatch>(Kind::Event, data),
         10 => body::<CommandResult>(Kind::Result, data),
-        _ => body::<StreamChunk>(Kind::Stream, data),
+        11 => body::<StreamChunk>(Kind::Stream, data),
+        _ => body::<Returned>(Kind::Returned, data),
     }
 }
 
