@@ -33,6 +33,7 @@ const STREAM_QUEUE: usize = 2;
 /// Messages handed to the client ahead of the network.
 const CLIENT_QUEUE: usize = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+const UNANSWERED: &str = "it takes connections and does not answer: is it a broker?";
 const ENDING: &str = "the agent is ending";
 /// How often a device that sleeps looks whether it is time: timers stand still in a machine that is
 /// suspended, and the clock since boot does not.
@@ -246,7 +247,7 @@ async fn connect(
     let (client, mut events) = AsyncClient::new(mqtt, CLIENT_QUEUE);
     let first =
         tokio::time::timeout(CONNECT_TIMEOUT, until_subscribed(options, &client, &mut events));
-    first.await.map_err(|_| "no answer".to_owned())??;
+    first.await.map_err(|_| UNANSWERED.to_owned())??;
     let up = FromLink::Up { connection, keep_alive_s };
     incoming.send(up).await.map_err(|_| ENDING.to_owned())?;
     Ok(Connected { connection, client, events, keep_alive })
@@ -362,6 +363,7 @@ fn explain(error: ConnectionError) -> String {
                 code => format!("the broker ended it ({code:?})"),
             }
         }
+        ConnectionError::Timeout(_) => UNANSWERED.to_owned(),
         error => error.to_string(),
     }
 }

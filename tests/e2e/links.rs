@@ -137,7 +137,7 @@ fn a_broker_that_accepts_and_never_answers_is_left_and_tried_again() {
     // The kernel goes on accepting connections and bytes for a program that has stopped.
     fleet.controller.process.signal(Signal::STOP);
     fleet.agents[0].process.until_said("the broker has fallen silent");
-    fleet.agents[0].process.until_said("Timeout; next try");
+    fleet.agents[0].process.until_said("does not answer: is it a broker?; next try");
     fleet.controller.process.signal(Signal::CONT);
     fleet.until_online(1);
     fleet.controller.ok(&["run", "other", "--image=box"]);

@@ -27,7 +27,7 @@ const RECOVERS_AFTER_MS: [u64; 2] = [200_000, 400_000];
 /// Steps of a device in the end at most, with all faults healed: a full outbox is told in 8 batches,
 /// a dozen workloads are each fetched, stopped, made and reported, twice where an operator recovers;
 /// the most that was ever seen is a third of this.
-const STEPS_TO_CONVERGE_MAX: u64 = 1_500;
+const STEPS_TO_CONVERGE_MAX: u64 = 660;
 /// Steps of a device in all at most: more is a storm of messages or a loop of restarts.
 const STEPS_MAX: u64 = 60_000;
 /// One seed in so many drives a large fleet.

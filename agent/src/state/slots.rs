@@ -41,7 +41,10 @@ impl Slots {
                 Ok(Some(_)) => {}
                 Ok(None) => missing = Some(path),
                 Err(error @ DocumentError::Newer { .. }) => return Err(error),
-                Err(error) => lost.push(format!("{error}: going on with the other one")),
+                Err(error) => lost.push(format!(
+                    "{error}: going on with the other one (a write that a power cut broke off \
+                     leaves it so)"
+                )),
             }
         }
         let generation = best.as_ref().map_or(0, |(generation, _)| *generation);
