@@ -10,22 +10,18 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use limpet_agent_core::{KeepAlive, Reconnect};
-use limpet_protocol::{
-    BootId, DeviceId, Header, Kind, Prefix, Presence, PresenceState, SigningKey, Topic, envelope,
-};
+use limpet_protocol::{BootId, DeviceId, Prefix, SigningKey};
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill, SubscribeReasonCode};
-use rumqttc::v5::{
-    AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, StateError,
-};
+use rumqttc::v5::mqttbytes::v5::SubscribeReasonCode;
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, Incoming, StateError};
 use smol::channel::{Receiver, Sender};
 
 use crate::clock;
 
-/// MQTT packets at most: the largest message, and its topic.
-const PACKET_BYTES_MAX: u32 = 256 * 1024;
-/// Publishes under way; rumqttc allocates a slot for each.
-const IN_FLIGHT_MAX: u16 = 16;
+mod mqtt;
+
+use mqtt::{UNANSWERED, explain};
+
 /// Messages that wait for the network, either way.
 const QUEUE: usize = 64;
 /// Pieces of logs that wait: few, so that what the device reports never waits long behind them.
@@ -33,7 +29,6 @@ const STREAM_QUEUE: usize = 2;
 /// Messages handed to the client ahead of the network.
 const CLIENT_QUEUE: usize = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-const UNANSWERED: &str = "it takes connections and does not answer: is it a broker?";
 const ENDING: &str = "the agent is ending";
 /// How often a device that sleeps looks whether it is time: timers stand still in a machine that is
 /// suspended, and the clock since boot does not.
@@ -243,7 +238,7 @@ async fn connect(
     incoming: &Sender<FromLink>,
 ) -> Result<Connected, String> {
     let keep_alive = Duration::from_secs(keep_alive_s.into());
-    let mqtt = mqtt_options(options, connection, keep_alive);
+    let mqtt = mqtt::options(options, connection, keep_alive);
     let (client, mut events) = AsyncClient::new(mqtt, CLIENT_QUEUE);
     let first =
         tokio::time::timeout(CONNECT_TIMEOUT, until_subscribed(options, &client, &mut events));
@@ -346,56 +341,4 @@ async fn receive(
             Event::Incoming(_) | Event::Outgoing(_) => {}
         }
     }
-}
-
-#[expect(clippy::wildcard_enum_match_arm, reason = "rumqttc's errors and reasons say themselves")]
-fn explain(error: ConnectionError) -> String {
-    match &error {
-        ConnectionError::ConnectionRefused(code) => format!(
-            "the controller refused this device ({code:?}): if another device has this id, choose \
-             another with --device-id"
-        ),
-        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
-            match reason_code {
-                DisconnectReasonCode::SessionTakenOver => "another agent connected with this id \
-                     and key: was the data folder copied? Each device needs its own"
-                    .to_owned(),
-                code => format!("the broker ended it ({code:?})"),
-            }
-        }
-        ConnectionError::Timeout(_) => UNANSWERED.to_owned(),
-        error => error.to_string(),
-    }
-}
-
-fn mqtt_options(options: &Options, connection: u64, keep_alive: Duration) -> MqttOptions {
-    let (host, port) = &options.broker;
-    let fingerprint = options.key.public().fingerprint();
-    let client_id = format!("limpet/{}/{fingerprint}", options.device);
-    let mut mqtt = MqttOptions::new(client_id, host, *port);
-    mqtt.set_keep_alive(keep_alive)
-        .set_clean_start(true)
-        .set_max_packet_size(Some(PACKET_BYTES_MAX))
-        .set_outgoing_inflight_upper_limit(IN_FLIGHT_MAX)
-        .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
-        .set_last_will(will(options, connection));
-    let mut network = mqtt.network_options();
-    network.set_tcp_nodelay(true);
-    mqtt.set_network_options(network);
-    mqtt
-}
-
-/// What the broker says for us when the connection is gone.
-fn will(options: &Options, connection: u64) -> LastWill {
-    let header = Header {
-        prefix: options.prefix.to_string(),
-        device: options.device.clone(),
-        kind: Kind::Presence,
-        epoch: 0,
-        number: connection,
-    };
-    let presence = Presence { state: PresenceState::Offline, boot: options.boot, connection };
-    let payload = envelope::seal(&options.key, &header, &presence);
-    let topic = Topic::Device(options.device.clone(), Kind::Presence).under(&options.prefix);
-    LastWill::new(topic, payload, QoS::AtLeastOnce, true, None)
 }

@@ -1,0 +1,112 @@
+//! Containers: started, followed to their end, removed.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use limpet_agent_core::Input;
+use limpet_protocol::{ContainerId, Workload};
+use smol::Async;
+
+use super::super::tell;
+use super::Shell;
+use crate::image::{Image, ImageName};
+use crate::runtime::{Running, Runtime};
+
+/// What would not be removed is tried again after this long.
+const REMOVE_AGAIN: Duration = Duration::from_secs(5);
+
+impl Shell {
+    pub(super) async fn start(self: Rc<Self>, container: ContainerId, workload: Workload) {
+        let Some(image) = self.image_of(&workload).await else {
+            let reason = format!("image {} is not here any more", workload.spec.image);
+            return tell(&self.inputs, Input::StartFailed { container, reason }).await;
+        };
+        let started = {
+            let _turn = self.starts.acquire().await;
+            let (runtime, id) = (Arc::clone(&self.runtime), container.clone());
+            let logs = self.logs.clone();
+            smol::unblock(move || {
+                // Without a folder on disk the log goes where it always can.
+                let logs = logs.begin(&id).unwrap_or_default();
+                runtime.start(&id, &image, workload, logs)
+            })
+            .await
+        };
+        match started {
+            Ok(running) => {
+                let pid = running.pid;
+                tell(&self.inputs, Input::Started { container: container.clone(), pid }).await;
+                self.watch(container, running);
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                tell(&self.inputs, Input::StartFailed { container, reason }).await;
+            }
+        }
+    }
+
+    /// The image that was made ready for a workload, or is here from before.
+    async fn image_of(&self, workload: &Workload) -> Option<Image> {
+        let name = &workload.spec.image;
+        let ready = self.ready.borrow().get(name).cloned();
+        if ready.is_some() {
+            return ready;
+        }
+        let (images, name): (_, ImageName) = (Arc::clone(&self.images), name.parse().ok()?);
+        smol::unblock(move || images.local(&name)).await
+    }
+
+    /// Follows a container to its end.
+    pub(in crate::device) fn watch(&self, container: ContainerId, running: Running) {
+        let (runtime, inputs) = (Arc::clone(&self.runtime), self.inputs.clone());
+        self.spawn(async move {
+            let exit = follow(&runtime, &container, running).await;
+            tell(&inputs, Input::Exited { container, exit }).await;
+        });
+    }
+}
+
+async fn follow(
+    runtime: &Arc<Runtime>,
+    container: &ContainerId,
+    mut running: Running,
+) -> limpet_protocol::Exit {
+    loop {
+        match rustix::io::dup(&running.ended)
+            .map_err(std::io::Error::from)
+            .and_then(Async::new_nonblocking)
+        {
+            Ok(ended) => {
+                if let Err(error) = ended.readable().await {
+                    log::error!("cannot wait for {container}: {error}");
+                }
+            }
+            Err(error) => {
+                log::error!("cannot wait for {container}: {error}");
+                smol::Timer::after(Duration::from_secs(1)).await;
+            }
+        }
+        let (runtime, id) = (Arc::clone(runtime), container.clone());
+        let exit;
+        (running, exit) = smol::unblock(move || {
+            let exit = runtime.exit(&id, &mut running);
+            (running, exit)
+        })
+        .await;
+        if let Some(exit) = exit {
+            return exit;
+        }
+    }
+}
+
+pub(super) async fn remove(runtime: Arc<Runtime>, container: ContainerId) {
+    loop {
+        let (runtime, id) = (Arc::clone(&runtime), container.clone());
+        match smol::unblock(move || runtime.remove(&id)).await {
+            Ok(()) => return,
+            Err(error) => log::error!("{error}; trying again"),
+        }
+        smol::Timer::after(REMOVE_AGAIN).await;
+    }
+}
