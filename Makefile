@@ -60,7 +60,7 @@ bench: setup ## Sizes, memory, latencies, and 20 minutes at rest, beside the goa
 	$(CARGO) build --locked --release -p limpet-controller
 	$(CARGO) build --locked --release -p limpet-tests --bin bench
 	@mkdir -p target/bench && cp target/device/limpet-agent target/release/limpet target/bench/
-	@LIMPET_BIN_DIR=$(CURDIR)/target/bench target/release/bench
+	@LIMPET_LAB=limpet-bench- LIMPET_BIN_DIR=$(CURDIR)/target/bench target/release/bench
 
 .PHONY: deny
 deny: ## Licences, bans, sources and advisories of what is linked (installs cargo-deny)

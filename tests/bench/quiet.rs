@@ -13,8 +13,8 @@ use limpet_tests::{Agent, Fleet, Proxy, eventually, run};
 
 use crate::row;
 
-/// Long enough for a keep-alive, and a good deal more.
-const REST: Duration = Duration::from_secs(21 * 60);
+/// Two keep-alives.
+const REST: Duration = Duration::from_secs(20 * 60);
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 const RECONNECTS: u32 = 6;
@@ -197,7 +197,7 @@ impl Counter {
     /// The counter of a device's link; made where there is none.
     fn of(device: &Device) -> Self {
         let port = device.link.address.rsplit_once(':').unwrap().1;
-        let table = format!("limpet-test-{port}");
+        let table = format!("limpet-bench-{port}");
         if !Command::new("nft")
             .args(["list", "table", "inet", &table])
             .output()

@@ -42,8 +42,10 @@ impl Lab {
             rustix::process::geteuid().is_root(),
             "end-to-end tests make containers: run them as root"
         );
+        // `make bench` has a name of its own, so that tests that run beside it sweep none of it away.
+        let prefix = std::env::var("LIMPET_LAB").unwrap_or("limpet-test-".to_owned());
         let folder = |place: &Path| {
-            let made = tempfile::Builder::new().prefix("limpet-test-").tempdir_in(place);
+            let made = tempfile::Builder::new().prefix(&prefix).tempdir_in(place);
             made.unwrap()
         };
         Self { folder: folder(&std::env::temp_dir()), memory: folder("/dev/shm".as_ref()) }
