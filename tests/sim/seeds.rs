@@ -15,5 +15,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "a stop on site came back with an old checkpoint and ended what a later state had started",
     ),
     (91, "a second restart after a rotten checkpoint swept events away"),
+    (
+        5750,
+        "a hello of the boot before came late, and the controller answered a connection that was gone",
+    ),
     (524, "a repeated hello that was rolled back took the connection with it"),
 ];

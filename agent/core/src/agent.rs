@@ -175,7 +175,7 @@ impl Agent {
             Input::Tick => {}
             Input::LinkUp { connection, nonce, keep_alive_s } => {
                 self.keep_alive_s = keep_alive_s;
-                self.greet(now_ms, connection, nonce);
+                self.connected(now_ms, connection, nonce);
             }
             Input::LinkDown => self.link = Link::Down,
             Input::Desired { state, signed } => self.desired(state, signed),

@@ -6,7 +6,8 @@ use super::Agent;
 use crate::io::{Effect, Message, StreamOrder};
 use crate::slot::Slot;
 
-/// What was sent and not acknowledged for this long is sent again, in milliseconds.
+/// What was sent and not acknowledged for this long is sent again, in milliseconds, and begins with
+/// hello: the controller may take another connection for the latest.
 const RESEND_MS: u64 = 30_000;
 
 /// The connection to the controller.
@@ -18,6 +19,7 @@ pub(super) enum Link {
         connection: u64,
         nonce: Nonce,
         again_at_ms: u64,
+        last_command: u64,
     },
     Open {
         connection: u64,
@@ -28,9 +30,13 @@ pub(super) enum Link {
 }
 
 impl Agent {
-    pub(super) fn greet(&mut self, now_ms: u64, connection: u64, nonce: Nonce) {
+    pub(super) fn connected(&mut self, now_ms: u64, connection: u64, nonce: Nonce) {
+        self.greet(now_ms, connection, nonce, 0);
+    }
+
+    fn greet(&mut self, now_ms: u64, connection: u64, nonce: Nonce, last_command: u64) {
         let again_at_ms = now_ms.saturating_add(RESEND_MS);
-        self.link = Link::Greeting { connection, nonce, again_at_ms };
+        self.link = Link::Greeting { connection, nonce, again_at_ms, last_command };
         self.outbox.send_again();
         let hello = Hello {
             boot: self.boot,
@@ -52,9 +58,9 @@ impl Agent {
     pub(super) fn acked(&mut self, now_ms: u64, answered: u64, ack: &Ack) {
         let again_at_ms = now_ms.saturating_add(RESEND_MS);
         match &mut self.link {
-            Link::Greeting { connection, nonce, .. } if *connection == answered => {
-                let (connection, nonce) = (*connection, *nonce);
-                self.link = Link::Open { connection, nonce, again_at_ms, last_command: 0 };
+            Link::Greeting { connection, nonce, last_command, .. } if *connection == answered => {
+                let (connection, nonce, last_command) = (*connection, *nonce, *last_command);
+                self.link = Link::Open { connection, nonce, again_at_ms, last_command };
             }
             Link::Open { connection, again_at_ms: again, .. } if *connection == answered => {
                 *again = again_at_ms;
@@ -110,20 +116,19 @@ impl Agent {
     pub(super) fn tell(&mut self, now_ms: u64) {
         match self.link {
             Link::Down => {}
-            Link::Greeting { connection, nonce, again_at_ms } => {
+            Link::Greeting { connection, nonce, again_at_ms, last_command } => {
                 if now_ms >= again_at_ms {
-                    self.greet(now_ms, connection, nonce);
+                    self.greet(now_ms, connection, nonce, last_command);
                 }
             }
             Link::Open { connection, nonce, again_at_ms, last_command } => {
-                let again = now_ms >= again_at_ms && self.outbox.waits();
-                if again {
-                    self.outbox.send_again();
+                if now_ms >= again_at_ms && self.outbox.waits() {
+                    return self.greet(now_ms, connection, nonce, last_command);
                 }
                 let before = self.effects.len();
                 let messages = self.outbox.messages(now_ms);
                 self.effects.extend(messages.map(Effect::Publish));
-                if again || self.effects.len() > before {
+                if self.effects.len() > before {
                     let again_at_ms = now_ms.saturating_add(RESEND_MS);
                     self.link = Link::Open { connection, nonce, again_at_ms, last_command };
                 }
