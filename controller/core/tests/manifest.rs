@@ -70,6 +70,16 @@ fn what_could_not_be_read_back_is_refused() {
 }
 
 #[test]
+fn a_key_that_is_long_when_it_is_quoted_reads_back() {
+    for name in ["\u{c}".repeat(200), "x".repeat(4000)] {
+        let json = serde_json::json!({ "name": "a", "image": "b", "env": { name: "c" } });
+        let deployment = parse(None, json.to_string().as_bytes(), Format::Json).unwrap();
+        let again = parse(None, render(&deployment).as_bytes(), Format::Detect);
+        assert_eq!(again, Ok(deployment));
+    }
+}
+
+#[test]
 fn what_is_wrong_is_quoted_in_part() {
     let long = "z".repeat(10_000);
     for text in [

@@ -8,6 +8,9 @@ use limpet_protocol::{Restart, WorkloadSpec};
 use super::Texts;
 use crate::deployment::{Count, Deployment};
 
+/// A longer key must be marked as one (YAML 1.2, section 7.4.3: 1024 characters).
+const KEY_BYTES_MAX: usize = 1000;
+
 /// The manifest, in YAML, that [`super::parse`] reads as this deployment.
 pub fn render(deployment: &Deployment) -> String {
     let Deployment { name, spec, count, select } = deployment;
@@ -73,7 +76,11 @@ fn limits(spec: &WorkloadSpec) -> String {
 }
 
 fn fields(texts: &Texts) -> String {
-    texts.iter().map(|(key, value)| format!("\n  {}: {}", quote(key), quote(value))).collect()
+    let field = |(key, value): (&String, &String)| match (quote(key), quote(value)) {
+        (key, value) if key.len() > KEY_BYTES_MAX => format!("\n  ? {key}\n  : {value}"),
+        (key, value) => format!("\n  {key}: {value}"),
+    };
+    texts.iter().map(field).collect()
 }
 
 /// Words stay as they are; everything else is quoted as JSON, which YAML understands.
