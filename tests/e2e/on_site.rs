@@ -234,3 +234,26 @@ fn a_device_with_nothing_to_change_writes_nothing() {
     assert_eq!(written(&data), before, "something was written");
     assert_eq!(start_time(main), began);
 }
+
+/// Where a log has no room it is lost; the container neither waits nor ends.
+#[test]
+fn a_log_that_has_no_room_holds_up_nobody() {
+    let mut fleet = Fleet::start(0);
+    let run = fleet.lab.in_memory("dev-0.run");
+    let _memory = limpet_tests::Disk::mount(&run, "2m");
+    let agent = Agent::start(&fleet.lab, "dev-0", &fleet.controller.mqtt, &fleet.registry);
+    fleet.agents.push(agent);
+    fleet.until_online(1);
+    let talks = "while [ ! -e /go ]; do sleep 0.1; done; n=0; while [ $n -lt 20000 ]; do \
+                 echo $n of a good many lines; n=$((n+1)); done; touch /told; exec sleep 100000";
+    fleet.controller.ok(&["run", "web", "--image=box", "--", "sh", "-c", talks]);
+    let pid = fleet.workloads("web").remove(0)["pid"].as_u64().unwrap();
+    // As much as fits: the write that does not is cut short.
+    let _ = std::fs::write(run.join("filler"), vec![0; 4 << 20]);
+    let inside = |name: &str| PathBuf::from(format!("/proc/{pid}/root/{name}"));
+    std::fs::write(inside("go"), "").unwrap();
+    fleet.eventually("all to be said", || inside("told").exists().then_some(()));
+    let now = fleet.until_phases("web", &["running"]).remove(0);
+    assert_eq!(now["pid"].as_u64(), Some(pid));
+    fleet.agents.clear();
+}
