@@ -130,6 +130,8 @@ show "limpet logs ticker --device oslo-1 --tail 2"
 say "The controller dies; the devices do not care"
 show "kill -9 ${pids[controller]}"
 show 'curl -s http://127.0.0.1:$WEB/'
+say "A person beside a device can ask it, with no controller in reach"
+show "limpet-agent status --run-dir $work/berlin-1.run"
 controller
 until_ok '[ "$(limpet get devices | grep -c online)" = 3 ]'
 say "Started again, it knows everything that it knew"
