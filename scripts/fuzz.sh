@@ -13,7 +13,8 @@ figure() {
     sed -n "s/.*$1: *\([0-9][0-9]*\).*/\1/p" "$2" | tail -n 1
 }
 
-# feed TARGET: one target, in a folder of its own in memory.
+# feed TARGET: one target, in a folder of its own in memory. The bound on time is that of the wall:
+# a process that stood still for a minute, on a machine that had other things to do, is no finding.
 feed() {
     log=$root/target/fuzz/$1.log
     known=$root/fuzz/regressions/$1
@@ -21,11 +22,12 @@ feed() {
     mkdir -p "$corpus" "$WORK/$1"
     status=0
     (cd "$WORK/$1" && TARGET=$1 RUST_BACKTRACE=0 "$program" "$corpus" "$root/fuzz/seeds/$1" "$known" \
-        -max_total_time="$SECONDS_EACH" -max_len=32768 -timeout=10 -rss_limit_mb=512 \
+        -max_total_time="$SECONDS_EACH" -max_len=32768 -timeout=120 -rss_limit_mb=512 \
         -print_final_stats=1 -artifact_prefix="$known/" >"$log" 2>&1) || status=$?
-    printf 'fuzz: %-9s %9s inputs, %6s a second, %5s places, %5s features, ' "$1" \
+    printf 'fuzz: %-9s %9s inputs, %6s a second, %5s places, %5s features, slowest %s s, ' "$1" \
         "$(figure stat::number_of_executed_units "$log")" \
-        "$(figure stat::average_exec_per_sec "$log")" "$(figure cov "$log")" "$(figure ft "$log")"
+        "$(figure stat::average_exec_per_sec "$log")" "$(figure cov "$log")" "$(figure ft "$log")" \
+        "$(figure stat::slowest_unit_time_sec "$log")"
     [ $status != 0 ] || {
         echo "no finding"
         return 0
