@@ -9,7 +9,7 @@ use limpet_tests::{Agent, Fleet, Image, agent, processes_with};
 /// these layers; fails with what is too many or missing.
 pub(crate) fn exactly(fleet: &Fleet, agent: &Agent, wanted: &BTreeSet<String>, layers: &[String]) {
     let mut faults = Vec::new();
-    let found = limpet_tests::eventually_or(
+    limpet_tests::eventually_or(
         &format!("exactly {wanted:?} on {}", agent.id),
         || {
             let now = differences(agent, wanted, layers);
@@ -23,8 +23,7 @@ pub(crate) fn exactly(fleet: &Fleet, agent: &Agent, wanted: &BTreeSet<String>, l
             let faults = std::fs::read_to_string(fleet.lab.path("differences")).unwrap();
             format!("{faults}\n{}", agent.process.tail())
         },
-    );
-    found
+    )
 }
 
 /// The names that an image's layers have in a store.
