@@ -8,16 +8,13 @@ use limpet_tests::{Agent, Fleet, Image, agent, processes_with};
 /// Waits until a device has exactly these containers, with all that belongs to them, and exactly
 /// these layers; fails with what is too many or missing.
 pub(crate) fn exactly(fleet: &Fleet, agent: &Agent, wanted: &BTreeSet<String>, layers: &[String]) {
-    let mut faults = Vec::new();
     limpet_tests::eventually_or(
         &format!("exactly {wanted:?} on {}", agent.id),
         || {
-            let now = differences(agent, wanted, layers);
-            let same = now.is_empty();
-            faults = now;
-            // The faults are shown where they do not go away.
+            let faults = differences(agent, wanted, layers);
+            // They are shown where they do not go away.
             std::fs::write(fleet.lab.path("differences"), faults.join("\n")).unwrap();
-            same.then_some(())
+            faults.is_empty().then_some(())
         },
         || {
             let faults = std::fs::read_to_string(fleet.lab.path("differences")).unwrap();

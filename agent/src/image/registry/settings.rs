@@ -26,7 +26,7 @@ pub struct Registries {
     pub credentials: Option<PathBuf>,
     /// Certificates in PEM of authorities that are trusted besides the system's.
     pub certificates: Option<PathBuf>,
-    /// Seconds after which a transfer that brings not one byte is given up and resumed [30].
+    /// Seconds after which a transfer that brings not one byte is given up and resumed; 30 unless said.
     pub stall_timeout_s: StallTimeout,
 }
 
