@@ -29,6 +29,10 @@ fn tries() -> usize {
     asked.unwrap_or(25)
 }
 
+/// How the agent tells of a checkpoint that was being written over.
+const TORN: &str =
+    "is damaged: going on with the other one (a write that a power cut broke off leaves it so)";
+
 /// Boots that go on side by side.
 const AT_ONCE: usize = 4;
 
@@ -98,8 +102,7 @@ fn after_a_power_cut_at_any_moment_a_device_has_what_it_had_acknowledged() {
         // A slot that was being written over may be torn, and the other one holds: that is what two
         // are for. Nothing else may have come to harm.
         let harm = |line: &&str| {
-            let torn =
-                line.contains("/checkpoint.") && line.ends_with("going on with the other one");
+            let torn = line.contains("/checkpoint.") && line.ends_with(TORN);
             !torn && ["panicked", "damaged", "missing", "going on"].iter().any(|w| line.contains(w))
         };
         let harm: Vec<&str> = said.lines().filter(harm).collect();
