@@ -65,11 +65,17 @@ impl Logs {
     /// Readers of all that is there of a workload's logs, in the order of its containers.
     pub fn readers(&self, workload: &WorkloadId) -> Vec<Reader> {
         let mut rings: Vec<(u32, PathBuf, PathBuf)> = Vec::new();
-        for place in [&self.containers, &self.folder] {
+        let begins_in = match self.storage {
+            Storage::Memory => &self.containers,
+            Storage::Disk => &self.folder,
+        };
+        // A ring that is there, then what was kept of one, then one that has yet to begin.
+        let places = [(&self.containers, true), (&self.folder, true), (begins_in, false)];
+        for (place, begun) in places {
             for (id, number) in containers(place, workload) {
                 let (ring, run) = (place.join(id.as_str()), self.containers.join(id.as_str()));
-                if ring.join("log.0").exists() && !rings.iter().any(|(known, ..)| *known == number)
-                {
+                let is_known = rings.iter().any(|(known, ..)| *known == number);
+                if !is_known && (!begun || ring.join("log.0").exists()) {
                     rings.push((number, ring, run));
                 }
             }
@@ -184,5 +190,8 @@ mod tests {
         assert!(bytes <= KEPT_BYTES_MAX as u64 + 16, "{bytes}");
         logs.forget(&"web.0".parse().unwrap()).unwrap();
         assert!(lines(&logs).is_empty());
+        // One that has yet to begin is followed all the same.
+        std::fs::create_dir_all(folder.path().join("run/web.0.10")).unwrap();
+        assert_eq!(logs.readers(&"web.0".parse().unwrap()).len(), 1);
     }
 }

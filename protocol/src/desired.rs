@@ -1,5 +1,7 @@
 //! Desired state: the complete list of what one device should run.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::hello::Feature;
@@ -24,6 +26,12 @@ pub struct Held {
     /// Grows with every change.
     #[serde(rename = "g")]
     pub generation: u64,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.generation)
+    }
 }
 
 /// Everything that a device should run. What is not listed should not run.

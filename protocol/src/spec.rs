@@ -46,6 +46,21 @@ pub struct WorkloadSpec {
 }
 
 impl WorkloadSpec {
+    /// A template that says nothing but its image.
+    pub fn of(image: impl Into<String>) -> Self {
+        Self {
+            image: image.into(),
+            command: Vec::new(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            workdir: None,
+            user: None,
+            resources: Resources::default(),
+            restart: Restart::default(),
+            stop: Stop::default(),
+        }
+    }
+
     /// Names the revision: equal templates have equal digests.
     pub fn digest(&self) -> Digest {
         Digest::of(&crate::cbor::encode(self))

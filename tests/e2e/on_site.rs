@@ -66,15 +66,7 @@ fn a_stop_on_site_holds_until_a_start_or_another_change_and_the_operator_sees_it
 #[test]
 fn who_asks_for_nonsense_is_told_so() {
     let fleet = Fleet::start(1);
-    fleet.controller.ok(&[
-        "run",
-        "web",
-        "--image=box",
-        "--",
-        "sh",
-        "-c",
-        "echo hello on site; exec sleep 100000",
-    ]);
+    fleet.controller.run_script("web", "echo hello on site; exec sleep 100000");
     let agent = &fleet.agents[0];
     for (args, status, says) in [
         (&["stop", "nobody.0"][..], 1, "no workload nobody.0 is here; there is: web.0"),
@@ -152,15 +144,7 @@ fn logs_are_on_disk_where_the_owner_chose_so() {
     let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller.mqtt, &config);
     fleet.agents.push(agent);
     fleet.until_online(1);
-    fleet.controller.ok(&[
-        "run",
-        "web",
-        "--image=box",
-        "--",
-        "sh",
-        "-c",
-        "echo hello; exec sleep 100000",
-    ]);
+    fleet.controller.run_script("web", "echo hello; exec sleep 100000");
     let agent = &fleet.agents[0];
     fleet
         .eventually("its log", || agent.ask_ok(&["logs", "web.0"]).contains("hello").then_some(()));
@@ -195,15 +179,7 @@ fn a_device_with_nothing_to_change_writes_nothing() {
         Agent::start(&fleet.lab, "dev-0", &format!("mqtt://{}", proxy.address), &fleet.registry);
     fleet.agents.push(agent);
     fleet.until_online(1);
-    fleet.controller.ok(&[
-        "run",
-        "web",
-        "--image=box",
-        "--",
-        "sh",
-        "-c",
-        "echo hello; exec sleep 100000",
-    ]);
+    fleet.controller.run_script("web", "echo hello; exec sleep 100000");
     let data = fleet.agents[0].data.clone();
     let waiting = |fleet: &Fleet| {
         let status = fleet.agents[0].ask_ok(&["status"]);
@@ -246,7 +222,7 @@ fn a_log_that_has_no_room_holds_up_nobody() {
     fleet.until_online(1);
     let talks = "while [ ! -e /go ]; do sleep 0.1; done; n=0; while [ $n -lt 20000 ]; do \
                  echo $n of a good many lines; n=$((n+1)); done; touch /told; exec sleep 100000";
-    fleet.controller.ok(&["run", "web", "--image=box", "--", "sh", "-c", talks]);
+    fleet.controller.run_script("web", talks);
     let pid = fleet.workloads("web").remove(0)["pid"].as_u64().unwrap();
     // As much as fits: the write that does not is cut short.
     let _ = std::fs::write(run.join("filler"), vec![0; 4 << 20]);

@@ -6,15 +6,7 @@ use limpet_tests::{Fleet, Process, Value};
 fn a_deployment_is_run_scaled_read_and_deleted() {
     let fleet = Fleet::start(3);
     let controller = &fleet.controller;
-    let said = controller.ok(&[
-        "run",
-        "web",
-        "--image=box",
-        "--",
-        "sh",
-        "-c",
-        "echo hello; exec sleep 100000",
-    ]);
+    let said = controller.run_script("web", "echo hello; exec sleep 100000");
     assert!(said.ends_with("web: 1 of 1 running\n"), "{said}");
 
     let said = controller.ok(&["scale", "web", "--replicas=3"]);
@@ -227,15 +219,7 @@ fn scaling_to_nothing_waits_until_nothing_is_left() {
 #[test]
 fn a_log_that_breaks_off_is_a_failure() {
     let mut fleet = Fleet::start(1);
-    fleet.controller.ok(&[
-        "run",
-        "web",
-        "--image=box",
-        "--",
-        "sh",
-        "-c",
-        "echo on; exec sleep 100000",
-    ]);
+    fleet.controller.run_script("web", "echo on; exec sleep 100000");
     let log = fleet.lab.path("followed");
     let args = ["logs", "web", "-f", "--server", &fleet.controller.api];
     let mut follower = Process::start(&log, &limpet_tests::program("limpet"), &args);

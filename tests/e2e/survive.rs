@@ -25,7 +25,7 @@ fn tells(fleet: &Fleet, deployment: &str, texts: &[&str]) {
 fn a_killed_agent_goes_on_with_what_runs_and_replaces_what_does_not() {
     let mut fleet = Fleet::start(1);
     let script = "n=0; while :; do echo $n; n=$((n+1)); sleep 0.05; done";
-    fleet.controller.ok(&["run", "stays", "--image=box", "--", "sh", "-c", script]);
+    fleet.controller.run_script("stays", script);
     fleet.controller.ok(&["run", "dies", "--image=box"]);
     let stays = fleet.until_phases("stays", &["running"]).remove(0);
     let dies = fleet.until_phases("dies", &["running"]).remove(0);
@@ -249,7 +249,7 @@ fn a_workload_that_fills_the_disk_can_be_deleted() {
     fleet.until_online(1);
     let greedy =
         "dd if=/dev/zero of=/fill bs=64k; dd if=/dev/zero of=/rest bs=1; exec sleep 100000";
-    fleet.controller.ok(&["run", "greedy", "--image=box", "--", "sh", "-c", greedy]);
+    fleet.controller.run_script("greedy", greedy);
     fleet.eventually("a full disk", || {
         let stat = rustix::fs::statvfs(&data).unwrap();
         (stat.f_bavail * stat.f_frsize < 8192).then_some(())

@@ -105,6 +105,12 @@ impl Controller {
         done.out
     }
 
+    /// Runs a deployment of the image `box` whose program is this shell script, and waits until it
+    /// runs; gives what the command printed.
+    pub fn run_script(&self, name: &str, script: &str) -> String {
+        self.ok(&["run", name, "--image=box", "--", "sh", "-c", script])
+    }
+
     /// Runs a command that must fail with exit status 1; gives what it complained.
     pub fn fails(&self, args: &[&str]) -> String {
         let done = self.limpet(args);

@@ -53,13 +53,9 @@ impl Ask {
 
 fn spec(random: &mut Random) -> WorkloadSpec {
     let memory_bytes = random.percent(30).then(|| (1 + random.below(8)) << 26);
+    let image = format!("image-{}", random.below(IMAGES));
     WorkloadSpec {
-        image: format!("image-{}", random.below(IMAGES)),
-        command: vec![],
         args: vec![random.below(3).to_string()],
-        env: BTreeMap::new(),
-        workdir: None,
-        user: None,
         resources: Resources { memory_bytes, cpu_millis: None, pids: None },
         restart: match random.below(10) {
             0 => Restart::Never,
@@ -67,5 +63,6 @@ fn spec(random: &mut Random) -> WorkloadSpec {
             _ => Restart::Always,
         },
         stop: Stop { signal: None, grace_ms: 1000 },
+        ..WorkloadSpec::of(image)
     }
 }

@@ -417,10 +417,6 @@ impl Agent {
     }
 }
 
-fn show(held: Held) -> String {
-    format!("{}.{}", held.epoch, held.generation)
-}
-
 /// The number above all that containers have had, as far as can be known.
 fn free_number(checkpoint: &Checkpoint, found: &[Found]) -> u32 {
     let found = found.iter().filter_map(|found| found.container.parts());

@@ -5,24 +5,14 @@
 use limpet_agent_core::{Agent, Checkpoint, Effect, Input, LocalAction, Message, Start};
 use limpet_protocol::{
     Ack, BootId, ContainerId, DesiredState, Event, EventKind, Facts, Held, Nonce, OutboxId, Phase,
-    Restart, Stop, Workload, WorkloadId, WorkloadSpec, cbor,
+    Workload, WorkloadId, WorkloadSpec, cbor,
 };
 
 const OUTBOX: OutboxId = OutboxId([7; 8]);
 
 fn workload(id: &str, image: &str) -> Workload {
     let id: WorkloadId = id.parse().unwrap();
-    let spec = WorkloadSpec {
-        image: image.into(),
-        command: vec![],
-        args: vec![],
-        env: Default::default(),
-        workdir: None,
-        user: None,
-        resources: Default::default(),
-        restart: Restart::Always,
-        stop: Stop::default(),
-    };
+    let spec = WorkloadSpec::of(image);
     let (deployment, revision) = (id.deployment(), spec.digest());
     Workload { id, deployment, revision, requires: vec![], spec }
 }

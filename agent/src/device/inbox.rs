@@ -5,7 +5,7 @@ use std::sync::Arc;
 use limpet_agent_core::Input;
 use limpet_protocol::envelope::{self, EnvelopeError, Expected};
 use limpet_protocol::{
-    Ack, Command, DesiredState, Envelope, Kind, Nonce, Prefix, PublicKey, Topic,
+    Ack, Command, DesiredState, Envelope, Held, Kind, Nonce, Prefix, PublicKey, Topic,
 };
 
 use super::effects::Shell;
@@ -24,7 +24,7 @@ enum Refusal {
     #[error("topic {0} is not for devices")]
     Misplaced(String),
     #[error("desired state: the document is {inside}, its envelope says {outside}")]
-    Renumbered { inside: String, outside: String },
+    Renumbered { inside: Held, outside: Held },
     #[error("no random bytes for a connection")]
     NoRandomness,
 }
@@ -73,11 +73,9 @@ fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> 
     let input = match kind {
         Kind::Desired => {
             let state: DesiredState = envelope.read().map_err(body)?;
-            let outside = (envelope.header.epoch, number);
-            let inside = (state.held.epoch, state.held.generation);
-            if inside != outside {
-                let show = |(epoch, generation)| format!("{epoch}.{generation}");
-                return Err(Refusal::Renumbered { inside: show(inside), outside: show(outside) });
+            let outside = Held { epoch: envelope.header.epoch, generation: number };
+            if state.held != outside {
+                return Err(Refusal::Renumbered { inside: state.held, outside });
             }
             Input::Desired { state: Box::new(state), signed: payload.to_vec() }
         }

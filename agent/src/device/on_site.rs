@@ -75,7 +75,7 @@ impl Device {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             broker: format!("{host}:{port}"),
             connected: self.agent.is_connected(),
-            held: (held != Held::default()).then(|| format!("{}.{}", held.epoch, held.generation)),
+            held: (held != Held::default()).then(|| held.to_string()),
             events_waiting: self.agent.events_waiting(),
             workloads: self.agent.workloads().map(line).collect(),
         }

@@ -16,13 +16,12 @@ use smol::net::unix::{UnixListener, UnixStream};
 
 use super::{Answer, LINE_BYTES_MAX, Line, PreloadNews, Request, socket};
 use crate::logs::ring::Reader;
+use crate::logs::stream;
 
 /// The group that may talk to an agent.
 const GROUP: &str = "limpet";
 /// Who says nothing for this long is not listened to any more.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a log that is followed is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Conversations at once.
 const CONVERSATIONS_MAX: usize = 16;
 
@@ -148,12 +147,7 @@ async fn log(
     tail: usize,
     follow: bool,
 ) -> std::io::Result<()> {
-    let (mut lines, mut latest) = (Vec::new(), None);
-    for mut reader in readers {
-        lines.extend(reader.tail(tail));
-        latest = Some(reader);
-    }
-    let mut lines = lines.split_off(lines.len().saturating_sub(tail));
+    let (mut lines, mut latest) = stream::latest(readers, tail);
     let mut ended = !follow;
     loop {
         for line in lines {
@@ -163,10 +157,9 @@ async fn log(
         let Some(reader) = latest.as_mut().filter(|_| !ended) else {
             return Ok(());
         };
-        smol::Timer::after(LOOK_EVERY).await;
-        // Asked first: what is written last is read after it.
-        ended = reader.is_over();
-        lines = reader.more().lines;
+        let news;
+        (news, ended) = stream::next(reader).await;
+        lines = news.lines;
     }
 }
 

@@ -42,28 +42,39 @@ pub async fn run(
     until_ms: Rc<Cell<u64>>,
 ) {
     let tail = usize::try_from(tail.min(TAIL_MAX)).unwrap_or(0);
-    let mut lines = Vec::new();
-    let mut latest = None;
-    for mut reader in readers {
-        lines.extend(reader.tail(tail));
-        latest = Some(reader);
-    }
-    let lines = lines.split_off(lines.len().saturating_sub(tail));
+    let (lines, latest) = latest(readers, tail);
     let mut number = 0;
-    sender.send(&mut number, News { lines, gap_bytes: 0 }, !follow).await;
-    let Some(mut reader) = latest.filter(|_| follow) else {
+    let followed = latest.filter(|_| follow);
+    sender.send(&mut number, News { lines, gap_bytes: 0 }, followed.is_none()).await;
+    let Some(mut reader) = followed else {
         return;
     };
     let mut ended = false;
     while !ended && clock::boot_ms() < until_ms.get() {
-        smol::Timer::after(LOOK_EVERY).await;
-        // Asked first: what is written last is read after it.
-        ended = reader.is_over();
-        let news = reader.more();
+        let news;
+        (news, ended) = next(&mut reader).await;
         if ended || !news.lines.is_empty() || news.gap_bytes > 0 {
             sender.send(&mut number, news, ended).await;
         }
     }
+}
+
+/// The latest `tail` lines of several rings, in order, and the last of them, to go on with.
+pub(crate) fn latest(readers: Vec<Reader>, tail: usize) -> (Vec<LogLine>, Option<Reader>) {
+    let (mut lines, mut latest) = (Vec::new(), None);
+    for mut reader in readers {
+        lines.extend(reader.tail(tail));
+        latest = Some(reader);
+    }
+    (lines.split_off(lines.len().saturating_sub(tail)), latest)
+}
+
+/// What is written next, after a little while, and whether that is the end.
+pub(crate) async fn next(reader: &mut Reader) -> (News, bool) {
+    smol::Timer::after(LOOK_EVERY).await;
+    // Asked first: what is written last is read after it.
+    let ended = reader.is_over();
+    (reader.more(), ended)
 }
 
 impl Sender {

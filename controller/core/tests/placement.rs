@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use limpet_controller_core::placement::{Candidate, Slot, place};
 use limpet_controller_core::{Count, Deployment, Presence};
-use limpet_protocol::{Feature, Resources, WorkloadSpec};
+use limpet_protocol::{Feature, WorkloadSpec};
 use proptest::prelude::*;
 
 fn device(number: u8, online: bool) -> Candidate {
@@ -24,17 +24,7 @@ fn device(number: u8, online: bool) -> Candidate {
 }
 
 fn deployment(count: Count) -> Deployment {
-    let spec = WorkloadSpec {
-        image: "i".to_owned(),
-        command: vec![],
-        args: vec![],
-        env: BTreeMap::new(),
-        workdir: None,
-        user: None,
-        resources: Resources::default(),
-        restart: Default::default(),
-        stop: Default::default(),
-    };
+    let spec = WorkloadSpec::of("i");
     Deployment { name: "web".parse().unwrap(), spec, count, select: BTreeMap::new() }
 }
 

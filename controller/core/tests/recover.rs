@@ -1,29 +1,13 @@
 //! What is taken over from devices that are ahead.
 #![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
 
-use std::collections::BTreeMap;
-
 use limpet_controller_core::recover::{Known, adopt};
 use limpet_controller_core::{Count, Deployment};
-use limpet_protocol::{DeviceId, Resources, Workload, WorkloadSpec};
+use limpet_protocol::{DeviceId, Workload, WorkloadSpec};
 use proptest::prelude::*;
 
-fn spec(image: &str) -> WorkloadSpec {
-    WorkloadSpec {
-        image: image.to_owned(),
-        command: vec![],
-        args: vec![],
-        env: BTreeMap::new(),
-        workdir: None,
-        user: None,
-        resources: Resources::default(),
-        restart: Default::default(),
-        stop: Default::default(),
-    }
-}
-
 fn workload(id: &str, image: &str) -> Workload {
-    let spec = spec(image);
+    let spec = WorkloadSpec::of(image);
     Workload {
         id: id.parse().unwrap(),
         deployment: "web".parse().unwrap(),
@@ -37,7 +21,12 @@ fn workload(id: &str, image: &str) -> Workload {
 fn stored(count: Count, slots: &[(&str, &str)]) -> Known {
     let select = [("site".to_owned(), "berlin".to_owned())].into();
     Known {
-        deployment: Deployment { name: "web".parse().unwrap(), spec: spec("old"), count, select },
+        deployment: Deployment {
+            name: "web".parse().unwrap(),
+            spec: WorkloadSpec::of("old"),
+            count,
+            select,
+        },
         changed_ms: 100,
         as_of_ms: 0,
         slots: slots.iter().map(|(d, w)| (d.parse().unwrap(), w.parse().unwrap())).collect(),

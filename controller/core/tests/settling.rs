@@ -25,17 +25,7 @@ fn status(phase: Phase) -> WorkloadStatus {
 
 /// How a deployment of one workload is judged.
 fn judged(status: Option<&WorkloadStatus>, presence: Presence, age_ms: u64) -> String {
-    let spec = WorkloadSpec {
-        image: "i".to_owned(),
-        command: vec![],
-        args: vec![],
-        env: BTreeMap::new(),
-        workdir: None,
-        user: None,
-        resources: Default::default(),
-        restart: Default::default(),
-        stop: Default::default(),
-    };
+    let spec = WorkloadSpec::of("i");
     let name = "web".parse().unwrap();
     let deployment = Deployment { name, spec, count: Count::Replicas(1), select: BTreeMap::new() };
     let slots = [("dev".parse().unwrap(), "web.0".parse().unwrap())].into();

@@ -2,7 +2,7 @@
 
 use limpet_protocol::{DesiredState, EventKind, Held};
 
-use super::{Agent, show};
+use super::Agent;
 use crate::checkpoint::Checkpoint;
 use crate::io::Effect;
 use crate::slot::Slot;
@@ -67,7 +67,7 @@ impl Agent {
         if state.held > held {
             self.arriving.next = Some((state, signed));
         } else if latest.is_some_and(|latest| *latest != *state) {
-            let (offered, held) = (show(state.held), show(held));
+            let (offered, held) = (state.held, held);
             let reason = format!("desired state {offered} does not follow {held}, which is held");
             self.refuse(reason);
         }
@@ -96,7 +96,7 @@ impl Agent {
         };
         self.arriving.next.get_or_insert((state, signed));
         self.arriving.retry_at_ms = now_ms.saturating_add(STORE_AGAIN_MS);
-        let message = format!("desired state {} is not stored: {reason}", show(held));
+        let message = format!("desired state {} is not stored: {reason}", held);
         self.note(now_ms, EventKind::Refused, message);
     }
 

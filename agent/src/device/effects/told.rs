@@ -11,6 +11,8 @@ use limpet_protocol::{
     envelope,
 };
 
+use serde::Serialize;
+
 use super::Shell;
 use crate::clock;
 use crate::link::{Order, ToLink};
@@ -26,12 +28,7 @@ impl Shell {
         let state = Arc::clone(&self.state);
         let error = match smol::unblock(move || state.desired()).await {
             Ok(Some(signed)) => {
-                let identity = self.identity();
-                let head = header(&identity, Kind::Returned, 0, number);
-                let payload = envelope::seal(&identity.key, &head, &Returned { signed });
-                let topic = Topic::Device(identity.device.clone(), Kind::Returned);
-                let topic = topic.under(&Prefix::default());
-                return self.to_link(Order::Publish { topic, payload, retain: false });
+                return self.tell(Kind::Returned, 0, number, &Returned { signed });
             }
             Ok(None) => "the device holds no desired state".to_owned(),
             Err(error) => error.to_string(),
@@ -40,33 +37,35 @@ impl Shell {
     }
 
     pub(super) fn publish(&self, message: Message) {
-        let identity = self.identity();
-        let (kind, number, epoch) = match &message {
-            Message::Hello(hello) => (Kind::Hello, hello.connection, hello.held.epoch),
-            Message::Reported(report) => (Kind::Reported, report.sequence, report.applied.epoch),
-            Message::Events(batch) => {
-                (Kind::Event, batch.events.last().map_or(0, |event| event.number), 0)
+        match message {
+            Message::Hello(hello) => {
+                self.tell(Kind::Hello, hello.held.epoch, hello.connection, &hello);
             }
-            Message::Result { number, .. } => (Kind::Result, *number, 0),
-            Message::Asleep { .. } => (Kind::Presence, self.connection.get().unwrap_or(0), 0),
-        };
-        let head = header(&identity, kind, epoch, number);
-        let key = &identity.key;
-        let payload = match &message {
-            Message::Hello(hello) => envelope::seal(key, &head, hello),
-            Message::Reported(report) => envelope::seal(key, &head, report),
-            Message::Events(batch) => envelope::seal(key, &head, batch),
-            Message::Result { error, .. } => {
-                envelope::seal(key, &head, &CommandResult { error: error.clone() })
+            Message::Reported(report) => {
+                self.tell(Kind::Reported, report.applied.epoch, report.sequence, &report);
+            }
+            Message::Events(batch) => {
+                let last = batch.events.last().map_or(0, |event| event.number);
+                self.tell(Kind::Event, 0, last, &batch);
+            }
+            Message::Result { number, error } => {
+                self.tell(Kind::Result, 0, number, &CommandResult { error });
             }
             Message::Asleep { for_ms } => {
-                let state = PresenceState::Asleep { for_ms: *for_ms };
-                envelope::seal(key, &head, &Presence { state, boot: self.boot, connection: number })
+                let connection = self.connection.get().unwrap_or(0);
+                let state = PresenceState::Asleep { for_ms };
+                let presence = Presence { state, boot: self.boot, connection };
+                self.tell(Kind::Presence, 0, connection, &presence);
             }
-        };
-        let retain = kind == Kind::Presence;
+        }
+    }
+
+    /// Signs a message and sends it on.
+    fn tell<T: Serialize>(&self, kind: Kind, epoch: u64, number: u64, body: &T) {
+        let identity = self.identity();
+        let payload = envelope::seal(&identity.key, &header(&identity, kind, epoch, number), body);
         let topic = Topic::Device(identity.device.clone(), kind).under(&Prefix::default());
-        self.to_link(Order::Publish { topic, payload, retain });
+        self.to_link(Order::Publish { topic, payload, retain: kind == Kind::Presence });
     }
 
     pub(super) fn to_link(&self, order: Order) {

@@ -46,8 +46,8 @@ impl Fleet {
             device: id.to_string(),
             presence: device.presence.to_string(),
             heard_age_s: self.heard_age_s(device),
-            holds: show(ahead),
-            told: show(device.record.told),
+            holds: ahead.to_string(),
+            told: device.record.told.to_string(),
             only_device: named(runs.keys().copied().filter(|w| !stored.contains_key(*w)).collect()),
             only_store: named(stored.keys().filter(|w| !runs.contains_key(*w)).collect()),
             differ: named(
@@ -92,7 +92,7 @@ impl Fleet {
             record.held.epoch = record.held.epoch.max(ahead.epoch) + 1;
             record.told = record.held;
             device.adoption = None;
-            self.note("device-overridden", Some(id), format!("it held {}", show(ahead)));
+            self.note("device-overridden", Some(id), format!("it held {ahead}"));
             self.publish_desired(id);
         }
         let devices = chosen.iter().map(ToString::to_string).collect();
@@ -175,7 +175,7 @@ impl Fleet {
         let document: DesiredState = envelope.read().map_err(|e| e.to_string())?;
         let outside = Held { epoch: envelope.header.epoch, generation: envelope.header.number };
         if document.held != outside || document.held < ahead {
-            let (inside, outside, ahead) = (show(document.held), show(outside), show(ahead));
+            let (inside, outside, ahead) = (document.held, outside, ahead);
             return Err(format!(
                 "it returned a document that is {inside}, signed as {outside}; it holds {ahead}"
             ));
@@ -193,7 +193,7 @@ impl Fleet {
         let put = self.store.put_desired(id.as_str(), signed);
         self.stored(put);
         self.put_device(id);
-        self.note("device-adopted", Some(id), format!("it holds {}", show(document.held)));
+        self.note("device-adopted", Some(id), format!("it holds {}", document.held));
         let mut held: BTreeMap<DeploymentName, Vec<&Workload>> = BTreeMap::new();
         let here = self.deployments.values().filter(|d| d.slots.iter().any(|(on, _)| on == id));
         held.extend(here.map(|d| (d.deployment.name.clone(), Vec::new())));
@@ -244,11 +244,6 @@ pub(super) fn hold(id: &DeviceId, device: &Device) -> Option<String> {
         "device {id} holds desired state {}, this controller's last for it is {}: was the controller \
          restored from an old backup? Nothing is published to the device until `limpet recover` says \
          which of the two holds",
-        show(ahead),
-        show(device.record.told)
+        ahead, device.record.told
     ))
-}
-
-fn show(held: Held) -> String {
-    format!("{}.{}", held.epoch, held.generation)
 }
