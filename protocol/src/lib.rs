@@ -11,6 +11,7 @@ pub mod envelope;
 pub mod event;
 pub mod hello;
 pub mod id;
+pub mod invitation;
 pub mod key;
 pub mod reported;
 pub mod spec;
@@ -24,6 +25,7 @@ pub use hello::{BootId, Facts, Feature, Hello, Labels, Nonce, Presence, Presence
 pub use id::{
     ContainerId, DeploymentName, DeviceId, Digest, IdError, OutboxId, StreamId, WorkloadId,
 };
+pub use invitation::{Invitation, InvitationError, Purpose, Token, TokenId};
 pub use key::{KeyError, PublicKey, SigningKey};
 pub use reported::{Exit, Phase, Record, Reported, WorkloadStatus};
 pub use spec::{Resources, Restart, Signal, Stop, WorkloadSpec};
