@@ -4,17 +4,21 @@
 //! "limpet backup\n" | format, 1 byte | length of the header, 4 bytes, big-endian
 //! header, CBOR | the store, an SQLite database | SHA-256 of all that comes before it
 //! ```
+//!
+//! Format 1 knew one key, as `seed`; since format 2 there are several, by the names of their files.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 
 use limpet_protocol::cbor;
 use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 const MAGIC: &[u8; 14] = b"limpet backup\n";
 /// The format that this version writes; one that it reads is not higher.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const HEADER_BYTES_MAX: u32 = 64 * 1024;
 const CHUNK_BYTES: usize = 256 * 1024;
 
@@ -25,12 +29,32 @@ pub(crate) struct Header {
     pub(crate) made_ms: u64,
     /// Version of the controller.
     pub(crate) version: String,
-    /// Of the key that signs what the fleet is told.
-    pub(crate) seed: [u8; 32],
+    /// Of the key that signs what the fleet is told, in format 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seed: Option<[u8; 32]>,
+    /// The key files of the data folder.
+    #[serde(default)]
+    pub(crate) keys: BTreeMap<String, ByteBuf>,
     pub(crate) devices: u64,
     pub(crate) deployments: u64,
     pub(crate) events: u64,
     pub(crate) store_bytes: u64,
+}
+
+impl Header {
+    /// Of a store of this many bytes, with these keys.
+    pub(crate) fn new(made_ms: u64, keys: BTreeMap<String, ByteBuf>, store_bytes: u64) -> Self {
+        Self {
+            made_ms,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            seed: None,
+            keys,
+            devices: 0,
+            deployments: 0,
+            events: 0,
+            store_bytes,
+        }
+    }
 }
 
 /// Why a file is not a backup that can be used.
@@ -139,7 +163,11 @@ pub(crate) fn read(from: impl Read, store: &mut impl Write) -> Result<Header, Ba
     }
     let mut header = vec![0; length as usize];
     from.fill(&mut header)?;
-    let header: Header = cbor::decode(&header, header.len()).map_err(|_| BackupError::Damaged)?;
+    let mut header: Header =
+        cbor::decode(&header, header.len()).map_err(|_| BackupError::Damaged)?;
+    if let Some(seed) = header.seed.take() {
+        header.keys.insert("signing.key".to_owned(), ByteBuf::from(seed));
+    }
     let mut left = header.store_bytes;
     let mut piece = vec![0; CHUNK_BYTES];
     while left > 0 {
@@ -187,22 +215,28 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(STORE).unwrap();
         file.rewind().unwrap();
-        let header = Header {
-            made_ms: 1,
-            version: "0.1.0".to_owned(),
-            seed: [7; 32],
-            devices: 2,
-            deployments: 3,
-            events: 4,
-            store_bytes: STORE.len() as u64,
-        };
+        let keys = [("signing.key".to_owned(), ByteBuf::from([7; 32]))].into();
+        let counts = Header::new(1, keys, STORE.len() as u64);
+        let header = Header { devices: 2, deployments: 3, events: 4, ..counts };
         Pieces::new(&header, file).map(Result::unwrap).collect::<Vec<_>>().concat()
+    }
+
+    /// What format 1 wrote.
+    const FORMAT_1: &str = "6c696d706574206261636b75700a010000006aa7676d6164655f6d73016776657273696f6e65302e312e306473656564982007070707070707070707070707070707070707070707070707070707070707076764657669636573026b6465706c6f796d656e747303666576656e7473046b73746f72655f627974657304726f7773a8c0a0faf19466c120df7ebb9f627949863818ce6fd4ef003ba2f6210563c83f";
+
+    #[test]
+    fn a_backup_of_format_1_is_read() {
+        let old: Vec<u8> = (0..FORMAT_1.len() / 2)
+            .map(|at| u8::from_str_radix(&FORMAT_1[2 * at..2 * at + 2], 16).unwrap())
+            .collect();
+        let header = read(old.as_slice(), &mut io::sink()).unwrap();
+        assert_eq!(header.keys["signing.key"], [7; 32]);
     }
 
     #[test]
     fn a_backup_keeps_its_bytes() {
         let hex: String = bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-        expect_test::expect!["6c696d706574206261636b75700a010000006aa7676d6164655f6d73016776657273696f6e65302e312e306473656564982007070707070707070707070707070707070707070707070707070707070707076764657669636573026b6465706c6f796d656e747303666576656e7473046b73746f72655f627974657304726f7773a8c0a0faf19466c120df7ebb9f627949863818ce6fd4ef003ba2f6210563c83f"].assert_eq(&hex);
+        expect_test::expect!["6c696d706574206261636b75700a0200000077a7676d6164655f6d73016776657273696f6e65302e312e30646b657973a16b7369676e696e672e6b6579582007070707070707070707070707070707070707070707070707070707070707076764657669636573026b6465706c6f796d656e747303666576656e7473046b73746f72655f627974657304726f7773c02ddcfedf8482be43009b16697e9773a5d75e2603d1233c28140945ea23c28b"].assert_eq(&hex);
         let mut store = Vec::new();
         let header = read(bytes().as_slice(), &mut store).unwrap();
         assert_eq!((header.devices, header.events, store.as_slice()), (2, 4, STORE));
@@ -221,7 +255,7 @@ mod tests {
         assert!(matches!(read(longer.as_slice(), &mut io::sink()), Err(BackupError::Damaged)));
         let mut newer = good;
         newer[MAGIC.len()] = FORMAT + 1;
-        assert!(matches!(read(newer.as_slice(), &mut io::sink()), Err(BackupError::Newer(2))));
+        assert!(matches!(read(newer.as_slice(), &mut io::sink()), Err(BackupError::Newer(3))));
         assert!(matches!(read(&b"no"[..], &mut io::sink()), Err(BackupError::Foreign)));
     }
 }

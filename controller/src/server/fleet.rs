@@ -246,7 +246,7 @@ impl Fleet {
 
     /// What a backup is made of.
     pub(super) fn backup(&self) -> Source {
-        self.store.source(&self.key)
+        self.store.source()
     }
 
     fn publish(&mut self, topic: String, payload: Vec<u8>, retain: bool) {

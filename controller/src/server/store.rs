@@ -25,7 +25,9 @@ const VERSION: i64 = 2;
 
 /// The files of the data folder.
 const STORE: &str = "limpet.db";
-const KEY: &str = "signing.key";
+const SIGNING_KEY: &str = "signing.key";
+/// Files that hold secrets, of 0600 from their first byte on; a backup holds them too.
+const KEYS: [&str; 4] = [SIGNING_KEY, "authority", "store.key", "token.key"];
 
 const TABLES: &str = "
     CREATE TABLE devices (id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
@@ -103,7 +105,7 @@ impl Store {
 
     /// The key that signs what the fleet is told; made on first use.
     pub(super) fn signing_key(&self) -> Result<SigningKey> {
-        let path = self.folder.join(KEY);
+        let path = self.folder.join(SIGNING_KEY);
         let damaged = |source| StoreError::Key { path: path.clone(), source };
         match std::fs::read(&path) {
             Ok(seed) => return SigningKey::from_seed(&seed).map_err(damaged),
@@ -118,8 +120,8 @@ impl Store {
     }
 
     /// What a backup of this store is made of.
-    pub(super) fn source(&self, key: &SigningKey) -> Source {
-        Source { folder: self.folder.clone(), seed: *key.seed() }
+    pub(super) fn source(&self) -> Source {
+        Source { folder: self.folder.clone() }
     }
 
     pub(super) fn begin(&self) -> Result<()> {

@@ -1,13 +1,15 @@
 //! Copies of the store, taken while it is in use, and put into an empty folder.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rusqlite::{Connection, OpenFlags};
+use serde_bytes::ByteBuf;
 
-use super::{KEY, STORE, StoreError, VERSION, lock, sync_folder, write_key};
+use super::{KEYS, STORE, StoreError, VERSION, lock, sync_folder, write_key};
 use crate::backup::{self, BackupError, Header, Pieces};
 use crate::server::clock::now_ms;
 
@@ -17,7 +19,6 @@ pub(super) const PART: &str = "backup.part";
 /// What a backup is made of.
 pub(crate) struct Source {
     pub(super) folder: PathBuf,
-    pub(super) seed: [u8; 32],
 }
 
 /// Why a backup cannot be restored.
@@ -58,17 +59,23 @@ impl Source {
         remove(&part)?;
         let [devices, deployments, events] = counted?;
         let (store_bytes, file) = opened.map_err(io("read", &part))?;
-        let header = Header {
-            made_ms: now_ms(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            seed: self.seed,
-            devices,
-            deployments,
-            events,
-            store_bytes,
-        };
+        let mut header = Header::new(now_ms(), keys(&self.folder)?, store_bytes);
+        (header.devices, header.deployments, header.events) = (devices, deployments, events);
         Ok(Pieces::new(&header, file))
     }
+}
+
+fn keys(folder: &Path) -> Result<BTreeMap<String, ByteBuf>, StoreError> {
+    let mut keys = BTreeMap::new();
+    for name in KEYS {
+        let path = folder.join(name);
+        match std::fs::read(&path) {
+            Ok(key) => drop(keys.insert(name.to_owned(), ByteBuf::from(key))),
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(io("read", &path)(e)),
+        }
+    }
+    Ok(keys)
 }
 
 fn count(path: &Path) -> rusqlite::Result<[u64; 3]> {
@@ -92,8 +99,9 @@ pub(crate) fn restore(
     let unread = |source| RestoreError::Backup { path: file.into(), source };
     let source = File::open(file).map_err(|e| unread(BackupError::Read(e)))?;
     let _lock = lock(folder)?;
-    let [store, key] = [STORE, KEY].map(|name| folder.join(name));
-    if existing == Existing::Keep && (store.exists() || key.exists()) {
+    let store = folder.join(STORE);
+    let mut there = KEYS.iter().chain(&[STORE]).map(|name| folder.join(name));
+    if existing == Existing::Keep && there.any(|path| path.exists()) {
         return Err(RestoreError::Occupied(folder.into()));
     }
     let fresh = folder.join("limpet.db.new");
@@ -103,8 +111,10 @@ pub(crate) fn restore(
     if existing == Existing::PutAside {
         put_aside(folder)?;
     }
-    // The key first: a store without its key would be given another, which no device believes.
-    write_key(&key, &header.seed)?;
+    // The keys first: a store without its keys would be given others, which no device believes.
+    for (name, key) in header.keys.iter().filter(|(name, _)| KEYS.contains(&name.as_str())) {
+        write_key(&folder.join(name), key)?;
+    }
     std::fs::rename(&fresh, &store).map_err(io("write", &store))?;
     sync_folder(folder)?;
     Ok(header)
@@ -137,7 +147,7 @@ fn check(file: &Path, fresh: &Path) -> Result<(), RestoreError> {
 fn put_aside(folder: &Path) -> Result<(), StoreError> {
     let aside = folder.join(format!("replaced-{}", now_ms()));
     std::fs::create_dir(&aside).map_err(io("make", &aside))?;
-    for name in [STORE, "limpet.db-wal", "limpet.db-shm", KEY] {
+    for name in [STORE, "limpet.db-wal", "limpet.db-shm"].iter().chain(&KEYS) {
         match std::fs::rename(folder.join(name), aside.join(name)) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(io("write", &aside)(e)),
             Ok(()) | Err(_) => {}

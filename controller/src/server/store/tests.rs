@@ -60,7 +60,7 @@ fn backed_up() -> (tempfile::TempDir, PathBuf, [u8; 32]) {
     // What is not committed is in no backup, and does not keep one from being made.
     store.begin().unwrap();
     store.put_event(&EventRow { kind: "second".to_owned(), ..EventRow::default() }).unwrap();
-    let pieces: Vec<_> = store.source(&key).take().unwrap().map(|p| p.unwrap()).collect();
+    let pieces: Vec<_> = store.source().take().unwrap().map(|p| p.unwrap()).collect();
     store.commit().unwrap();
     let path = folder.path().join("backup");
     std::fs::write(&path, pieces.concat()).unwrap();
