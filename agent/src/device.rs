@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use limpet_agent_core::{Agent, Checkpoint, Input, Start};
-use limpet_protocol::{DesiredState, Kind, OutboxId, Prefix};
+use limpet_protocol::{DesiredState, Feature, Kind, OutboxId, Prefix};
 use ring::rand::{SecureRandom, SystemRandom};
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender};
@@ -70,7 +70,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         boot,
         seed: u64::from_be_bytes(random()?),
         version: facts::clip(env!("CARGO_PKG_VERSION")),
-        features: runtime.features(),
+        features: features(&runtime),
         labels: config.labels,
         facts: facts::gather(),
         desired,
@@ -115,6 +115,12 @@ fn first_checkpoint(state: &State) -> anyhow::Result<Checkpoint> {
         log::error!("{error}");
     }
     Ok(checkpoint)
+}
+
+/// What this agent enforces, and what its kernel can.
+fn features(runtime: &Runtime) -> Vec<Feature> {
+    let own = [Feature::IMAGE_POLICY].map(Feature::known);
+    runtime.features().into_iter().chain(own).collect()
 }
 
 /// The desired state that was stored, if its signature still holds.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! names/     image name -> digest of its manifest, and whether it is pinned
-//! blobs/     manifests and configs, and layers on their way (.part)
+//! blobs/     manifests, configs and signatures, and layers on their way (.part)
 //! layers/    unpacked layers, named by their diff id
 //! ```
 
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use limpet_protocol::Digest;
+pub use limpet_protocol::{ImageName, NameError};
 use serde::{Deserialize, Serialize};
 
 mod archive;
@@ -24,18 +25,18 @@ mod error;
 pub(crate) mod fuzz;
 mod layer;
 mod manifest;
-mod name;
 mod outage;
 mod preload;
+mod proof;
 mod pull;
 mod registry;
 mod room;
+mod signature;
 mod unpack;
 mod zstd;
 
 pub use error::ImageError;
 pub use manifest::{ImageConfig, Platform};
-pub use name::{ImageName, NameError};
 pub use preload::{Preloaded, pinned};
 pub use registry::Registries;
 
@@ -43,6 +44,7 @@ use blob::Blobs;
 use error::io;
 use layer::Layers;
 use manifest::{ConfigFile, Descriptor, Manifest};
+use proof::Proof;
 use registry::Registry;
 use room::Wanted;
 
@@ -97,6 +99,9 @@ struct Parts {
     file: ConfigFile,
 }
 
+/// The digests and bytes of an image's manifest and config.
+type Described<'a> = [(&'a String, &'a Vec<u8>); 2];
+
 /// A name and the manifest it stood for.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Named {
@@ -104,6 +109,12 @@ struct Named {
     manifest: String,
     #[serde(default)]
     keep: Keep,
+    /// The index that it was chosen from: it may be what is signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    index: Option<String>,
+    /// Manifests of its signatures.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    signatures: Vec<String>,
 }
 
 /// How long an image stays.
@@ -234,16 +245,35 @@ impl Images {
     fn complete(
         &self,
         name: &ImageName,
-        parts: [(&String, &Vec<u8>); 2],
+        (parts, proof): (Described<'_>, &Proof),
         keep: Keep,
     ) -> Result<(), ImageError> {
         let [(manifest, _), _] = parts;
         let _alone = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        proof.documents().try_for_each(|(digest, bytes)| self.blobs.keep(digest, bytes))?;
         parts.iter().try_for_each(|(digest, bytes)| self.blobs.keep(digest, bytes))?;
+        let digest_of = |(digest, _): &(String, Vec<u8>)| digest.clone();
+        let mut named = Named {
+            name: name.to_string(),
+            manifest: manifest.clone(),
+            keep,
+            index: proof.index.as_ref().map(digest_of),
+            signatures: proof.manifests.iter().map(digest_of).collect(),
+        };
         let path = self.named(name);
-        let pinned = read_named(&path).is_some_and(|before| before.keep == Keep::Pinned);
-        let keep = if pinned { Keep::Pinned } else { keep };
-        write_named(&path, &Named { name: name.to_string(), manifest: manifest.clone(), keep })
+        if let Some(before) = read_named(&path) {
+            if before.keep == Keep::Pinned {
+                named.keep = Keep::Pinned;
+            }
+            // What vouched for it before still does.
+            if before.manifest == named.manifest {
+                named.index = named.index.or(before.index);
+                if named.signatures.is_empty() {
+                    named.signatures = before.signatures;
+                }
+            }
+        }
+        write_named(&path, &named)
     }
 
     fn named(&self, name: &ImageName) -> PathBuf {

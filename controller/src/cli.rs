@@ -14,6 +14,7 @@ mod delete;
 mod describe;
 mod get;
 mod logs;
+mod policy;
 mod progress;
 mod recover;
 mod restore;
@@ -61,6 +62,7 @@ enum Verb {
     Backup(backup::Backup),
     Restore(restore::Restore),
     Recover(recover::Recover),
+    Policy(policy::Policy),
     /// Print the versions of this program and of the controller
     Version,
     /// Print a script that completes limpet's words in a shell
@@ -88,6 +90,7 @@ pub fn main() -> ExitCode {
         Verb::Backup(verb) => verb.run(&client),
         Verb::Restore(verb) => verb.run(),
         Verb::Recover(verb) => verb.run(&client),
+        Verb::Policy(verb) => verb.run(&client),
         Verb::Version => version(&client),
         Verb::Completion { shell } => {
             let mut script = Vec::new();

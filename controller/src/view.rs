@@ -186,6 +186,19 @@ pub struct FaultView {
     pub message: String,
 }
 
+/// What became of a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyResult {
+    /// It is stored, and devices are told.
+    pub accepted: bool,
+    /// Everything that is wrong with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultView>,
+    /// How each deployment breaks it that does.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub breaking: BTreeMap<String, Vec<String>>,
+}
+
 /// Why a request failed.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ErrorView {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hello::Feature;
 use crate::id::{DeploymentName, Digest, WorkloadId};
+use crate::policy::ImagePolicy;
 use crate::spec::WorkloadSpec;
 
 /// The largest encoded desired state, in bytes; checked when a manifest is applied.
@@ -46,6 +47,9 @@ pub struct DesiredState {
     /// Reconnects are spread over this window, in milliseconds.
     #[serde(rename = "r", default)]
     pub reconnect_spread_ms: u32,
+    /// What the images of all workloads must be.
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<ImagePolicy>,
     /// The workloads.
     #[serde(rename = "w")]
     pub workloads: Vec<Workload>,
@@ -66,6 +70,10 @@ pub struct Workload {
     /// What an agent must be able to enforce; an agent that cannot refuses the workload.
     #[serde(rename = "q", default, skip_serializing_if = "Vec::is_empty")]
     pub requires: Vec<Feature>,
+    /// What its image must be, beside what the fleet's policy says. No part of the revision: a
+    /// container that runs goes on when it changes.
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<ImagePolicy>,
     /// The template.
     #[serde(rename = "s")]
     pub spec: WorkloadSpec,

@@ -139,6 +139,8 @@ impl Feature {
     pub const LIMIT_CPU: &'static str = "limit.cpu";
     /// Processes are limited per container.
     pub const LIMIT_PIDS: &'static str = "limit.pids";
+    /// Images are what policies say before anything of them runs.
+    pub const IMAGE_POLICY: &'static str = "image.policy";
 
     /// One of the constants above.
     pub fn known(name: &'static str) -> Self {

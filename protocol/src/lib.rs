@@ -11,8 +11,10 @@ pub mod envelope;
 pub mod event;
 pub mod hello;
 pub mod id;
+pub mod image;
 pub mod invitation;
 pub mod key;
+pub mod policy;
 pub mod reported;
 pub mod spec;
 pub mod topic;
@@ -25,8 +27,10 @@ pub use hello::{BootId, Facts, Feature, Hello, Labels, Nonce, Presence, Presence
 pub use id::{
     ContainerId, DeploymentName, DeviceId, Digest, IdError, OutboxId, StreamId, WorkloadId,
 };
+pub use image::{ImageName, NameError};
 pub use invitation::{Invitation, InvitationError, Purpose, Token, TokenId};
 pub use key::{KeyError, PublicKey, SigningKey};
+pub use policy::{DigestRule, ImageKey, ImagePolicies, ImagePolicy};
 pub use reported::{Exit, Phase, Record, Reported, WorkloadStatus};
 pub use spec::{Resources, Restart, Signal, Stop, WorkloadSpec};
 pub use topic::{Prefix, Topic, TopicError};

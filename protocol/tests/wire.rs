@@ -45,11 +45,13 @@ fn desired() -> DesiredState {
         held: Held { epoch: 1, generation: 2 },
         at_ms: 3,
         reconnect_spread_ms: 0,
+        policy: None,
         workloads: vec![Workload {
             id: "web.0".parse().unwrap(),
             deployment: "web".parse().unwrap(),
             revision: spec.digest(),
             requires: spec.requires(),
+            policy: None,
             spec,
         }],
     }

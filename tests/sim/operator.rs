@@ -45,7 +45,8 @@ impl Ask {
                     true => BTreeMap::from([("site".to_owned(), "berlin".to_owned())]),
                     false => BTreeMap::new(),
                 };
-                Self::Apply(Box::new(Deployment { name, spec: spec(random), count, select }))
+                let (spec, image_policy) = (spec(random), None);
+                Self::Apply(Box::new(Deployment { name, spec, image_policy, count, select }))
             }
         }
     }

@@ -288,12 +288,13 @@ impl Agent {
             .map(|workload| (workload.id.clone(), workload.clone()))
             .collect();
         let held = self.held();
+        let fleet = self.desired.as_ref().and_then(|desired| desired.policy.clone());
         for (id, slot) in &mut self.slots {
-            slot.want(wanted.remove(id), held);
+            slot.want(wanted.remove(id), fleet.clone(), held);
         }
         for (id, workload) in wanted {
             let mut slot = Slot::new(id.clone());
-            slot.want(Some(workload), held);
+            slot.want(Some(workload), fleet.clone(), held);
             self.slots.insert(id, slot);
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use limpet_protocol::{
-    Ack, Action, ContainerId, DesiredState, EventBatch, Exit, Held, Hello, Nonce, Reported, Signal,
-    StreamId, Workload, WorkloadId,
+    Ack, Action, ContainerId, DesiredState, EventBatch, Exit, Held, Hello, ImagePolicies, Nonce,
+    Reported, Signal, StreamId, Workload, WorkloadId,
 };
 
 use crate::checkpoint::Checkpoint;
@@ -166,6 +166,8 @@ pub enum Effect {
         container: ContainerId,
         /// Its name, as the operator wrote it.
         image: String,
+        /// What it must be.
+        policies: Box<ImagePolicies>,
     },
     /// Make and start a container, then [`Input::Started`] or [`Input::StartFailed`], and
     /// [`Input::Exited`] when it ends.
@@ -174,6 +176,9 @@ pub enum Effect {
         container: ContainerId,
         /// What it is made from.
         workload: Box<Workload>,
+        /// What its image must be: that was made ready for what is wanted, and this may be what ran
+        /// before it.
+        policies: Box<ImagePolicies>,
     },
     /// Send a signal to a container's main process.
     Signal {

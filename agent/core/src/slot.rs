@@ -18,7 +18,8 @@
 //! Starting with what ran before it.
 
 use limpet_protocol::{
-    ContainerId, Digest, EventKind, Exit, Held, Restart, Signal, Workload, WorkloadId,
+    ContainerId, Digest, EventKind, Exit, Held, ImagePolicies, ImagePolicy, Restart, Signal,
+    Workload, WorkloadId,
 };
 
 use crate::agent::Turn;
@@ -50,6 +51,8 @@ pub(crate) struct Slot {
     wanted: Option<Workload>,
     /// The desired state that made it so.
     asked_by: Held,
+    /// What the image of anything that is started must be.
+    policies: ImagePolicies,
     /// A person on site has stopped it: until another desired state, or until they start it.
     stopped: bool,
     life: Life,
@@ -104,6 +107,7 @@ impl Slot {
             id,
             wanted: None,
             asked_by: Held::default(),
+            policies: ImagePolicies::default(),
             stopped: false,
             life: Life::Absent,
             image: Image::Unknown,
@@ -119,8 +123,13 @@ impl Slot {
         }
     }
 
-    /// Takes over what `held` wants from here on; None where it should go.
-    pub(crate) fn want(&mut self, wanted: Option<Workload>, held: Held) {
+    /// Takes over what `held` wants from here on, with the fleet's policy; None where it should go.
+    pub(crate) fn want(
+        &mut self,
+        wanted: Option<Workload>,
+        fleet: Option<ImagePolicy>,
+        held: Held,
+    ) {
         let revision = |workload: &Option<Workload>| workload.as_ref().map(|w| w.revision);
         if revision(&self.wanted) != revision(&wanted) {
             self.image = Image::Unknown;
@@ -129,6 +138,13 @@ impl Slot {
             if self.wanted.is_some() {
                 self.message.clear();
             }
+        }
+        let deployment = wanted.as_ref().and_then(|wanted| wanted.policy.clone());
+        let policies = ImagePolicies { fleet, deployment };
+        if self.policies != policies {
+            // What runs goes on; an image that was ready is looked at again before it is used.
+            self.image = Image::Unknown;
+            self.policies = policies;
         }
         self.wanted = wanted;
     }
@@ -380,7 +396,8 @@ impl Slot {
         self.container = turn.take_number();
         self.life = Life::Starting;
         let container = self.id_of(self.container);
-        turn.order(Effect::Start { container, workload: Box::new(workload.clone()) });
+        let policies = Box::new(self.policies.clone());
+        turn.order(Effect::Start { container, workload: Box::new(workload.clone()), policies });
         self.made = Some(workload);
     }
 

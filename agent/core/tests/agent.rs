@@ -14,13 +14,13 @@ fn workload(id: &str, image: &str) -> Workload {
     let id: WorkloadId = id.parse().unwrap();
     let spec = WorkloadSpec::of(image);
     let (deployment, revision) = (id.deployment(), spec.digest());
-    Workload { id, deployment, revision, requires: vec![], spec }
+    Workload { id, deployment, revision, requires: vec![], policy: None, spec }
 }
 
 fn desired(generation: u64, workloads: &[(&str, &str)]) -> DesiredState {
     let workloads = workloads.iter().map(|(id, image)| workload(id, image)).collect();
     let held = Held { epoch: 1, generation };
-    DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, workloads }
+    DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, policy: None, workloads }
 }
 
 fn agent(checkpoint: Checkpoint) -> Agent {
@@ -72,7 +72,7 @@ impl Device {
             Effect::StoreCheckpoint { version, .. } => {
                 Some(Input::CheckpointStored { version, done: true })
             }
-            Effect::Prepare { container, image } => {
+            Effect::Prepare { container, image, .. } => {
                 self.asked.push((image, container));
                 None
             }

@@ -142,13 +142,13 @@ impl Shell {
                     Input::CheckpointStored { version, done: stored.is_ok() }
                 });
             }
-            Effect::Prepare { container, image } => {
+            Effect::Prepare { container, image, policies } => {
                 let shell = Rc::clone(self);
-                self.spawn(async move { shell.prepare(container, image).await });
+                self.spawn(async move { shell.prepare(container, image, *policies).await });
             }
-            Effect::Start { container, workload } => {
+            Effect::Start { container, workload, policies } => {
                 let shell = Rc::clone(self);
-                self.spawn(async move { shell.start(container, *workload).await });
+                self.spawn(async move { shell.start(container, *workload, *policies).await });
             }
             Effect::Signal { container, signal } => {
                 let runtime = Arc::clone(&self.runtime);

@@ -34,7 +34,7 @@ impl Blobs {
 
     /// A document that was kept; None where it is missing, or is no longer what it was.
     pub(super) fn document(&self, digest: &str) -> Option<Vec<u8>> {
-        if !super::name::is_digest(digest) {
+        if !limpet_protocol::image::is_digest(digest) {
             return None;
         }
         let mut bytes = Vec::new();

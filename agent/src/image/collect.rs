@@ -58,6 +58,10 @@ impl Images {
     /// The blobs and layers that named images stand on.
     fn needs(&self, names: &[PathBuf]) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
         let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());
+        let proofs = names.iter().filter_map(|path| Some(self.kept_proof(&read_named(path)?)));
+        for (digest, _) in proofs.flat_map(|proof| proof.documents().cloned().collect::<Vec<_>>()) {
+            blobs.insert(self.blobs.path(&digest));
+        }
         for Parts { manifest, config, file } in names.iter().filter_map(|path| self.parts(path)) {
             blobs.extend([manifest, config].map(|digest| self.blobs.path(&digest)));
             let found = file.rootfs.diff_ids.iter().filter_map(|id| self.layers.find(id));

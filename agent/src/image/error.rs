@@ -101,6 +101,14 @@ pub enum ImageError {
         /// Bytes that images may still take.
         free: u64,
     },
+    /// A policy does not permit it.
+    #[error("image {name}: {reason}")]
+    Policy {
+        /// The image.
+        name: ImageName,
+        /// Whose policy, which of its fields, and why.
+        reason: String,
+    },
     /// An archive of images that is none, or lies.
     #[error("{path}: {reason}")]
     Archive {
@@ -125,6 +133,7 @@ impl ImageError {
             | Self::Busy { .. }
             | Self::Digest { .. }
             | Self::Document { .. }
+            | Self::Policy { .. }
             | Self::Archive { .. } => false,
         }
     }

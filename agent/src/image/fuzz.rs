@@ -12,24 +12,25 @@ use super::auth::Challenge;
 use super::layer::{self, Compression};
 use super::manifest::{ConfigFile, ImageConfig, Manifest, Platform};
 use super::unpack::unpack;
-use super::{ImageName, manifest, preload};
+use super::{ImageName, manifest, preload, signature};
 use crate::tree;
 
 /// What a layer may unpack to here: an input shows what it can do long before.
 const UNPACKED_BYTES_MAX: u64 = 4 << 20;
 
-/// Reads `data` as its first byte says: a manifest or index, a config, a name, or what a registry
-/// asks for.
+/// Reads `data` as its first byte says: a manifest or index, a config, a name, what a registry asks
+/// for, or signatures.
 pub fn images(data: &[u8]) {
     let Some((what, data)) = data.split_first() else {
         return;
     };
     let text = std::str::from_utf8(data);
-    match (what % 4, text) {
+    match (what % 5, text) {
         (0, _) => manifest(data),
         (1, _) => config(data),
         (2, Ok(text)) => name(text),
         (3, Ok(text)) => challenge(text),
+        (4, _) => signature::fuzz::signatures(data),
         _ => {}
     }
 }

@@ -217,7 +217,8 @@ fn sync(folder: &Path) -> Result<(), ImageError> {
 
 /// Half of the digest names a layer well enough, and lets many names fit into one mount.
 fn name_of(diff_id: &str) -> Option<String> {
-    let hex = super::name::is_digest(diff_id).then(|| diff_id.strip_prefix("sha256:"))??;
+    let hex =
+        limpet_protocol::image::is_digest(diff_id).then(|| diff_id.strip_prefix("sha256:"))??;
     Some(hex.chars().take(32).collect())
 }
 

@@ -3,9 +3,8 @@
 use std::str::FromStr;
 
 use limpet_protocol::Digest;
+use limpet_protocol::image::is_digest;
 use serde::{Deserialize, Deserializer, Serialize};
-
-use super::name::is_digest;
 
 /// What is asked for, in the order of preference.
 pub(super) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
@@ -105,6 +104,11 @@ impl Manifest {
     /// An index of these manifests.
     pub(super) fn of(manifests: Vec<Descriptor>) -> Self {
         Self { config: None, layers: Vec::new(), manifests }
+    }
+
+    /// Whether it is an index that lists this manifest.
+    pub(super) fn lists(&self, digest: &str) -> bool {
+        self.manifests.iter().any(|descriptor| descriptor.digest == digest)
     }
 
     /// The manifest of an index for a platform: its exact variant, otherwise the nearest older one.

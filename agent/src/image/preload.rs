@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::archive::Files;
 use super::manifest::{Manifest, Platform};
+use super::proof::Proof;
 use super::room::Wanted;
 use super::{
     ImageError, ImageName, Images, Keep, Named, Progress, entries, read_named, write_named,
@@ -68,6 +69,8 @@ struct Offered {
     config: Vec<u8>,
     /// The files of the layers, by their digest.
     files: BTreeMap<String, String>,
+    /// What vouches for it; nobody has looked into that.
+    proof: Proof,
 }
 
 /// The file that a layer is in, and the image that it belongs to, by its digest.
@@ -205,7 +208,10 @@ impl Images {
         for image in offered {
             let Some(config) = &image.manifest.config else { continue };
             let parts = [(&image.digest, &image.bytes), (&config.digest, &image.config)];
-            image.names.iter().try_for_each(|name| self.complete(name, parts, Keep::Pinned))?;
+            image
+                .names
+                .iter()
+                .try_for_each(|name| self.complete(name, (parts, &image.proof), Keep::Pinned))?;
         }
         Ok(())
     }
@@ -267,6 +273,7 @@ fn located(files: &Files, error: ImageError) -> ImageError {
         | ImageError::Unreachable { .. }
         | ImageError::Busy { .. }
         | ImageError::Space { .. }
+        | ImageError::Policy { .. }
         | ImageError::Archive { .. } => error,
     }
 }

@@ -2,29 +2,40 @@
 
 use std::fs::File;
 
-use limpet_protocol::Digest;
+use limpet_protocol::{Digest, ImagePolicies};
 
 use super::manifest::{Descriptor, Manifest};
+use super::proof::{admit, prove};
 use super::registry::Source;
 use super::room::Wanted;
 use super::{Image, ImageError, ImageName, Images, Keep, Progress, io};
 
 impl Images {
-    /// Makes the image complete here, from a mirror or its own registry. Runs beside other pulls,
-    /// [`Images::preload`] and [`Images::collect`].
+    /// Makes the image complete here, from a mirror or its own registry, and nothing of it before
+    /// it is known to be what policies ask for. Runs beside other pulls, [`Images::preload`] and
+    /// [`Images::collect`].
     ///
     /// # Errors
     /// When nobody has it, when what came is not what was asked for, or when there is no room. What
     /// was received stays and is not asked for again, unless there is no room for it.
-    pub fn pull(&self, name: &ImageName, progress: &dyn Fn(Progress)) -> Result<Image, ImageError> {
+    pub fn pull(
+        &self,
+        name: &ImageName,
+        policies: &ImagePolicies,
+        progress: &dyn Fn(Progress),
+    ) -> Result<Image, ImageError> {
+        admit(name, policies)?;
         let mut reasons = Vec::new();
+        if self.local(name).is_some() {
+            reasons.push("it is here, without a signature that its policies ask for".to_owned());
+        }
         for endpoint in self.registry.endpoints(name) {
             if let Err(reason) = self.registry.ask(&endpoint) {
                 reasons.push(reason);
                 continue;
             }
             let source = Source { registry: &self.registry, endpoint: &endpoint, name };
-            let pulled = self.pull_from(source, progress);
+            let pulled = self.pull_from(source, policies, progress);
             self.note_room(&pulled);
             match pulled {
                 Ok(()) => match self.local(name) {
@@ -41,6 +52,11 @@ impl Images {
                 Err(ImageError::Registry { endpoint: base, reason }) => {
                     self.registry.answered(&endpoint);
                     reasons.push(format!("{base}: {reason}"));
+                }
+                // Signatures need not be where a mirror has the image.
+                Err(ImageError::Policy { reason, .. }) => {
+                    self.registry.answered(&endpoint);
+                    reasons.push(format!("{endpoint}: {reason}"));
                 }
                 // What one has spoilt another may have whole.
                 Err(
@@ -63,17 +79,32 @@ impl Images {
         Err(ImageError::Unavailable { name: name.clone(), reasons })
     }
 
-    fn pull_from(&self, source: Source<'_>, progress: &dyn Fn(Progress)) -> Result<(), ImageError> {
+    fn pull_from(
+        &self,
+        source: Source<'_>,
+        policies: &ImagePolicies,
+        progress: &dyn Fn(Progress),
+    ) -> Result<(), ImageError> {
+        if self.local(source.name).is_some() {
+            match self.vouch(source, policies) {
+                // What the name stands for by now may be what policies ask for.
+                Err(ImageError::Policy { .. }) => {}
+                vouched => return vouched,
+            }
+        }
         let document = |reason: String| ImageError::Document { name: source.name.clone(), reason };
         let beside = self.begin();
         let (mut digest, mut bytes) = self.fetch_manifest(source, source.name.reference())?;
         source.registry.answered(source.endpoint);
         let mut manifest = Manifest::parse(&bytes).map_err(document)?;
+        let mut index = None;
         if manifest.config.is_none() {
             let chosen = manifest.choose(&self.platform).map_err(document)?.digest.clone();
+            index = Some((digest, bytes));
             (digest, bytes) = self.fetch_manifest(source, &chosen)?;
             manifest = Manifest::parse(&bytes).map_err(document)?;
         }
+        let proof = prove(source, &digest, index, policies)?;
         let described = manifest.config.as_ref();
         let described = described.ok_or_else(|| document("its manifest names no config".into()))?;
         let config = self.fetch_config(source, described)?;
@@ -89,7 +120,7 @@ impl Images {
             return Err(error);
         }
         let parts = [(&digest, &bytes), (&described.digest, &config)];
-        self.complete(source.name, parts, Keep::WhileNeeded)
+        self.complete(source.name, (parts, &proof), Keep::WhileNeeded)
     }
 
     fn fetch_manifest(

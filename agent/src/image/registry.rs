@@ -171,14 +171,21 @@ pub(super) struct Source<'a> {
 impl Source<'_> {
     /// A manifest, by tag or digest.
     pub(super) fn manifest(&self, reference: &str) -> Result<Vec<u8>, ImageError> {
+        self.manifest_if_there(reference)?.ok_or_else(|| {
+            let repository = self.name.repository();
+            let reason = format!("not found: {repository}:{reference}; check name and tag");
+            fault(self.endpoint, reason)
+        })
+    }
+
+    /// A manifest that need not be there.
+    pub(super) fn manifest_if_there(&self, reference: &str) -> Result<Option<Vec<u8>>, ImageError> {
         let url = format!("{}/manifests/{reference}", self.base());
         let response = self.get(&url, None)?;
-        if response.status() == StatusCode::NOT_FOUND {
-            let reason =
-                format!("not found: {}:{reference}; check name and tag", self.name.repository());
-            return Err(fault(self.endpoint, reason));
+        match response.status() {
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => document(self.endpoint, &url, response).map(Some),
         }
-        document(self.endpoint, &url, response)
     }
 
     /// A small blob.

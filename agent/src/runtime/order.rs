@@ -101,6 +101,7 @@ impl StartOrder {
                 deployment: "web".parse().unwrap(),
                 revision: limpet_protocol::Digest([1; 32]),
                 requires: vec![],
+                policy: None,
                 spec: limpet_protocol::WorkloadSpec::of("i"),
             },
             hostname: "web-0".into(),

@@ -15,6 +15,8 @@
 //!   memory: 64Mi             # bytes, or with Ki, Mi, Gi, k, M, G; 4 MiB at least
 //!   cpus: 0.5                # processors; 0.01 at least
 //!   pids: 64                 # processes and threads
+//! image_policy:              # what the image must be; policy.rs has its fields
+//!   digest: required
 //! restart: always            # or on-failure, never
 //! stop:
 //!   signal: SIGTERM          # the image's unless said
@@ -25,17 +27,21 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use limpet_protocol::spec::STOP_GRACE_MS_DEFAULT;
-use limpet_protocol::{DeploymentName, Resources, Restart, Signal, Stop, WorkloadSpec};
+use limpet_protocol::{
+    DeploymentName, ImagePolicy, Resources, Restart, Signal, Stop, WorkloadSpec,
+};
 
 use crate::deployment::{Count, Deployment, REPLICAS_MAX};
 
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod node;
+mod policy;
 mod quantity;
 mod reader;
 mod render;
 
+pub use policy::{image_faults, parse_policy, render_policy};
 pub use quantity::{duration_ms, memory_bytes};
 pub use render::render;
 
@@ -166,7 +172,18 @@ fn deployment(given: Option<&DeploymentName>, reader: &mut Reader<'_>) -> Option
             false => Err(format!("a label's key and value have 1 to {LABEL_BYTES_MAX} bytes")),
         }
     });
-    Some(Deployment { name: name?, spec: spec?, count: count?, select })
+    let image_policy = image_policy(reader, spec.as_ref());
+    Some(Deployment { name: name?, spec: spec?, image_policy, count: count?, select })
+}
+
+/// What the image must be, where anything is asked of it. What can be seen of it is checked at once.
+fn image_policy(reader: &mut Reader<'_>, spec: Option<&WorkloadSpec>) -> Option<ImagePolicy> {
+    let policy =
+        reader.inner("image_policy", policy::policy).filter(|policy| !policy.is_empty())?;
+    for fault in spec.iter().flat_map(|spec| image_faults(&spec.image, &policy, "image_policy")) {
+        reader.fault("image", fault.message);
+    }
+    Some(policy)
 }
 
 fn count(reader: &mut Reader<'_>) -> Option<Count> {

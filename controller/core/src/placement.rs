@@ -131,7 +131,7 @@ fn unfit(deployment: &Deployment, candidate: &Candidate) -> Option<String> {
             None => return Some(format!("needs {key}={value}, has no label {key}")),
         }
     }
-    let missing = deployment.spec.requires().into_iter().find(|f| !candidate.features.contains(f));
+    let missing = deployment.requires().into_iter().find(|f| !candidate.features.contains(f));
     if let Some(feature) = missing {
         return Some(format!("its agent or kernel cannot do {feature}"));
     }

@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use limpet_protocol::desired::{DESIRED_BYTES_MAX, DESIRED_WORKLOADS_MAX};
-use limpet_protocol::{DeploymentName, DesiredState, DeviceId, Digest, Held, Workload, cbor};
+use limpet_protocol::{
+    DeploymentName, DesiredState, DeviceId, Digest, Feature, Held, ImagePolicy, Workload, cbor,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::Deployment;
@@ -68,10 +70,13 @@ pub fn deploy(
     let name = deployment.name.clone();
     let revision = deployment.spec.digest();
     let before = deployments.get(&name).cloned();
-    let same_revision = before.as_ref().is_some_and(|before| before.revision == revision);
+    let told_the_same = before.as_ref().is_some_and(|before| {
+        let policy = &before.deployment.image_policy;
+        before.revision == revision && *policy == deployment.image_policy
+    });
     let old = before.as_ref().map(|before| before.slots.clone()).unwrap_or_default();
     let placement = place(&deployment, &left_for(deployments, &name, fleet), &old);
-    let touched: BTreeSet<DeviceId> = match same_revision {
+    let touched: BTreeSet<DeviceId> = match told_the_same {
         true => placement.slots.symmetric_difference(&old).map(|(id, _)| id.clone()).collect(),
         false => placement.slots.union(&old).map(|(id, _)| id.clone()).collect(),
     };
@@ -136,7 +141,8 @@ pub fn workloads(deployments: &Deployments, id: &DeviceId) -> Vec<Workload> {
                 id: workload.clone(),
                 deployment: deployed.deployment.name.clone(),
                 revision: deployed.revision,
-                requires: deployed.deployment.spec.requires(),
+                requires: deployed.deployment.requires(),
+                policy: deployed.deployment.image_policy.clone(),
                 spec: deployed.deployment.spec.clone(),
             })
             .collect()
@@ -144,10 +150,22 @@ pub fn workloads(deployments: &Deployments, id: &DeviceId) -> Vec<Workload> {
     deployments.values().flat_map(here).collect()
 }
 
+/// Holds all that a device should run to the fleet's policy: an agent that cannot enforce it runs
+/// none of it. Beyond the bounds that [`deploy`] keeps to, as far as a policy has bytes of its own.
+pub fn govern(desired: &mut DesiredState, policy: Option<&ImagePolicy>) {
+    desired.policy = policy.cloned();
+    let feature = Feature::known(Feature::IMAGE_POLICY);
+    for workload in desired.workloads.iter_mut().filter(|_| policy.is_some()) {
+        if !workload.requires.contains(&feature) {
+            workload.requires.push(feature.clone());
+        }
+    }
+}
+
 /// Why a device cannot be told all that it should run.
 fn too_much(deployments: &Deployments, id: &DeviceId) -> Option<String> {
     let (held, workloads) = (Held::default(), workloads(deployments, id));
-    let desired = DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, workloads };
+    let desired = DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, policy: None, workloads };
     let (count, bytes) = (desired.workloads.len(), cbor::encode(&desired).len());
     (count > DESIRED_WORKLOADS_MAX || bytes > DESIRED_BYTES_MAX).then(|| {
         format!(

@@ -47,6 +47,7 @@ pub fn adopt(
     known.slots.extend(held.iter().map(|workload| (device.clone(), workload.id.clone())));
     if let Some(first) = held.first().filter(|_| at_ms > known.as_of_ms) {
         known.deployment.spec = first.spec.clone();
+        known.deployment.image_policy = first.policy.clone();
         known.as_of_ms = at_ms;
     }
     known.deployment.count = count(known.deployment.count, &known.slots);
@@ -57,6 +58,7 @@ fn found(workload: &Workload) -> Known {
     let deployment = Deployment {
         name: workload.deployment.clone(),
         spec: workload.spec.clone(),
+        image_policy: workload.policy.clone(),
         count: at_least(&workload.id),
         select: BTreeMap::new(),
     };

@@ -2,9 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
 
 use expect_test::expect;
-use limpet_controller_core::manifest::{Format, parse, render};
+use limpet_controller_core::manifest::{Format, parse, parse_policy, render, render_policy};
 use limpet_controller_core::{Count, Deployment};
-use limpet_protocol::{Resources, Restart, Signal, Stop, WorkloadSpec};
+use limpet_protocol::{
+    DigestRule, ImageKey, ImagePolicy, Resources, Restart, Signal, Stop, WorkloadSpec,
+};
 use proptest::prelude::*;
 
 /// Every fault, a line each.
@@ -106,6 +108,86 @@ fn text() -> impl Strategy<Value = String> {
     ]
 }
 
+/// Policies that permit the images of [`deployments`], which come from Docker's registry, by tag.
+fn policies() -> impl Strategy<Value = ImagePolicy> {
+    let registries = prop::collection::vec("[a-z]{1,5}\\.io(:[1-9][0-9]{3})?(/[a-z]{1,5})?", 0..3);
+    let keys = prop::collection::vec(prop::sample::select(&KEYS[..]), 1..3);
+    (registries, keys).prop_map(|(registries, keys)| ImagePolicy {
+        digest: DigestRule::Optional,
+        registries: registries
+            .iter()
+            .map(String::as_str)
+            .chain(["docker.io"])
+            .map(|registry| registry.parse().unwrap())
+            .collect(),
+        keys: keys.into_iter().map(|pem| ImageKey::from_pem(pem).unwrap()).collect(),
+    })
+}
+
+/// Of containers/image, signature/fixtures/cosign.pub and cosign2.pub: made by cosign.
+const KEYS: [&str; 2] = [
+    "-----BEGIN PUBLIC KEY-----\n\
+     MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEFNLqFhf4fiN6o/glAuYnq2jYUeL0\n\
+     vRuLu/z39pmbVwS9ff5AYnlwaP9sxREajdLY9ynM6G1sy6AAmb7Z63TsLg==\n\
+     -----END PUBLIC KEY-----\n",
+    "-----BEGIN PUBLIC KEY-----\n\
+     MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEwOkOF9xpfG8ghueIhnZ66ooujwt1\n\
+     +ReV3HupgKnGFYnEh3Hh1YTg5L6kN1Yakkt5WltRoav8/R3hpCtUO3Rldw==\n\
+     -----END PUBLIC KEY-----\n",
+];
+
+#[test]
+fn an_image_policy_is_read_and_what_it_refuses_is_told() {
+    let head = "name: web\nimage: node:1\nimage_policy:\n";
+    expect![[r#"
+        line 2: image: image_policy (digest): it must be named by digest (docker.io/library/node@sha256:...): a tag can change what it stands for
+        line 2: image: image_policy (registries): its registry is not allowed: docker.io/library/node is in none of ghcr.io
+    "#]]
+    .assert_eq(&faults(&format!("{head}  digest: required\n  registries: [ghcr.io]\n")));
+    expect![[r#"
+        line 4: image_policy.digest: must be required or optional, is "yes"
+        line 5: image_policy.registries[1]: "https://ghcr.io" is no registry: write HOST[:PORT][/PATH], as docker.io or ghcr.io/acme
+        line 6: image_policy.keys[0]: is no public key in PEM (`-----BEGIN PUBLIC KEY-----` and so on, as in cosign.pub): it does not begin so
+        line 7: image_policy.key: there is no such field; did you mean `keys`?
+    "#]]
+    .assert_eq(&faults(&format!(
+        "{head}  digest: yes\n  registries: [docker.io, 'https://ghcr.io']\n  keys: [cosign.pub]\n  key: a\n"
+    )));
+    let key: String = KEYS[0].lines().map(|line| format!("      {line}\n")).collect();
+    let text = format!("{head}  registries: [docker.io/library]\n  keys:\n  - |\n{key}");
+    let deployment = parse(None, text.as_bytes(), Format::Yaml).unwrap();
+    expect![[r#"
+        name: web
+        image: "node:1"
+        replicas: 1
+        image_policy:
+          registries: [docker.io/library]
+          keys:
+          - |
+            -----BEGIN PUBLIC KEY-----
+            MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEFNLqFhf4fiN6o/glAuYnq2jYUeL0
+            vRuLu/z39pmbVwS9ff5AYnlwaP9sxREajdLY9ynM6G1sy6AAmb7Z63TsLg==
+            -----END PUBLIC KEY-----
+        restart: always
+    "#]]
+    .assert_eq(&render(&deployment));
+    let bare = Deployment { image_policy: None, ..deployment.clone() };
+    assert_eq!(bare.spec.digest(), deployment.spec.digest(), "it makes no other revision");
+    let nothing = format!("{head}  digest: optional\n");
+    let nothing = parse(None, nothing.as_bytes(), Format::Yaml).unwrap();
+    assert_eq!(nothing.image_policy, None);
+}
+
+proptest! {
+    #[test]
+    fn a_policy_reads_back(policy in policies(), strict in any::<bool>()) {
+        let digest = if strict { DigestRule::Required } else { DigestRule::Optional };
+        let policy = ImagePolicy { digest, ..policy };
+        let read = parse_policy(render_policy(&policy, "").as_bytes(), Format::Detect);
+        prop_assert_eq!(read, Ok(policy));
+    }
+}
+
 fn deployments() -> impl Strategy<Value = Deployment> {
     let texts = || prop::collection::vec(text(), 0..3);
     let pairs = || prop::collection::btree_map("[A-Za-z_][A-Za-z0-9_]{0,6}", text(), 0..3);
@@ -119,7 +201,7 @@ fn deployments() -> impl Strategy<Value = Deployment> {
         prop::option::of(1u32..4_000_000),
     );
     let stop = (prop::option::of(1u8..=64), 0u32..=3_600_000);
-    let rest = (count, labels, restart, limits, stop);
+    let rest = (count, labels, restart, limits, stop, prop::option::of(policies()));
     let user = prop::option::of("[a-z0-9]{1,8}(:[a-z0-9]{1,8})?");
     (
         "[a-z]([a-z0-9-]{0,20}[a-z0-9])?",
@@ -131,8 +213,8 @@ fn deployments() -> impl Strategy<Value = Deployment> {
         rest,
     )
         .prop_map(|(name, image, command, args, env, user, rest)| {
-            let (count, select, restart, (memory_bytes, cpu_millis, pids), (signal, grace_ms)) =
-                rest;
+            let (count, select, restart, limits, (signal, grace_ms), image_policy) = rest;
+            let (memory_bytes, cpu_millis, pids) = limits;
             let signal = signal.map(|number| Signal::try_from(number).unwrap());
             let spec = WorkloadSpec {
                 image,
@@ -145,7 +227,7 @@ fn deployments() -> impl Strategy<Value = Deployment> {
                 restart,
                 stop: Stop { signal, grace_ms },
             };
-            Deployment { name: name.parse().unwrap(), spec, count, select }
+            Deployment { name: name.parse().unwrap(), spec, image_policy, count, select }
         })
 }
 

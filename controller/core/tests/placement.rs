@@ -25,7 +25,13 @@ fn device(number: u8, online: bool) -> Candidate {
 
 fn deployment(count: Count) -> Deployment {
     let spec = WorkloadSpec::of("i");
-    Deployment { name: "web".parse().unwrap(), spec, count, select: BTreeMap::new() }
+    Deployment {
+        name: "web".parse().unwrap(),
+        spec,
+        image_policy: None,
+        count,
+        select: BTreeMap::new(),
+    }
 }
 
 /// Slots as `DEVICE/WORKLOAD`, in order.

@@ -13,6 +13,7 @@ fn workload(id: &str, image: &str) -> Workload {
         deployment: "web".parse().unwrap(),
         revision: spec.digest(),
         requires: vec![],
+        policy: None,
         spec,
     }
 }
@@ -24,6 +25,7 @@ fn stored(count: Count, slots: &[(&str, &str)]) -> Known {
         deployment: Deployment {
             name: "web".parse().unwrap(),
             spec: WorkloadSpec::of("old"),
+            image_policy: None,
             count,
             select,
         },

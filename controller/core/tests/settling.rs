@@ -27,7 +27,8 @@ fn status(phase: Phase) -> WorkloadStatus {
 fn judged(status: Option<&WorkloadStatus>, presence: Presence, age_ms: u64) -> String {
     let spec = WorkloadSpec::of("i");
     let name = "web".parse().unwrap();
-    let deployment = Deployment { name, spec, count: Count::Replicas(1), select: BTreeMap::new() };
+    let (count, select) = (Count::Replicas(1), BTreeMap::new());
+    let deployment = Deployment { name, spec, image_policy: None, count, select };
     let slots = [("dev".parse().unwrap(), "web.0".parse().unwrap())].into();
     let placement = Placement { slots, ..Placement::default() };
     let seen = Seen { name: "dev/web.0".to_owned(), presence, status, age_ms };

@@ -34,7 +34,7 @@ impl Apply {
     }
 }
 
-fn read(file: &str) -> anyhow::Result<Vec<u8>> {
+pub(super) fn read(file: &str) -> anyhow::Result<Vec<u8>> {
     if file != "-" {
         return std::fs::read(file).with_context(|| format!("cannot read {file}"));
     }

@@ -85,6 +85,19 @@ impl Client {
         self.deploy_result(self.reached(response)?)
     }
 
+    /// PUT of a document; one that is refused, for what it says or for what it would do, is an answer.
+    pub(super) fn put<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> anyhow::Result<T> {
+        let response = self.agent.put(format!("{}{path}", self.server)).send(body);
+        let mut response = self.reached(response)?;
+        match response.status() {
+            StatusCode::UNPROCESSABLE_ENTITY | StatusCode::CONFLICT => {
+                let text = response.body_mut().read_to_string()?;
+                serde_json::from_str(&text).map_err(|_| anyhow!("{text}"))
+            }
+            _ => self.read(response),
+        }
+    }
+
     /// Applies a manifest; a refused one is an answer, not an error.
     pub(super) fn apply(&self, manifest: &[u8]) -> anyhow::Result<DeployResult> {
         let response =

@@ -29,6 +29,7 @@ use crate::view::{
     VersionView, WorkloadView,
 };
 
+mod policy;
 mod recover;
 
 /// A manifest at most: far above any that a device could be told.
@@ -58,6 +59,7 @@ pub(super) fn router(fleet: Handle) -> axum::Router {
         .routes(routes!(events))
         .routes(routes!(recover::holds, recover::recover))
         .routes(routes!(recover::backup))
+        .routes(routes!(policy::policy, policy::set_policy))
         .split_for_parts();
     router
         .route("/healthz", get(async || "ok\n"))
@@ -208,14 +210,19 @@ async fn apply(
     body: Bytes,
 ) -> Answer<Response> {
     let name: Option<DeploymentName> = query.name.as_deref().map(parse).transpose()?;
-    let format = match headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) {
+    let format = format(&headers);
+    let result = fleet.call(move |fleet| fleet.apply(name.as_ref(), &body, format)).await?;
+    Ok(deploy_result(result))
+}
+
+/// The language that a request says its body is in.
+fn format(headers: &HeaderMap) -> Format {
+    match headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) {
         Some("application/yaml" | "application/x-yaml" | "text/yaml") => Format::Yaml,
         Some("application/json") => Format::Json,
         Some("application/cbor") => Format::Cbor,
         Some(_) | None => Format::Detect,
-    };
-    let result = fleet.call(move |fleet| fleet.apply(name.as_ref(), &body, format)).await?;
-    Ok(deploy_result(result))
+    }
 }
 
 fn deploy_result(result: DeployResult) -> Response {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use limpet_controller_core::presence::moved_ms;
 use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence};
-use limpet_protocol::{DeviceId, Held, Prefix, SigningKey, StreamId, WorkloadId};
+use limpet_protocol::{DeviceId, Held, ImagePolicy, Prefix, SigningKey, StreamId, WorkloadId};
 use tokio::sync::mpsc;
 
 use super::clock::{Steady, now_ms};
@@ -22,6 +22,7 @@ mod deployments;
 mod desired;
 mod devices;
 mod handle;
+mod policy;
 mod presence;
 mod record;
 mod recover;
@@ -29,6 +30,7 @@ mod views;
 
 use handle::{Answer, Work};
 pub(super) use handle::{CallError, Handle};
+pub(super) use policy::Breaking;
 use record::{Adoption, Device, DeviceRecord, Link};
 
 /// Pieces of work that share one transaction at most.
@@ -64,6 +66,8 @@ pub(super) struct Fleet {
     lost_after_ms: u64,
     devices: BTreeMap<DeviceId, Device>,
     deployments: Deployments,
+    /// What the images of all of them must be.
+    policy: Option<ImagePolicy>,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     last_command: u64,
     /// By kind and device.
@@ -105,6 +109,7 @@ impl Fleet {
             lost_after_ms: u64::try_from(lost_after.as_millis()).unwrap_or(u64::MAX),
             devices: BTreeMap::new(),
             deployments: BTreeMap::new(),
+            policy: None,
             streams: BTreeMap::new(),
             last_command: 0,
             refused: BTreeMap::new(),
@@ -151,7 +156,7 @@ impl Fleet {
             .into_iter()
             .map(|(_, deployed)| (deployed.deployment.name.clone(), deployed))
             .collect();
-        Ok(())
+        self.load_policy()
     }
 
     /// A device as it is stored; of one that was known before, its connection is kept.

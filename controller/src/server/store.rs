@@ -21,7 +21,7 @@ pub(crate) use backup::{Existing, Source, restore};
 pub(super) use events::{EventFilter, EventRow};
 
 /// The version of the tables; a store with a higher one was written by a newer controller.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// The files of the data folder.
 const STORE: &str = "limpet.db";
@@ -49,6 +49,11 @@ const TABLES: &str = "
 /// What comes to the tables of version 1.
 const TABLES_2: &str = "
     CREATE TABLE forgotten (device TEXT PRIMARY KEY, held BLOB NOT NULL) WITHOUT ROWID;
+";
+
+/// What comes to the tables of version 2: settings of the whole fleet.
+const SETTINGS: &str = "
+    CREATE TABLE settings (name TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
 ";
 
 /// Why the store cannot be used.
@@ -158,6 +163,15 @@ impl Store {
         .collect()
     }
 
+    /// One record of such a table.
+    pub(super) fn record<T: DeserializeOwned>(&self, table: Table, key: &str) -> Result<Option<T>> {
+        let (name, column) = table.names();
+        let sql = format!("SELECT record FROM {name} WHERE {column} = ?1");
+        let mut select = self.connection.prepare_cached(&sql)?;
+        let record: Option<Vec<u8>> = select.query_row([key], |row| row.get(0)).optional()?;
+        Ok(record.map(|record| cbor::decode(&record, record.len())).transpose()?)
+    }
+
     pub(super) fn put<T: Serialize>(&self, table: Table, key: &str, record: &T) -> Result<()> {
         let (name, column) = table.names();
         let sql = format!("INSERT OR REPLACE INTO {name} ({column}, record) VALUES (?1, ?2)");
@@ -250,6 +264,7 @@ impl Store {
 pub(super) enum Table {
     Devices,
     Deployments,
+    Settings,
 }
 
 impl Table {
@@ -257,6 +272,7 @@ impl Table {
         match self {
             Self::Devices => ("devices", "id"),
             Self::Deployments => ("deployments", "name"),
+            Self::Settings => ("settings", "name"),
         }
     }
 }
@@ -306,8 +322,9 @@ fn connect(path: &Path) -> Result<Connection> {
     let version: i64 =
         connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(open)?;
     match version {
-        0 => begin(&connection, &[TABLES, TABLES_2])?,
-        1 => begin(&connection, &[TABLES_2])?,
+        0 => begin(&connection, &[TABLES, TABLES_2, SETTINGS])?,
+        1 => begin(&connection, &[TABLES_2, SETTINGS])?,
+        2 => begin(&connection, &[SETTINGS])?,
         VERSION => {}
         version => {
             return Err(StoreError::Newer { path: path.into(), version });

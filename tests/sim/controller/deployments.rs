@@ -143,5 +143,5 @@ fn fits(deployment: &Deployment, device: &Candidate) -> bool {
         device.labels.iter().find(|(k, _)| k.as_str() == key).map(|(_, value)| value.as_str())
     };
     let labels = deployment.select.iter().all(|(key, value)| label(key) == Some(value));
-    labels && deployment.spec.requires().iter().all(|needed| device.features.contains(needed))
+    labels && deployment.requires().iter().all(|needed| device.features.contains(needed))
 }

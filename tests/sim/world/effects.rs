@@ -36,8 +36,8 @@ impl World {
                 let answer = Input::CheckpointStored { version, done: !failed };
                 self.write(device, Write::Checkpoint(checkpoint), answer, failed);
             }
-            Effect::Prepare { container, image } => self.prepare(device, container, image),
-            Effect::Start { container, workload } => self.start(device, container, *workload),
+            Effect::Prepare { container, image, .. } => self.prepare(device, container, image),
+            Effect::Start { container, workload, .. } => self.start(device, container, *workload),
             Effect::Signal { container, signal } => self.signal(device, container, signal),
             Effect::Remove { container } => self.remove(device, &container),
             Effect::Collect { keep, .. } => self.collect(device, &keep),

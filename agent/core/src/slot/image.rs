@@ -64,7 +64,8 @@ impl Slot {
         let image = wanted.spec.image.clone();
         let number = turn.take_number();
         self.image = Image::Asked { number, pulling: false };
-        turn.order(Effect::Prepare { container: self.id_of(number), image });
+        let policies = Box::new(self.policies.clone());
+        turn.order(Effect::Prepare { container: self.id_of(number), image, policies });
         false
     }
 

@@ -5,22 +5,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use limpet_agent_core::Input;
-use limpet_protocol::{ContainerId, Workload};
+use limpet_protocol::{ContainerId, ImagePolicies, Workload};
 use smol::Async;
 
 use super::super::tell;
 use super::Shell;
-use crate::image::{Image, ImageName};
+use crate::image::{Image, ImageName, NameError};
 use crate::runtime::{Running, Runtime};
 
 /// What would not be removed is tried again after this long.
 const REMOVE_AGAIN: Duration = Duration::from_secs(5);
 
 impl Shell {
-    pub(super) async fn start(self: Rc<Self>, container: ContainerId, workload: Workload) {
-        let Some(image) = self.image_of(&workload).await else {
-            let reason = format!("image {} is not here any more", workload.spec.image);
-            return tell(&self.inputs, Input::StartFailed { container, reason }).await;
+    pub(super) async fn start(
+        self: Rc<Self>,
+        container: ContainerId,
+        workload: Workload,
+        policies: ImagePolicies,
+    ) {
+        let image = match self.image_of(&workload, policies).await {
+            Ok(image) => image,
+            Err(reason) => {
+                return tell(&self.inputs, Input::StartFailed { container, reason }).await;
+            }
         };
         let started = {
             let _turn = self.starts.acquire().await;
@@ -46,15 +53,24 @@ impl Shell {
         }
     }
 
-    /// The image that was made ready for a workload, or is here from before.
-    async fn image_of(&self, workload: &Workload) -> Option<Image> {
-        let name = &workload.spec.image;
-        let ready = self.ready.borrow().get(name).cloned();
-        if ready.is_some() {
-            return ready;
+    /// The image that was made ready for a workload, or is here from before. Where anything is asked
+    /// of it, it is looked at again: what ran before may not be what is asked for since.
+    async fn image_of(
+        &self,
+        workload: &Workload,
+        policies: ImagePolicies,
+    ) -> Result<Image, String> {
+        let image = &workload.spec.image;
+        let ready = self.ready.borrow().get(image).cloned();
+        if let Some(ready) = ready.filter(|_| policies.each().next().is_none()) {
+            return Ok(ready);
         }
-        let (images, name): (_, ImageName) = (Arc::clone(&self.images), name.parse().ok()?);
-        smol::unblock(move || images.local(&name)).await
+        let name: ImageName = image.parse().map_err(|e: NameError| e.to_string())?;
+        let images = Arc::clone(&self.images);
+        let found = smol::unblock(move || images.ready(&name, &policies)).await;
+        found.map_err(|e| e.to_string())?.ok_or_else(|| {
+            format!("image {image} is not here any more, or not with what its policies ask for")
+        })
     }
 
     /// Follows a container to its end.

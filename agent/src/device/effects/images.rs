@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use limpet_agent_core::Input;
-use limpet_protocol::ContainerId;
+use limpet_protocol::{ContainerId, ImagePolicies};
 
 use super::super::tell;
 use super::Shell;
@@ -16,8 +16,13 @@ use crate::image::{Image, ImageName, Progress};
 const PROGRESS_STEPS: u64 = 10;
 
 impl Shell {
-    pub(super) async fn prepare(self: Rc<Self>, container: ContainerId, image: String) {
-        let input = match self.have(&container, &image).await {
+    pub(super) async fn prepare(
+        self: Rc<Self>,
+        container: ContainerId,
+        image: String,
+        policies: ImagePolicies,
+    ) {
+        let input = match self.have(&container, &image, policies).await {
             Ok(found) => {
                 self.ready.borrow_mut().insert(image, found);
                 Input::ImageReady { container }
@@ -48,11 +53,17 @@ impl Shell {
         self.ready.borrow_mut().retain(|image, _| kept.contains(image));
     }
 
-    async fn have(&self, container: &ContainerId, image: &str) -> Result<Image, String> {
+    async fn have(
+        &self,
+        container: &ContainerId,
+        image: &str,
+        policies: ImagePolicies,
+    ) -> Result<Image, String> {
         let name: ImageName = image.parse().map_err(|e: crate::image::NameError| e.to_string())?;
         let _in_use = self.images_in_use.read().await;
-        let (images, wanted) = (Arc::clone(&self.images), name.clone());
-        if let Some(found) = smol::unblock(move || images.local(&wanted)).await {
+        let (images, wanted, asked) = (Arc::clone(&self.images), name.clone(), policies.clone());
+        let found = smol::unblock(move || images.ready(&wanted, &asked)).await;
+        if let Some(found) = found.map_err(|e| e.to_string())? {
             return Ok(found);
         }
         tell(&self.inputs, Input::Pulling { container: container.clone() }).await;
@@ -68,6 +79,7 @@ impl Shell {
                 let _ = inputs.try_send(Input::PullProgressed { container, received, total });
             }
         };
-        smol::unblock(move || images.pull(&name, &tell)).await.map_err(|e| e.to_string())
+        let pulled = smol::unblock(move || images.pull(&name, &policies, &tell)).await;
+        pulled.map_err(|e| e.to_string())
     }
 }

@@ -12,6 +12,7 @@ use super::{IMAGES_MAX, Offered};
 use crate::image::archive::{Content, Files};
 use crate::image::layer::{Compression, oci_digest};
 use crate::image::manifest::{ConfigFile, Manifest};
+use crate::image::proof::Proof;
 use crate::image::{ImageError, ImageName, LAYERS_MAX};
 
 const LIST: &str = "manifest.json";
@@ -69,7 +70,9 @@ fn image(files: &Files, entry: &Entry) -> Result<Offered, ImageError> {
     let digest = format!("sha256:{}", Digest::of(&bytes));
     let answers_to = vec![digest.clone()];
     let names = names(files, entry)?;
-    Ok(Offered { names, answers_to, digest, bytes, manifest, config, files: places })
+    // Nobody can have signed a manifest that is made here.
+    let proof = Proof::default();
+    Ok(Offered { names, answers_to, digest, bytes, manifest, config, files: places, proof })
 }
 
 fn names(files: &Files, entry: &Entry) -> Result<Vec<ImageName>, ImageError> {

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use limpet_protocol::Digest;
+use limpet_protocol::image::is_digest;
 use serde::Deserialize;
 
 use super::{IMAGES_MAX, Offered};
 use crate::image::archive::Files;
 use crate::image::manifest::{Descriptor, Manifest, Platform};
-use crate::image::name::is_digest;
-use crate::image::{ImageError, ImageName};
+use crate::image::proof::Proof;
+use crate::image::{ImageError, ImageName, signature};
 
 /// Annotations that hold a name, the one that always holds a full one first (containerd's, and OCI
 /// image-spec, annotations.md).
@@ -37,17 +38,22 @@ pub(super) fn offered(files: &Files, here: &Platform) -> Result<Vec<Offered>, Im
     let index: Index =
         serde_json::from_slice(&text).map_err(|e| fault(format!("is no index of images: {e}")))?;
     let mut by_name: BTreeMap<Option<ImageName>, Vec<Descriptor>> = BTreeMap::new();
+    let mut signatures = Vec::new();
     for entry in index.manifests {
         if !is_digest(&entry.descriptor.digest) {
             return Err(fault(format!("{:?} is no SHA-256 digest", entry.descriptor.digest)));
         }
         let annotations = entry.annotations.unwrap_or_default();
-        if !annotations.contains_key(NOT_AN_IMAGE) {
+        if signs(&annotations) {
+            signatures.push(entry.descriptor.digest);
+        } else if !annotations.contains_key(NOT_AN_IMAGE) {
             by_name.entry(name(&annotations)).or_default().push(entry.descriptor);
         }
     }
-    if by_name.len() > IMAGES_MAX {
-        return Err(fault(format!("names {} images, {IMAGES_MAX} are taken", by_name.len())));
+    for (count, what) in [(by_name.len(), "images"), (signatures.len(), "images' signatures")] {
+        if count > IMAGES_MAX {
+            return Err(fault(format!("names {count} {what}, {IMAGES_MAX} are taken")));
+        }
     }
     let images = by_name.into_iter().map(|(name, descriptors)| {
         let top = match descriptors.as_slice() {
@@ -56,7 +62,34 @@ pub(super) fn offered(files: &Files, here: &Platform) -> Result<Vec<Offered>, Im
         };
         image(files, here, name, &top)
     });
-    images.collect()
+    let mut images = images.collect::<Result<Vec<_>, _>>()?;
+    signatures.iter().try_for_each(|digest| attach(files, digest, &mut images))?;
+    Ok(images)
+}
+
+/// Whether an entry is a manifest of cosign's signatures: `cosign save` says so, and whoever copied
+/// it here by its tag has kept that.
+fn signs(annotations: &BTreeMap<String, String>) -> bool {
+    let tags = NAMES.iter().filter_map(|key| annotations.get(*key));
+    let tag = |text: &String| text.contains("sha256-") && text.ends_with(".sig");
+    annotations.get("kind").is_some_and(|kind| kind == "dev.cosignproject.cosign/sigs")
+        || tags.into_iter().any(tag)
+}
+
+/// Gives signatures to the images that they are for.
+fn attach(files: &Files, digest: &str, images: &mut [Offered]) -> Result<(), ImageError> {
+    let bytes = blob(files, digest)?;
+    let listed = signature::listed(&bytes);
+    let listed = listed.map_err(|reason| files.fault(&path(digest), &reason))?;
+    let payloads = listed.iter().map(|listed| blob(files, &listed.payload));
+    let payloads = payloads.collect::<Result<Vec<_>, _>>()?;
+    let subjects: Vec<String> =
+        payloads.iter().filter_map(|bytes| signature::subject(bytes)).collect();
+    let signed = |image: &&mut Offered| subjects.iter().any(|one| image.answers_to.contains(one));
+    for image in images.iter_mut().filter(signed) {
+        image.proof.add((digest.to_owned(), bytes.clone()), |digest| blob(files, digest))?;
+    }
+    Ok(())
 }
 
 /// The full name that annotations give; a tag alone is none.
@@ -86,8 +119,10 @@ fn image(
     let mut digest = top.digest.clone();
     let mut answers_to = vec![digest.clone()];
     let (mut bytes, mut manifest) = manifest(files, &digest)?;
+    let mut proof = Proof::default();
     if manifest.config.is_none() {
         let chosen = manifest.choose(here);
+        proof.index = Some((digest.clone(), bytes));
         digest = chosen.map_err(|reason| files.fault(&path(&digest), &reason))?.digest.clone();
         (bytes, manifest) = self::manifest(files, &digest)?;
         answers_to.push(digest.clone());
@@ -99,7 +134,7 @@ fn image(
     let layers = manifest.layers.iter();
     let places = layers.map(|layer| (layer.digest.clone(), path(&layer.digest))).collect();
     let names = name.into_iter().collect();
-    Ok(Offered { names, answers_to, digest, bytes, manifest, config, files: places })
+    Ok(Offered { names, answers_to, digest, bytes, manifest, config, files: places, proof })
 }
 
 fn manifest(files: &Files, digest: &str) -> Result<(Vec<u8>, Manifest), ImageError> {

@@ -159,6 +159,16 @@ impl<'a> Reader<'a> {
 
     /// A list of scalars.
     pub(super) fn list(&mut self, key: &'static str, items_max: usize) -> Vec<String> {
+        self.items(key, items_max, |text| Ok(text.to_owned()))
+    }
+
+    /// A list of what is read from text.
+    pub(super) fn items<T>(
+        &mut self,
+        key: &'static str,
+        items_max: usize,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
         let Some(node) = self.node(key) else {
             return Vec::new();
         };
@@ -169,14 +179,14 @@ impl<'a> Reader<'a> {
         if items.len() > items_max {
             self.fault(key, format!("has {} items, at most {items_max}", items.len()));
         }
-        let mut texts = Vec::new();
+        let mut all = Vec::new();
         for (index, item) in items.iter().enumerate() {
-            match scalar(&item.value) {
-                Ok(text) => texts.push(text.to_owned()),
+            match scalar(&item.value).and_then(&read) {
+                Ok(value) => all.push(value),
                 Err(message) => self.fault_at(&format!("{key}[{index}]"), item.line, message),
             }
         }
-        texts
+        all
     }
 
     /// A map of scalars.

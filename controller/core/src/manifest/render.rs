@@ -6,6 +6,7 @@ use limpet_protocol::spec::STOP_GRACE_MS_DEFAULT;
 use limpet_protocol::{Restart, WorkloadSpec};
 
 use super::Texts;
+use super::policy::render_policy;
 use crate::deployment::{Count, Deployment};
 
 /// A longer key must be marked as one (YAML 1.2, section 7.4.3: 1024 characters).
@@ -13,7 +14,7 @@ const KEY_BYTES_MAX: usize = 1000;
 
 /// The manifest, in YAML, that [`super::parse`] reads as this deployment.
 pub fn render(deployment: &Deployment) -> String {
-    let Deployment { name, spec, count, select } = deployment;
+    let Deployment { name, spec, image_policy, count, select } = deployment;
     let mut out = String::new();
     let mut line = |text: String| {
         out.push_str(&text);
@@ -40,6 +41,10 @@ pub fn render(deployment: &Deployment) -> String {
         if !texts.is_empty() {
             line(format!("{key}:{}", fields(texts)));
         }
+    }
+    if let Some(policy) = image_policy {
+        line("image_policy:".to_owned());
+        out += &render_policy(policy, "  ");
     }
     out + &limits(spec)
 }
@@ -84,7 +89,7 @@ fn fields(texts: &Texts) -> String {
 }
 
 /// Words stay as they are; everything else is quoted as JSON, which YAML understands.
-fn quote(text: &str) -> String {
+pub(super) fn quote(text: &str) -> String {
     let word = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
     let number = text.starts_with(|c: char| c.is_ascii_digit() || c == '.' || c == '-');
     let special = ["true", "false", "null"].contains(&text) || text.parse::<f64>().is_ok();

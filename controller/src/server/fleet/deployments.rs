@@ -81,7 +81,8 @@ impl Fleet {
         bytes: &[u8],
         format: Format,
     ) -> DeployResult {
-        match manifest::parse(name, bytes, format) {
+        let read = manifest::parse(name, bytes, format);
+        match read.and_then(|deployment| self.permitted(deployment)) {
             Ok(deployment) => self.deploy(deployment),
             Err(faults) => {
                 let name = name.map(ToString::to_string).unwrap_or_default();
@@ -237,6 +238,6 @@ fn refused(name: &str, why: &str) -> DeployResult {
     }
 }
 
-fn fault_view(fault: Fault) -> FaultView {
+pub(super) fn fault_view(fault: Fault) -> FaultView {
     FaultView { path: fault.path, line: fault.line, message: fault.message }
 }

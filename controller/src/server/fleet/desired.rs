@@ -12,7 +12,11 @@ impl Fleet {
     pub(super) fn desired(&self, id: &DeviceId, held: Held) -> DesiredState {
         let workloads = plan::workloads(&self.deployments, id);
         let reconnect_spread_ms = reconnect_spread_ms(self.devices.len());
-        DesiredState { held, at_ms: self.now_ms, reconnect_spread_ms, workloads }
+        let at_ms = self.now_ms;
+        let mut desired =
+            DesiredState { held, at_ms, reconnect_spread_ms, policy: None, workloads };
+        plan::govern(&mut desired, self.policy.as_ref());
+        desired
     }
 
     /// Gives a device its next desired state: stored, then published. One on hold is given none.

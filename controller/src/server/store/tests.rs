@@ -28,6 +28,20 @@ fn a_store_of_the_first_version_is_taken_over() {
 }
 
 #[test]
+fn a_store_of_the_second_version_gets_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = Connection::open(folder.path().join(STORE)).unwrap();
+    old.execute_batch(&[TABLES, TABLES_2, "PRAGMA user_version = 2;"].concat()).unwrap();
+    drop(old);
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.record::<u8>(Table::Settings, "policy").unwrap(), None);
+    store.begin().unwrap();
+    store.put(Table::Settings, "policy", &7).unwrap();
+    store.commit().unwrap();
+    assert_eq!(store.record(Table::Settings, "policy").unwrap(), Some(7));
+}
+
+#[test]
 fn a_store_of_a_later_version_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let later = Connection::open(folder.path().join(STORE)).unwrap();

@@ -35,6 +35,16 @@ impl ImageName {
         &self.repository
     }
 
+    /// The tag it is named by.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The digest it is named by.
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
+    }
+
     /// What to ask the registry for: the digest where there is one, otherwise the tag.
     pub fn reference(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
@@ -92,7 +102,7 @@ impl fmt::Display for ImageName {
 }
 
 /// Whether a text is a SHA-256 digest as OCI writes it (image-spec, descriptor.md).
-pub(super) fn is_digest(text: &str) -> bool {
+pub fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| {
         hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
@@ -105,7 +115,7 @@ fn is_tag(tag: &str) -> bool {
         && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-')
 }
 
-fn is_host(host: &str) -> bool {
+pub(crate) fn is_host(host: &str) -> bool {
     let (name, port) = host.rsplit_once(':').unwrap_or((host, "0"));
     let bracketed = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
     let name_fits = match bracketed {
@@ -122,7 +132,7 @@ fn is_host_label(label: &str) -> bool {
 }
 
 /// Letters and digits, joined by one '.', one or two '_', or any number of '-'.
-fn is_component(part: &str) -> bool {
+pub(crate) fn is_component(part: &str) -> bool {
     let alnum = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let edges = [part.bytes().next(), part.bytes().last()];
     edges.into_iter().all(|edge| edge.is_some_and(alnum))
