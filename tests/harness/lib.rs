@@ -11,6 +11,7 @@ pub mod island;
 pub mod process;
 pub mod proxy;
 pub mod registry;
+pub mod signer;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ pub use process::{Process, output, run};
 pub use proxy::Proxy;
 pub use registry::Registry;
 pub use serde_json::{Value, json};
+pub use signer::Signer;
 
 /// A folder for one test, and names that nothing else on this machine uses.
 pub struct Lab {

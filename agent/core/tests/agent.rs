@@ -4,8 +4,8 @@
 
 use limpet_agent_core::{Agent, Checkpoint, Effect, Input, LocalAction, Message, Start};
 use limpet_protocol::{
-    Ack, BootId, ContainerId, DesiredState, Event, EventKind, Facts, Held, Nonce, OutboxId, Phase,
-    Workload, WorkloadId, WorkloadSpec, cbor,
+    Ack, BootId, ContainerId, DesiredState, DigestRule, Event, EventKind, Facts, Held,
+    ImagePolicies, ImagePolicy, Nonce, OutboxId, Phase, Workload, WorkloadId, WorkloadSpec, cbor,
 };
 
 const OUTBOX: OutboxId = OutboxId([7; 8]);
@@ -49,12 +49,14 @@ struct Device {
     now_ms: u64,
     asked: Vec<(String, ContainerId)>,
     running: Vec<ContainerId>,
+    /// What each image that was asked for, or started, had to be.
+    policies: Vec<ImagePolicies>,
 }
 
 impl Device {
     fn new() -> Self {
         let agent = agent(Checkpoint::first(OUTBOX));
-        Self { agent, now_ms: 0, asked: vec![], running: vec![] }
+        Self { agent, now_ms: 0, asked: vec![], running: vec![], policies: vec![] }
     }
 
     fn tell(&mut self, input: Input) {
@@ -72,11 +74,13 @@ impl Device {
             Effect::StoreCheckpoint { version, .. } => {
                 Some(Input::CheckpointStored { version, done: true })
             }
-            Effect::Prepare { container, image, .. } => {
+            Effect::Prepare { container, image, policies } => {
+                self.policies.push(*policies);
                 self.asked.push((image, container));
                 None
             }
-            Effect::Start { container, .. } => {
+            Effect::Start { container, policies, .. } => {
+                self.policies.push(*policies);
                 self.running.push(container.clone());
                 Some(Input::Started { container, pid: 1 })
             }
@@ -148,6 +152,36 @@ fn an_image_that_cannot_be_had_keeps_nobody_waiting_and_nor_does_one_of_another_
     assert_eq!(device.runs(), before[..1], "x is on its way");
     device.image("x", Some("nobody has it"));
     assert!(device.runs().len() == 1 && device.runs() != before[..1], "{:?}", device.runs());
+}
+
+#[test]
+fn a_policy_touches_nothing_that_runs_and_is_asked_of_whatever_is_started() {
+    let mut device = Device::new();
+    device.want(desired(1, &[("a", "a1")]));
+    device.image("a1", None);
+    let first = device.runs();
+    let policy = ImagePolicy { digest: DigestRule::Required, ..ImagePolicy::default() };
+    device.want(DesiredState { policy: Some(policy.clone()), ..desired(2, &[("a", "a1")]) });
+    assert_eq!((device.runs(), device.asked.len()), (first.clone(), 0));
+    // It ends: another container waits for the image to be looked at again.
+    let container = device.running.remove(0);
+    device.tell(Input::Exited { container, exit: limpet_protocol::Exit::Code(1) });
+    let policies = |fleet, deployment| ImagePolicies { fleet, deployment };
+    device.now_ms += 60_000;
+    device.tell(Input::Tick);
+    assert_eq!(device.asked.len(), 1);
+    assert_eq!(device.policies.last(), Some(&policies(Some(policy.clone()), None)));
+    device.image("a1", Some("the fleet's policy (digest)"));
+    assert_eq!((device.runs().len(), device.phase("a")), (0, Phase::Backoff));
+    // The deployment's own comes beside it, and asks anew at once.
+    let mut both = desired(3, &[("a", "a1")]);
+    both.policy = Some(policy.clone());
+    both.workloads[0].policy = Some(policy.clone());
+    device.want(both);
+    device.image("a1", None);
+    let all = policies(Some(policy.clone()), Some(policy));
+    assert_eq!(device.policies[3..], [all.clone(), all]);
+    assert!(device.runs().len() == 1 && device.runs() != first);
 }
 
 #[test]

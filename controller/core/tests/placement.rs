@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use limpet_controller_core::placement::{Candidate, Slot, place};
-use limpet_controller_core::{Count, Deployment, Presence};
-use limpet_protocol::{Feature, WorkloadSpec};
+use limpet_controller_core::{Count, Deployment, Deployments, Presence, plan};
+use limpet_protocol::{DesiredState, DigestRule, Feature, Held, ImagePolicy, WorkloadSpec};
 use proptest::prelude::*;
 
 fn device(number: u8, online: bool) -> Candidate {
@@ -44,6 +44,42 @@ fn replicas_spread_over_devices_that_are_online() {
     let fleet = [device(0, false), device(1, true), device(2, true)];
     let placed = place(&deployment(Count::Replicas(3)), &fleet, &BTreeSet::new());
     assert_eq!(shown(&placed.slots), ["dev-1/web.0", "dev-1/web.2", "dev-2/web.1"]);
+}
+
+#[test]
+fn a_policy_goes_where_it_is_enforced_and_is_told_without_another_revision() {
+    let mut able = device(1, true);
+    able.features.push(Feature::known(Feature::IMAGE_POLICY));
+    let (id, fleet) = (able.id.clone(), [device(0, true), able]);
+    let policy = ImagePolicy { digest: DigestRule::Required, ..ImagePolicy::default() };
+    let bare = deployment(Count::Replicas(1));
+    let strict = Deployment { image_policy: Some(policy.clone()), ..bare.clone() };
+    let placed = place(&strict, &fleet, &BTreeSet::new());
+    assert_eq!(shown(&placed.slots), ["dev-1/web.0"]);
+    assert_eq!(placed.refusals[0].1, "its agent or kernel cannot do image.policy");
+
+    let mut deployments = Deployments::new();
+    plan::deploy(&mut deployments, bare, 1, &fleet[1..]).unwrap();
+    let before = plan::workloads(&deployments, &id);
+    let touched = plan::deploy(&mut deployments, strict, 2, &fleet[1..]).unwrap();
+    assert!(touched.contains(&id));
+    let workloads = plan::workloads(&deployments, &id);
+    assert_eq!((workloads[0].revision, &before[0].policy), (before[0].revision, &None));
+    assert_eq!(workloads[0].policy, Some(policy.clone()));
+    assert_eq!(workloads[0].requires, [Feature::known(Feature::IMAGE_POLICY)]);
+
+    // The fleet's is asked of all that a device runs, once.
+    let held = Held { epoch: 1, generation: 1 };
+    let workloads = [before, workloads].concat();
+    let mut desired =
+        DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, policy: None, workloads };
+    let plain = desired.clone();
+    plan::govern(&mut desired, None);
+    assert_eq!(desired, plain);
+    plan::govern(&mut desired, Some(&policy));
+    assert_eq!(desired.policy, Some(policy));
+    let all = desired.workloads.iter().map(|workload| workload.requires.len());
+    assert_eq!(all.collect::<Vec<_>>(), [1, 1]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::apply::read;
 use super::client::Client;
-use super::print;
+use super::{Usage, print};
 use crate::view::{FaultView, PolicyResult};
 
 /// Show or set what images must be, in the whole fleet
@@ -58,23 +58,21 @@ enum Verb {
 ///     -----END PUBLIC KEY-----
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
-#[group(id = "what", required = true, multiple = true,
-    args = ["file", "none", "require_digest", "registry", "key"])]
 struct Set {
     /// The policy in YAML, JSON or CBOR; `-` is standard input
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["none", "flags"])]
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["none", "require_digest", "registry", "key"])]
     file: Option<String>,
     /// Permit everything
-    #[arg(long, conflicts_with = "flags")]
+    #[arg(long, conflicts_with_all = ["require_digest", "registry", "key"])]
     none: bool,
     /// Images must be named by digest: NAME@sha256:...
-    #[arg(long, group = "flags")]
+    #[arg(long)]
     require_digest: bool,
     /// A registry that images may come from, or a part of one; can be repeated
-    #[arg(long, value_name = "HOST[/PATH]", group = "flags")]
+    #[arg(long, value_name = "HOST[/PATH]")]
     registry: Vec<String>,
     /// A file with a public key (PEM): images must be signed by one of these; can be repeated
-    #[arg(long, value_name = "FILE", group = "flags")]
+    #[arg(long, value_name = "FILE")]
     key: Vec<String>,
     /// Also where deployments break it: they go on where they run, and are not started again
     #[arg(long)]
@@ -123,6 +121,12 @@ impl Set {
 
     /// What the flags say.
     fn policy(&self) -> anyhow::Result<Value> {
+        if !self.require_digest && self.registry.is_empty() && self.key.is_empty() {
+            return Err(Usage(
+                "say the policy: --file, --require-digest, --registry, --key, or --none",
+            )
+            .into());
+        }
         let mut fields = Map::new();
         if self.require_digest {
             fields.insert("digest".to_owned(), json!("required"));
