@@ -167,6 +167,24 @@ fn golden_bytes() {
 }
 
 #[test]
+fn golden_bytes_of_policies() {
+    let key = "-----BEGIN PUBLIC KEY-----\n\
+               MCowBQYDK2VwAyEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n\
+               -----END PUBLIC KEY-----";
+    let policy = ImagePolicy {
+        digest: DigestRule::Required,
+        registries: vec!["ghcr.io/acme".parse().unwrap()],
+        keys: vec![ImageKey::from_pem(key).unwrap()],
+    };
+    let mut state = desired();
+    state.policy = Some(ImagePolicy { digest: DigestRule::Required, ..ImagePolicy::default() });
+    state.workloads[0].policy = Some(policy);
+    let bytes = cbor::encode(&state);
+    assert_eq!(cbor::decode::<DesiredState>(&bytes, bytes.len()).unwrap(), state);
+    expect!["a56168a26165016167026174036172006170a161646172617781a66169657765622e3061646377656261765820b5999fc0cc7aea27ab19803f7d611860aae9eaa19913a27a6646dcca281a58086171816c6c696d69742e6d656d6f72796170a3616461726172816c676863722e696f2f61636d65616b81582c302a300506032b657003210000000000000000000000000000000000000000000000000000000000000000006173a661696b6e6f64653a616c70696e65616181622d766165a1614b6156616ca1616d1a04000000617261666173a16167192710"].assert_eq(&hex(&bytes));
+}
+
+#[test]
 fn a_hello_of_an_agent_that_names_no_keep_alive_is_read() {
     let older = "aa61625001010101010101010101010101010101616305616e500202020202020202020202020202\
         0202617665302e312e306171816a6c696d69742e70696473616ca16473697465666265726c696e61\
