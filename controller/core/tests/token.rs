@@ -1,0 +1,101 @@
+//! What tokens may be, and when they end.
+#![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
+
+use std::collections::BTreeMap;
+
+use limpet_controller_core::token::{
+    API_TTL_MS, Ended, Grant, JOIN_TTL_MS, JOIN_TTL_MS_MAX, Role, Scope, TokenRecord, Ttl, Wish,
+};
+use limpet_protocol::{Digest, Labels};
+
+const NOW_MS: u64 = 1_000_000;
+
+fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+fn wish(role: &str) -> Wish {
+    Wish { name: "it".to_owned(), role: role.to_owned(), ..Wish::default() }
+}
+
+fn record(wish: Wish) -> TokenRecord {
+    wish.record(NOW_MS, Digest([1; 32])).unwrap()
+}
+
+fn why(wish: Wish) -> String {
+    wish.record(NOW_MS, Digest([1; 32])).unwrap_err().to_string()
+}
+
+#[test]
+fn what_is_not_said_is_safe() {
+    let join = record(wish("join"));
+    assert_eq!(join.expires_ms, Some(NOW_MS + JOIN_TTL_MS));
+    let once = Grant::Join { uses_left: 1, labels: Labels::new(), require_approval: false };
+    assert_eq!(join.grant, once);
+    let viewer = record(wish("viewer"));
+    assert_eq!(viewer.expires_ms, Some(NOW_MS + API_TTL_MS));
+    assert_eq!(viewer.grant, Grant::Api { role: Role::Viewer, scope: Scope::default() });
+    assert_eq!(record(Wish { ttl: Some(Ttl::Never), ..wish("admin") }).expires_ms, None);
+}
+
+#[test]
+fn what_must_not_be_is_refused_with_the_reason() {
+    let ttl = |role, ttl| Wish { ttl: Some(ttl), ..wish(role) };
+    let select = |role| Wish { select: map(&[("site", "berlin")]), ..wish(role) };
+    let long = "x".repeat(64);
+    let refused = [
+        (ttl("join", Ttl::Never), "a join token must end: within 30 days"),
+        (ttl("join", Ttl::Ms(JOIN_TTL_MS_MAX + 1)), "a join token must end: within 30 days"),
+        (ttl("viewer", Ttl::Ms(0)), "a token must live for a while"),
+        (Wish { uses: Some(0), ..wish("join") }, "a join token is for 1 to 100000 devices"),
+        (Wish { uses: Some(2), ..wish("viewer") }, "uses goes with role join only"),
+        (Wish { require_approval: true, ..wish("admin") }, "require_approval goes with role join"),
+        (select("admin"), "an admin token cannot be restricted"),
+        (select("join"), "select goes with a role of the API only"),
+        (wish("root"), "there is no role \"root\": it is viewer, operator, admin or join"),
+        (wish("publisher"), "publishers get a certificate"),
+        (Wish { name: String::new(), ..wish("viewer") }, "a token's name has 1 to 64"),
+        (Wish { name: "a\nb".to_owned(), ..wish("viewer") }, "a token's name has 1 to 64"),
+        (Wish { labels: map(&[("site", &long)]), ..wish("join") }, "label \"site=xxx"),
+        (Wish { select: map(&[("", "x")]), ..wish("viewer") }, "label \"=x\""),
+    ];
+    for (wish, expected) in refused {
+        let why = why(wish);
+        assert!(why.starts_with(expected), "{why}");
+    }
+}
+
+#[test]
+fn a_token_ends_by_time_by_use_and_by_revocation() {
+    let mut join = record(Wish { uses: Some(2), ..wish("join") });
+    let end_ms = NOW_MS + JOIN_TTL_MS;
+    assert_eq!([join.ended(NOW_MS), join.ended(end_ms - 1)], [None, None]);
+    assert_eq!(join.ended(end_ms), Some(Ended::Expired(end_ms)));
+    join.used();
+    assert_eq!(join.ended(NOW_MS), None);
+    join.used();
+    assert_eq!(join.ended(end_ms), Some(Ended::UsedUp));
+    join.used();
+    join.revoked_ms = Some(NOW_MS + 1);
+    assert_eq!(join.ended(NOW_MS + 2), Some(Ended::Revoked(NOW_MS + 1)));
+}
+
+#[test]
+fn a_scope_is_all_its_labels() {
+    let scope = Scope(map(&[("rack", "2"), ("site", "berlin")]));
+    assert_eq!(scope.to_string(), "rack=2,site=berlin");
+    let device = |pairs: &[(&str, &str)]| -> Labels {
+        pairs.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect()
+    };
+    assert!(scope.has_device(&device(&[("a", "b"), ("rack", "2"), ("site", "berlin")])));
+    assert!(!scope.has_device(&device(&[("rack", "3"), ("site", "berlin")])));
+    assert!(!scope.has_device(&device(&[("site", "berlin")])));
+    assert!(scope.has_select(&map(&[("rack", "2"), ("site", "berlin"), ("x", "y")])));
+    assert!(!scope.has_select(&map(&[("site", "berlin")])));
+    assert!(Scope::default().has_device(&Labels::new()) && Scope::default().is_all());
+}
+
+#[test]
+fn roles_grow() {
+    assert!(Role::Viewer < Role::Operator && Role::Operator < Role::Admin);
+}
