@@ -18,6 +18,7 @@ mod fleet;
 mod logs;
 mod store;
 
+use api::Access;
 use fleet::Fleet;
 use store::Store;
 pub(crate) use store::{Existing, restore};
@@ -91,7 +92,7 @@ async fn serve(
         tokio::select! { _ = term.recv() => (), _ = interrupt.recv() => () }
     };
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let server = axum::serve(listener, api::router(fleet.clone()))
+    let server = axum::serve(listener, api::service(fleet.clone(), Access::Open))
         .with_graceful_shutdown(async move { drop(ended.await) });
     let server = tokio::spawn(server.into_future());
     asked.await;

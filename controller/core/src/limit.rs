@@ -64,7 +64,7 @@ impl<K: Ord + Clone> Limit<K> {
 pub struct Quiet<K> {
     every_ms: u64,
     keys_max: usize,
-    told: BTreeMap<K, Told>,
+    told: BTreeMap<Option<K>, Told>,
 }
 
 #[derive(Debug)]
@@ -73,19 +73,21 @@ struct Told {
     quiet_until_ms: u64,
 }
 
-impl<K: Ord> Quiet<K> {
-    /// One that has told nothing; `keys_max` keys are told apart.
+impl<K: Ord + Clone> Quiet<K> {
+    /// One that has told nothing; `keys_max` keys are told apart, and those that come when there is
+    /// no room are told of together.
     pub fn new(every_ms: u64, keys_max: usize) -> Self {
         Self { every_ms, keys_max, told: BTreeMap::new() }
     }
 
     /// It has happened again: how many before this one were not told, where this one is to be
-    /// told. Where there is no room for another key it is not: a stranger's keys are many.
-    pub fn again(&mut self, key: K, now_ms: u64) -> Option<u64> {
+    /// told.
+    pub fn again(&mut self, key: &K, now_ms: u64) -> Option<u64> {
+        let mut key = Some(key.clone());
         if self.told.len() >= self.keys_max && !self.told.contains_key(&key) {
-            self.told.retain(|_, told| now_ms < told.quiet_until_ms);
+            self.told.retain(|key, told| key.is_none() || now_ms < told.quiet_until_ms);
             if self.told.len() >= self.keys_max {
-                return None;
+                key = None;
             }
         }
         let quiet_until_ms = now_ms.saturating_add(self.every_ms);
@@ -146,12 +148,14 @@ mod tests {
     #[test]
     fn what_is_repeated_is_told_once_with_its_count() {
         let mut quiet = Quiet::new(1000, 2);
-        assert_eq!(quiet.again("a", 0), Some(0));
-        assert_eq!([quiet.again("a", 1), quiet.again("a", 999)], [None, None]);
-        assert_eq!(quiet.again("b", 999), Some(0));
-        assert_eq!(quiet.again("c", 999), None, "no room");
-        assert_eq!(quiet.again("a", 1000), Some(2));
-        assert_eq!(quiet.again("c", 5000), Some(0));
-        assert_eq!(quiet.again("a", 9000), Some(0));
+        assert_eq!(quiet.again(&"a", 0), Some(0));
+        assert_eq!([quiet.again(&"a", 1), quiet.again(&"a", 999)], [None, None]);
+        assert_eq!(quiet.again(&"b", 999), Some(0));
+        assert_eq!([quiet.again(&"c", 999), quiet.again(&"d", 999)], [Some(0), None], "together");
+        assert_eq!(quiet.again(&"a", 1000), Some(2));
+        assert_eq!(quiet.again(&"b", 1999), Some(0));
+        assert_eq!(quiet.again(&"e", 1999), Some(1), "those that had no room");
+        assert_eq!(quiet.again(&"a", 9000), Some(0));
+        assert_eq!(quiet.told.len(), 3);
     }
 }

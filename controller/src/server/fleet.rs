@@ -18,6 +18,9 @@ use super::clock::{Steady, now_ms};
 use super::logs::Stream;
 use super::store::{EventRow, ReportedRow, Source, Store, StoreError, Table};
 
+mod admit;
+mod audit;
+mod caller;
 mod deployments;
 mod desired;
 mod devices;
@@ -25,11 +28,22 @@ mod handle;
 mod presence;
 mod record;
 mod recover;
+mod tokens;
 mod views;
 
+pub(super) use admit::AuthError;
+#[cfg(test)]
+pub(super) use admit::JoinRefusal;
+pub(super) use audit::Entry;
+use audit::Refusals;
+pub(super) use caller::{Caller, Who};
 use handle::{Answer, Work};
 pub(super) use handle::{CallError, Handle};
 use record::{Adoption, Device, DeviceRecord, Link};
+#[cfg(test)]
+pub(super) use tokens::Contact;
+pub(super) use tokens::TokenError;
+use tokens::Tokens;
 
 /// Pieces of work that share one transaction at most.
 const BATCH: usize = 1000;
@@ -64,6 +78,8 @@ pub(super) struct Fleet {
     lost_after_ms: u64,
     devices: BTreeMap<DeviceId, Device>,
     deployments: Deployments,
+    tokens: Tokens,
+    refusals: Refusals,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     last_command: u64,
     /// By kind and device.
@@ -93,6 +109,7 @@ impl Fleet {
     ) -> anyhow::Result<(Handle, JoinHandle<()>)> {
         let clock = Steady::new();
         let steady_ms = clock.now_ms();
+        let tokens = Tokens::new(store.token_key()?);
         let mut fleet = Self {
             store,
             key,
@@ -105,6 +122,8 @@ impl Fleet {
             lost_after_ms: u64::try_from(lost_after.as_millis()).unwrap_or(u64::MAX),
             devices: BTreeMap::new(),
             deployments: BTreeMap::new(),
+            tokens,
+            refusals: Refusals::new(),
             streams: BTreeMap::new(),
             last_command: 0,
             refused: BTreeMap::new(),
@@ -145,6 +164,7 @@ impl Fleet {
             devices.insert(id, device);
         }
         self.devices = devices;
+        self.tokens.load(self.store.records(Table::Tokens)?);
         self.deployments = self
             .store
             .records::<Deployed>(Table::Deployments)?
@@ -245,7 +265,9 @@ impl Fleet {
     }
 
     /// What a backup is made of.
-    pub(super) fn backup(&self) -> Source {
+    pub(super) fn backup(&mut self, by: &Caller) -> Source {
+        let (action, outcome) = ("backup.take", "ok".to_owned());
+        self.audit(by, Entry { action, object: "store".to_owned(), outcome, ..Entry::default() });
         self.store.source()
     }
 

@@ -12,16 +12,19 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+mod audit;
 mod backup;
 mod events;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
+pub(super) use audit::AuditRow;
 pub(crate) use backup::{Existing, Source, restore};
 pub(super) use events::{EventFilter, EventRow};
 
 /// The version of the tables; a store with a higher one was written by a newer controller.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// The files of the data folder.
 const STORE: &str = "limpet.db";
@@ -51,6 +54,9 @@ const TABLES_2: &str = "
     CREATE TABLE forgotten (device TEXT PRIMARY KEY, held BLOB NOT NULL) WITHOUT ROWID;
 ";
 
+/// What comes to those of version 2.
+const TABLES_3: [&str; 2] = [audit::TABLES, tokens::TABLES];
+
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -75,6 +81,13 @@ pub(crate) enum StoreError {
     Record(#[from] cbor::CborError),
     #[error("the controller's key {path}: {source}")]
     Key { path: PathBuf, source: KeyError },
+    #[error(
+        "{0} must be 32 bytes: take it from a backup; or remove it, and every token with it: then \
+         `limpet up --new-login` makes one"
+    )]
+    TokenKey(PathBuf),
+    #[error("the system gave no random bytes for a key")]
+    NoRandomness,
 }
 
 /// The tables, and the folder they are in.
@@ -250,6 +263,7 @@ impl Store {
 pub(super) enum Table {
     Devices,
     Deployments,
+    Tokens,
 }
 
 impl Table {
@@ -257,6 +271,7 @@ impl Table {
         match self {
             Self::Devices => ("devices", "id"),
             Self::Deployments => ("deployments", "name"),
+            Self::Tokens => ("tokens", "id"),
         }
     }
 }
@@ -305,9 +320,11 @@ fn connect(path: &Path) -> Result<Connection> {
         .map_err(open)?;
     let version: i64 =
         connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(open)?;
+    let tables_3 = TABLES_3.concat();
     match version {
-        0 => begin(&connection, &[TABLES, TABLES_2])?,
-        1 => begin(&connection, &[TABLES_2])?,
+        0 => begin(&connection, &[TABLES, TABLES_2, &tables_3])?,
+        1 => begin(&connection, &[TABLES_2, &tables_3])?,
+        2 => begin(&connection, &[&tables_3])?,
         VERSION => {}
         version => {
             return Err(StoreError::Newer { path: path.into(), version });
