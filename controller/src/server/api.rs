@@ -95,13 +95,13 @@ fn router(fleet: Handle, access: Access) -> (Router, utoipa::openapi::OpenApi) {
         .split_for_parts();
     let served = document.clone();
     let router = router
+        .route("/healthz", get(async || "ok\n"))
         .route("/api/v1/openapi.json", get(async move || Json(served)))
         .fallback(async || {
             Failure(StatusCode::NOT_FOUND, "there is nothing here; see /api/v1/openapi.json".into())
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state((access, fleet.clone()), auth::guard))
-        .route("/healthz", get(async || "ok\n"))
         .with_state(fleet);
     (router, document)
 }

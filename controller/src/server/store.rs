@@ -294,7 +294,8 @@ fn lock(folder: &Path) -> Result<File> {
     }
 }
 
-fn write_key(path: &Path, seed: &[u8]) -> Result<()> {
+/// Writes a file that only its owner can read, from its first byte on.
+pub(super) fn write_key(path: &Path, seed: &[u8]) -> Result<()> {
     let fresh = path.with_extension("new");
     let written = || {
         let mut file =

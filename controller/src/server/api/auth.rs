@@ -34,31 +34,46 @@ impl Connected<IncomingStream<'_, TcpListener>> for Peer {
     }
 }
 
+/// What a request must show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Nothing.
+    Nothing,
+    /// A token with this role, or a higher one.
+    Token(Role),
+}
+
+const NOTHING: Needs = Needs::Nothing;
+const VIEWER: Needs = Needs::Token(Role::Viewer);
+const OPERATOR: Needs = Needs::Token(Role::Operator);
+const ADMIN: Needs = Needs::Token(Role::Admin);
+
 /// What each route needs at least. One that is missing here needs an admin.
 #[rustfmt::skip]
-pub(super) const ROLES: &[(Method, &str, Role)] = &[
-    (Method::GET,    "/api/v1/openapi.json", Role::Viewer),
-    (Method::GET,    "/api/v1/version", Role::Viewer),
-    (Method::GET,    "/api/v1/whoami", Role::Viewer),
-    (Method::GET,    "/api/v1/devices", Role::Viewer),
-    (Method::GET,    "/api/v1/devices/{id}", Role::Viewer),
-    (Method::DELETE, "/api/v1/devices/{id}", Role::Operator),
-    (Method::GET,    "/api/v1/deployments", Role::Viewer),
-    (Method::POST,   "/api/v1/deployments", Role::Operator),
-    (Method::GET,    "/api/v1/deployments/{name}", Role::Viewer),
-    (Method::DELETE, "/api/v1/deployments/{name}", Role::Operator),
-    (Method::GET,    "/api/v1/deployments/{name}/manifest", Role::Viewer),
-    (Method::POST,   "/api/v1/deployments/{name}/scale", Role::Operator),
-    (Method::GET,    "/api/v1/workloads", Role::Viewer),
-    (Method::GET,    "/api/v1/workloads/{device}/{workload}/logs", Role::Viewer),
-    (Method::GET,    "/api/v1/events", Role::Viewer),
-    (Method::GET,    "/api/v1/recover", Role::Admin),
-    (Method::POST,   "/api/v1/recover", Role::Admin),
-    (Method::GET,    "/api/v1/backup", Role::Admin),
-    (Method::GET,    "/api/v1/tokens", Role::Admin),
-    (Method::POST,   "/api/v1/tokens", Role::Admin),
-    (Method::DELETE, "/api/v1/tokens/{id}", Role::Admin),
-    (Method::GET,    "/api/v1/audit", Role::Admin),
+pub(super) const ROUTES: &[(Method, &str, Needs)] = &[
+    (Method::GET,    "/healthz", NOTHING),
+    (Method::GET,    "/api/v1/openapi.json", VIEWER),
+    (Method::GET,    "/api/v1/version", VIEWER),
+    (Method::GET,    "/api/v1/whoami", VIEWER),
+    (Method::GET,    "/api/v1/devices", VIEWER),
+    (Method::GET,    "/api/v1/devices/{id}", VIEWER),
+    (Method::DELETE, "/api/v1/devices/{id}", OPERATOR),
+    (Method::GET,    "/api/v1/deployments", VIEWER),
+    (Method::POST,   "/api/v1/deployments", OPERATOR),
+    (Method::GET,    "/api/v1/deployments/{name}", VIEWER),
+    (Method::DELETE, "/api/v1/deployments/{name}", OPERATOR),
+    (Method::GET,    "/api/v1/deployments/{name}/manifest", VIEWER),
+    (Method::POST,   "/api/v1/deployments/{name}/scale", OPERATOR),
+    (Method::GET,    "/api/v1/workloads", VIEWER),
+    (Method::GET,    "/api/v1/workloads/{device}/{workload}/logs", VIEWER),
+    (Method::GET,    "/api/v1/events", VIEWER),
+    (Method::GET,    "/api/v1/recover", ADMIN),
+    (Method::POST,   "/api/v1/recover", ADMIN),
+    (Method::GET,    "/api/v1/backup", ADMIN),
+    (Method::GET,    "/api/v1/tokens", ADMIN),
+    (Method::POST,   "/api/v1/tokens", ADMIN),
+    (Method::DELETE, "/api/v1/tokens/{id}", ADMIN),
+    (Method::GET,    "/api/v1/audit", ADMIN),
 ];
 
 /// Why a request is not let in.
@@ -82,13 +97,16 @@ pub(super) async fn guard(
         _ if is_of_foreign_page(headers) => Err(Refusal::Foreign),
         Access::Open if is_for_here(headers) => Ok(Caller { who: Who::Local, from: Some(from) }),
         Access::Open => Err(Refusal::NotHere),
-        Access::Tokens => {
-            let (token, needs) = (bearer(headers), role_of(&request));
-            let what = format!("{} {:.200}", request.method(), request.uri().path());
-            let admitted =
-                fleet.call(move |fleet| with_token(fleet, token, from, needs, &what)).await;
-            admitted.unwrap_or_else(|error| Err(Refusal::Failure(error.into())))
-        }
+        Access::Tokens => match needs(&request) {
+            Needs::Nothing => Ok(Caller { who: Who::Stranger, from: Some(from) }),
+            Needs::Token(role) => {
+                let token = bearer(headers);
+                let what = format!("{} {:.200}", request.method(), request.uri().path());
+                let admitted =
+                    fleet.call(move |fleet| with_token(fleet, token, from, role, &what)).await;
+                admitted.unwrap_or_else(|error| Err(Refusal::Failure(error.into())))
+            }
+        },
     };
     match admitted {
         Ok(caller) => {
@@ -123,13 +141,13 @@ fn with_token(
 }
 
 /// What a request needs at least; what is nowhere, only somebody who may read.
-fn role_of(request: &Request) -> Role {
+fn needs(request: &Request) -> Needs {
     let Some(path) = request.extensions().get::<MatchedPath>() else {
-        return Role::Viewer;
+        return VIEWER;
     };
     let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-    let row = ROLES.iter().find(|(m, p, _)| m == method && *p == path.as_str());
-    row.map_or(Role::Admin, |(_, _, role)| *role)
+    let row = ROUTES.iter().find(|(m, p, _)| m == method && *p == path.as_str());
+    row.map_or(ADMIN, |(_, _, needs)| *needs)
 }
 
 /// The token of `Authorization: Bearer TOKEN` (RFC 6750).
