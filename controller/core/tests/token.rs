@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use limpet_controller_core::token::{
     API_TTL_MS, Ended, Grant, JOIN_TTL_MS, JOIN_TTL_MS_MAX, Role, Scope, TokenRecord, Ttl, Wish,
 };
-use limpet_protocol::{Digest, Labels};
+use limpet_protocol::{Digest, Labels, cbor};
 
 const NOW_MS: u64 = 1_000_000;
 
@@ -98,4 +98,19 @@ fn a_scope_is_all_its_labels() {
 #[test]
 fn roles_grow() {
     assert!(Role::Viewer < Role::Operator && Role::Operator < Role::Admin);
+}
+
+#[test]
+fn records_keep_their_bytes() {
+    let viewer = Wish { select: map(&[("site", "berlin")]), ..wish("viewer") };
+    let join = Wish { labels: map(&[("site", "berlin")]), uses: Some(9), ..wish("join") };
+    let records = [record(viewer), record(join), record(wish("admin"))];
+    let publisher = TokenRecord { grant: Grant::Publisher, ..record(wish("admin")) };
+    for known in records.iter().chain([&publisher]) {
+        let read: TokenRecord = cbor::decode(&cbor::encode(known), 4096).unwrap();
+        assert_eq!(&read, known);
+    }
+    let hex: String =
+        records.iter().flat_map(cbor::encode).map(|byte| format!("{byte:02x}")).collect();
+    expect_test::expect!["a6646e616d65626974656772616e74a163617069a264726f6c65667669657765726573636f7065a16473697465666265726c696e676d6164655f6d731a000f42406a657870697265735f6d731b00000001cf8b9a406a7265766f6b65645f6d73f6646861736858200101010101010101010101010101010101010101010101010101010101010101a6646e616d65626974656772616e74a1646a6f696ea369757365735f6c65667409666c6162656c73a16473697465666265726c696e70726571756972655f617070726f76616cf4676d6164655f6d731a000f42406a657870697265735f6d731a004630c06a7265766f6b65645f6d73f6646861736858200101010101010101010101010101010101010101010101010101010101010101a6646e616d65626974656772616e74a163617069a264726f6c656561646d696e6573636f7065a0676d6164655f6d731a000f42406a657870697265735f6d731b00000001cf8b9a406a7265766f6b65645f6d73f6646861736858200101010101010101010101010101010101010101010101010101010101010101"].assert_eq(&hex);
 }

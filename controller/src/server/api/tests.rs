@@ -380,6 +380,14 @@ fn a_restricted_token_changes_and_sees_what_it_is_restricted_to() {
         let path = format!("{path}/scale");
         assert_eq!(served.ask(Method::POST, &path, &berlin, Some(&scale)).status, 404);
     }
+    let log = served.audit(&admin).join("\n");
+    for line in [
+        "deployment.apply | deployment/moon | refused: this token may change only",
+        "deployment.delete | deployment/all | refused: there is no such deployment",
+        "deployment.scale | deployment/moon | refused: there is no such deployment",
+    ] {
+        assert!(log.contains(line), "{line}\n{log}");
+    }
     let events = served.get("/api/v1/events", &berlin).body;
     let about: Vec<&str> =
         events.as_array().unwrap().iter().map(|e| e["deployment"].as_str().unwrap()).collect();

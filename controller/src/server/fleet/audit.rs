@@ -5,7 +5,7 @@ use limpet_controller_core::limit::Quiet;
 use limpet_protocol::TokenId;
 
 use super::Fleet;
-use super::caller::{Caller, Source};
+use super::caller::{Caller, Source, Who};
 use crate::server::clock::rfc3339;
 use crate::server::store::AuditRow;
 use crate::view::AuditView;
@@ -78,6 +78,14 @@ impl Fleet {
         let key = (token, entry.action, entry.object.clone());
         if let Some(untold) = self.refusals.known.again(&key, self.steady_ms) {
             self.audit(by, with_count(entry, untold));
+        }
+    }
+
+    /// Adds an entry of something that came to nothing; where a token can be told, not every time.
+    pub(super) fn audit_failed(&mut self, by: &Caller, entry: Entry) {
+        match &by.who {
+            Who::Token { id, .. } => self.audit_refused(by, *id, entry),
+            Who::Local | Who::Mqtt(_) | Who::Device(_) | Who::Stranger => self.audit(by, entry),
         }
     }
 

@@ -7,7 +7,7 @@ use limpet_controller_core::placement::Candidate;
 use limpet_controller_core::{Count, Deployment, Scope, plan};
 use limpet_protocol::{DeploymentName, DeviceId, Topic};
 
-use super::{Caller, Entry, Fleet};
+use super::{Caller, Deployed, Entry, Fleet};
 use crate::server::store::{EventRow, Table};
 use crate::view::{DeployResult, FaultView};
 
@@ -131,7 +131,7 @@ impl Fleet {
         if !before.into_iter().chain([&deployment]).all(|d| scope.has_select(&d.select)) {
             let why = OutOfScope { name, scope: scope.clone() };
             let outcome = format!("refused: {why}");
-            self.audit(by, Entry { action, object, outcome, ..Entry::default() });
+            self.audit_failed(by, Entry { action, object, outcome, ..Entry::default() });
             return Err(why);
         }
         let before = before.map(manifest::render);
@@ -153,7 +153,7 @@ impl Fleet {
         name: &DeploymentName,
         replicas: u32,
     ) -> Option<DeployResult> {
-        let deployment = self.deployment(by.scope(), name)?.deployment.clone();
+        let deployment = self.known_to(by, "deployment.scale", name)?.deployment.clone();
         let (action, max) = ("deployment.scale", limpet_controller_core::deployment::REPLICAS_MAX);
         let why = match deployment.count {
             Count::Everywhere => "it runs everywhere: it has no number of replicas".to_owned(),
@@ -168,13 +168,28 @@ impl Fleet {
         Some(refused(name.as_str(), &why))
     }
 
+    /// A deployment that the caller sees; that there is none is in the audit log.
+    fn known_to(
+        &mut self,
+        by: &Caller,
+        action: &'static str,
+        name: &DeploymentName,
+    ) -> Option<&Deployed> {
+        if self.deployment(by.scope(), name).is_none() {
+            let object = format!("deployment/{name}");
+            let outcome = "refused: there is no such deployment".to_owned();
+            self.audit_failed(by, Entry { action, object, outcome, ..Entry::default() });
+        }
+        self.deployment(by.scope(), name)
+    }
+
     /// Deletes a deployment; None where the caller sees no such one.
     pub(in crate::server) fn delete(
         &mut self,
         by: &Caller,
         name: &DeploymentName,
     ) -> Option<DeployResult> {
-        self.deployment(by.scope(), name)?;
+        self.known_to(by, "deployment.delete", name)?;
         let deployed = self.deployments.remove(name)?;
         self.audit(
             by,
