@@ -10,10 +10,13 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 mod apply;
 mod backup;
 mod client;
+mod contexts;
 mod delete;
 mod describe;
 mod get;
+mod login;
 mod logs;
+mod pin;
 mod policy;
 mod progress;
 mod recover;
@@ -21,6 +24,7 @@ mod restore;
 mod run;
 mod scale;
 mod table;
+mod token;
 mod up;
 
 use client::Client;
@@ -38,15 +42,15 @@ struct Cli {
 /// Which controller to speak to.
 #[derive(Args)]
 struct Controller {
-    /// The controller's address
-    #[arg(
-        long,
-        global = true,
-        env = "LIMPET_SERVER",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8420"
-    )]
-    server: String,
+    /// A controller that is --insecure [http://127.0.0.1:8420, where nobody is logged in]
+    #[arg(long, global = true, env = "LIMPET_SERVER", value_name = "URL")]
+    server: Option<String>,
+    /// One that `limpet login` has named [the current one of `limpet context list`]
+    #[arg(long, global = true, env = "LIMPET_CONTEXT", value_name = "NAME")]
+    context: Option<String>,
+    /// Replaces the context's token
+    #[arg(skip = std::env::var("LIMPET_TOKEN").ok().filter(|token| !token.is_empty()))]
+    token: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -63,6 +67,10 @@ enum Verb {
     Restore(restore::Restore),
     Recover(recover::Recover),
     Policy(policy::Policy),
+    Token(token::Token),
+    Login(login::Login),
+    Logout(login::Logout),
+    Context(login::Choose),
     /// Print the versions of this program and of the controller
     Version,
     /// Print a script that completes limpet's words in a shell
@@ -77,34 +85,42 @@ enum Verb {
 /// Does what the arguments say.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let client = Client::new(&cli.controller.server);
-    let done = match cli.verb {
-        Verb::Up(verb) => verb.run(),
-        Verb::Run(verb) => verb.run(&client),
-        Verb::Scale(verb) => verb.run(&client),
-        Verb::Apply(verb) => verb.run(&client),
-        Verb::Get(verb) => verb.run(&client),
-        Verb::Describe(verb) => verb.run(&client),
-        Verb::Logs(verb) => verb.run(&client),
-        Verb::Delete(verb) => verb.run(&client),
-        Verb::Backup(verb) => verb.run(&client),
-        Verb::Restore(verb) => verb.run(),
-        Verb::Recover(verb) => verb.run(&client),
-        Verb::Policy(verb) => verb.run(&client),
-        Verb::Version => version(&client),
-        Verb::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "limpet", &mut script);
-            print(&String::from_utf8_lossy(&script))
-        }
-    };
-    match done {
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read has read enough.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "limpet: {error:#}");
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let Cli { verb, controller } = cli;
+    let client = || Client::find(&controller);
+    match verb {
+        Verb::Up(verb) => verb.run(),
+        Verb::Run(verb) => verb.run(&client()?),
+        Verb::Scale(verb) => verb.run(&client()?),
+        Verb::Apply(verb) => verb.run(&client()?),
+        Verb::Get(verb) => verb.run(&client()?),
+        Verb::Describe(verb) => verb.run(&client()?),
+        Verb::Logs(verb) => verb.run(&client()?),
+        Verb::Delete(verb) => verb.run(&client()?),
+        Verb::Backup(verb) => verb.run(&client()?),
+        Verb::Restore(verb) => verb.run(),
+        Verb::Recover(verb) => verb.run(&client()?),
+        Verb::Policy(verb) => verb.run(&client()?),
+        Verb::Token(verb) => verb.run(&client()?),
+        Verb::Login(verb) => verb.run(controller.context.as_deref()),
+        Verb::Logout(verb) => verb.run(controller.context.as_deref()),
+        Verb::Context(verb) => verb.run(),
+        Verb::Version => version(&client()?),
+        Verb::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "limpet", &mut script);
+            print(&String::from_utf8_lossy(&script))
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,10 +15,13 @@ mod api;
 mod broker;
 mod clock;
 mod fleet;
+mod login;
 mod logs;
 mod store;
 
+use api::Access;
 use fleet::Fleet;
+pub(crate) use login::Login;
 use store::Store;
 pub(crate) use store::{Existing, restore};
 
@@ -34,8 +37,10 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Where the broker listens.
     pub mqtt_listen: SocketAddr,
-    /// Plain HTTP and MQTT, on loopback only.
+    /// Plain HTTP and MQTT, on loopback only, and no tokens.
     pub insecure: bool,
+    /// When a string for an admin is written into the data folder.
+    pub(crate) login: Login,
     /// A device that is offline for this long is lost.
     pub lost_after: Duration,
 }
@@ -84,14 +89,19 @@ async fn serve(
     let listener = tokio::net::TcpListener::bind(options.listen)
         .await
         .with_context(|| format!("--listen {} cannot be used", options.listen))?;
-    announce(options)?;
+    let access = if options.insecure { Access::Open } else { Access::Tokens };
+    let login = match access {
+        Access::Open => None,
+        Access::Tokens => login::offer(&fleet, &options.data_dir, options.login).await?,
+    };
+    announce(options, login.as_deref())?;
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let asked = async move {
         tokio::select! { _ = term.recv() => (), _ = interrupt.recv() => () }
     };
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let server = axum::serve(listener, api::router(fleet.clone()))
+    let server = axum::serve(listener, api::service(fleet.clone(), access))
         .with_graceful_shutdown(async move { drop(ended.await) });
     let server = tokio::spawn(server.into_future());
     asked.await;
@@ -102,12 +112,14 @@ async fn serve(
     thread.join().map_err(|_| anyhow::anyhow!("the fleet's thread failed while ending"))
 }
 
-fn announce(options: &Options) -> std::io::Result<()> {
+fn announce(options: &Options, login: Option<&Path>) -> std::io::Result<()> {
     let Options { listen, mqtt_listen, data_dir, .. } = options;
     let server = match listen.port() {
         8420 => String::new(),
         _ => format!("export LIMPET_SERVER=http://{listen}\n  "),
     };
+    let login = login.map(|path| format!("  limpet login --file {}\n", path.display()));
+    let login = login.unwrap_or_default();
     writeln!(
         std::io::stdout(),
         "limpet {} serves\n\
@@ -115,7 +127,7 @@ fn announce(options: &Options) -> std::io::Result<()> {
          \x20 MQTT  mqtt://{mqtt_listen}\n\
          \x20 data  {}\n\
          Next, on this machine:\n\
-         \x20 {server}limpet-agent run --insecure --broker mqtt://{mqtt_listen} --device-id here\n\
+         {login}\x20 {server}limpet-agent run --insecure --broker mqtt://{mqtt_listen} --device-id here\n\
          \x20 limpet run web --image=IMAGE",
         env!("CARGO_PKG_VERSION"),
         data_dir.display(),

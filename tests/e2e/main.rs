@@ -14,6 +14,7 @@ mod images;
 mod links;
 mod on_site;
 mod operate;
+mod operators;
 mod policy;
 mod preload;
 mod presence;

@@ -1,18 +1,21 @@
 //! What a controller decides: how a manifest is read, where workloads go, when a change has
-//! settled, who is present, what a restored one takes over. Values in, values out: no IO, no clock, no threads.
+//! settled, who is present, what a restored one takes over, what a token lets in. Values in, values out: no IO, no clock, no threads.
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::iter_over_hash_type)]
 
 pub mod deployment;
 pub mod inbox;
+pub mod limit;
 pub mod manifest;
 pub mod placement;
 pub mod plan;
 pub mod presence;
 pub mod recover;
 pub mod settling;
+pub mod token;
 
 pub use deployment::{Count, Deployment};
 pub use inbox::{Cursor, Inbox, Known, Told};
 pub use plan::{Deployed, Deployments};
 pub use presence::Presence;
+pub use token::{Grant, Role, Scope, TokenRecord};

@@ -13,23 +13,25 @@ use serde::de::DeserializeOwned;
 use super::client::Client;
 use super::table::{age, bytes, known_age, table};
 use super::{pair, print};
-use crate::view::{DeploymentView, DeviceView, EventView, ExitView, WorkloadView};
+use crate::view::{AuditView, DeploymentView, DeviceView, EventView, ExitView, WorkloadView};
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
-/// List devices, deployments, workloads or events
+/// List devices, deployments, workloads, events, or who did what
 ///
 /// Examples:
 ///   limpet get devices --select site=berlin
 ///   limpet get workloads web -o wide
 ///   limpet get events --watch
+///   limpet get audit --limit 20 -o wide
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Get {
     /// What to list
     #[arg(value_enum)]
     kind: Kind,
-    /// Only this one; of workloads and events, those of this deployment
+    /// Only this one; of workloads and events, those of this deployment; of the audit log, what was
+    /// done to it
     name: Option<DeviceId>,
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -37,6 +39,9 @@ pub(super) struct Get {
     /// Only devices with this label; can be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     select: Vec<(String, String)>,
+    /// At most this many, the latest [200 events, 100 entries of the audit log]
+    #[arg(long, value_name = "N")]
+    limit: Option<u32>,
     /// Print again whenever something changes, until interrupted
     #[arg(short, long)]
     watch: bool,
@@ -52,6 +57,7 @@ enum Kind {
     Workloads,
     #[value(alias = "event", alias = "ev")]
     Events,
+    Audit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -66,6 +72,10 @@ impl Get {
     pub(super) fn run(self, client: &Client) -> anyhow::Result<()> {
         if !self.select.is_empty() && self.kind != Kind::Devices {
             let why = "--select picks devices; it goes with `limpet get devices`";
+            return Err(super::Usage(why).into());
+        }
+        if self.limit.is_some() && !matches!(self.kind, Kind::Events | Kind::Audit) {
+            let why = "--limit goes with `limpet get events` and `limpet get audit`";
             return Err(super::Usage(why).into());
         }
         let mut shown = String::new();
@@ -101,9 +111,23 @@ impl Get {
                 }
                 self.show(named(rows, name, |row| &row.name)?, DEPLOYMENT, deployment)
             }
-            Kind::Workloads => self.show(listed(client, "workloads", name)?, WORKLOAD, workload),
-            Kind::Events => self.show(listed(client, "events", name)?, EVENT, event),
+            Kind::Workloads => self.show(self.listed(client, "workloads")?, WORKLOAD, workload),
+            Kind::Events => self.show(self.listed(client, "events")?, EVENT, event),
+            Kind::Audit => {
+                let mut rows: Vec<AuditView> = self.listed(client, "audit")?;
+                let object = |row: &AuditView| row.object.split_once('/').map(|o| o.1.to_owned());
+                rows.retain(|row| name.is_none() || object(row).as_deref() == name);
+                self.show(rows, AUDIT, audit)
+            }
         }
+    }
+
+    fn listed<T: DeserializeOwned>(&self, client: &Client, what: &str) -> anyhow::Result<Vec<T>> {
+        let name = self.name.as_ref().filter(|_| self.kind != Kind::Audit);
+        let name = name.map(|name| format!("deployment={name}"));
+        let limit = self.limit.map(|limit| format!("limit={limit}"));
+        let query: Vec<String> = name.into_iter().chain(limit).collect();
+        client.get(&format!("/api/v1/{what}?{}", query.join("&")))
     }
 
     fn show<T: Serialize>(
@@ -138,15 +162,6 @@ fn yaml<T: Serialize>(rows: &[T]) -> anyhow::Result<String> {
         }
     }
     Ok(if out.is_empty() { "[]\n".to_owned() } else { out })
-}
-
-fn listed<T: DeserializeOwned>(
-    client: &Client,
-    what: &str,
-    name: Option<&str>,
-) -> anyhow::Result<Vec<T>> {
-    let filter = name.map(|name| format!("?deployment={name}")).unwrap_or_default();
-    client.get(&format!("/api/v1/{what}{filter}"))
 }
 
 fn carries(labels: &BTreeMap<String, String>, select: &[(String, String)]) -> bool {
@@ -269,6 +284,27 @@ fn event(row: &EventView) -> Vec<String> {
         row.device.clone().unwrap_or_else(|| "-".to_owned()),
         about.unwrap_or_else(|| "-".to_owned()),
         row.message.clone(),
+    ]
+}
+
+const AUDIT: Heads =
+    (&["SEQ", "TIME", "WHO", "FROM", "ACTION", "OBJECT", "OUTCOME", "BEFORE", "AFTER"], 7);
+
+fn audit(row: &AuditView) -> Vec<String> {
+    let line = |text: &Option<String>| match text {
+        Some(text) => text.trim_end().replace('\n', "; "),
+        None => "-".to_owned(),
+    };
+    vec![
+        row.seq.to_string(),
+        row.at.clone(),
+        row.who.clone(),
+        row.from.clone().unwrap_or_else(|| "-".to_owned()),
+        row.action.clone(),
+        row.object.clone(),
+        row.outcome.clone(),
+        line(&row.before),
+        line(&row.after),
     ]
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::progress::duration;
-use crate::server::{self, Options};
+use crate::server::{self, Login, Options};
 
 /// Start a controller: broker, store and API in one process
 ///
@@ -26,6 +26,9 @@ pub(super) struct Up {
     /// Serve plain HTTP and MQTT, on loopback only
     #[arg(long)]
     insecure: bool,
+    /// Write another admin's login string to DIR/login: all others are lost
+    #[arg(long, conflicts_with = "insecure")]
+    new_login: bool,
     /// A device that is offline for this long is lost: 30m, 24h
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
     lost_after: Duration,
@@ -33,8 +36,9 @@ pub(super) struct Up {
 
 impl Up {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let Self { data_dir, listen, mqtt_listen, insecure, lost_after } = self;
+        let Self { data_dir, listen, mqtt_listen, insecure, new_login, lost_after } = self;
+        let login = if new_login { Login::Another } else { Login::First };
         server::begin_logging()?;
-        server::up(&Options { data_dir, listen, mqtt_listen, insecure, lost_after })
+        server::up(&Options { data_dir, listen, mqtt_listen, insecure, login, lost_after })
     }
 }

@@ -3,25 +3,26 @@
 #![allow(unused_qualifications, reason = "what utoipa's macros write")]
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Json, Router};
 use futures::stream;
 use limpet_controller_core::manifest::Format;
 use limpet_protocol::{DeploymentName, DeviceId, WorkloadId};
 use serde::Deserialize;
-use utoipa::{IntoParams, OpenApi};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::{IntoParams, Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::fleet::{CallError, Handle};
+use super::fleet::{CallError, Caller, Fleet, Handle};
 use super::logs::{self, Look, Part};
 use super::store::EventFilter;
 use crate::view::{
@@ -29,8 +30,14 @@ use crate::view::{
     VersionView, WorkloadView,
 };
 
+mod auth;
 mod policy;
 mod recover;
+#[cfg(test)]
+mod tests;
+mod tokens;
+
+pub(super) use auth::{Access, Peer};
 
 /// A manifest at most: far above any that a device could be told.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -41,11 +48,34 @@ const TAIL_DEFAULT: u32 = 100;
 const FIRST_CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(OpenApi)]
-#[openapi(info(title = "Limpet", description = "The controller's API."))]
+#[openapi(info(title = "Limpet", description = "The controller's API."), modifiers(&Bearer))]
 struct Document;
 
-/// All routes.
-pub(super) fn router(fleet: Handle) -> axum::Router {
+/// Every route takes a token, unless the controller is `--insecure`.
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("A token of `limpet token create`."))
+            .build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(scheme));
+        document.security = Some(vec![SecurityRequirement::new("token", [] as [&str; 0])]);
+    }
+}
+
+/// What serves all connections.
+pub(super) fn service(
+    fleet: Handle,
+    access: Access,
+) -> IntoMakeServiceWithConnectInfo<Router, Peer> {
+    router(fleet, access).0.into_make_service_with_connect_info::<Peer>()
+}
+
+/// All routes, and the document of those under `/api/v1`.
+fn router(fleet: Handle, access: Access) -> (Router, utoipa::openapi::OpenApi) {
     let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(version))
         .routes(routes!(devices))
@@ -60,43 +90,22 @@ pub(super) fn router(fleet: Handle) -> axum::Router {
         .routes(routes!(recover::holds, recover::recover))
         .routes(routes!(recover::backup))
         .routes(routes!(policy::policy, policy::set_policy))
+        .routes(routes!(tokens::whoami))
+        .routes(routes!(tokens::tokens, tokens::create))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(tokens::audit))
         .split_for_parts();
-    router
+    let served = document.clone();
+    let router = router
         .route("/healthz", get(async || "ok\n"))
-        .route("/api/v1/openapi.json", get(async move || Json(document)))
+        .route("/api/v1/openapi.json", get(async move || Json(served)))
         .fallback(async || {
             Failure(StatusCode::NOT_FOUND, "there is nothing here; see /api/v1/openapi.json".into())
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn(only_here))
-        .with_state(fleet)
-}
-
-/// Without certificates only this machine is served: a page of another site must not reach us,
-/// neither through a name that it points at loopback, nor from a browser on this machine.
-async fn only_here(request: Request, next: Next) -> Response {
-    if is_from_here(request.headers()) {
-        return next.run(request).await;
-    }
-    let why = "this controller serves localhost only (--insecure)".to_owned();
-    Failure(StatusCode::FORBIDDEN, why).into_response()
-}
-
-fn is_from_here(headers: &HeaderMap) -> bool {
-    let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let origin = header("origin").map(|origin| origin.split_once("://").map_or(origin, |o| o.1));
-    let foreign = matches!(header("sec-fetch-site"), Some("cross-site" | "same-site"));
-    header("host").is_some_and(is_loopback) && origin.is_none_or(is_loopback) && !foreign
-}
-
-/// Whether a host, with its port or without, is this machine.
-fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        .layer(middleware::from_fn_with_state((access, fleet.clone()), auth::guard))
+        .with_state(fleet);
+    (router, document)
 }
 
 /// An answer that is an error.
@@ -133,15 +142,22 @@ async fn version() -> Json<VersionView> {
 
 /// All devices.
 #[utoipa::path(get, path = "/api/v1/devices", responses((status = 200, body = [DeviceView])))]
-async fn devices(State(fleet): State<Handle>) -> Answer<Json<Vec<DeviceView>>> {
-    Ok(Json(fleet.call(|fleet| fleet.device_views()).await?))
+async fn devices(
+    State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
+) -> Answer<Json<Vec<DeviceView>>> {
+    Ok(Json(fleet.call(move |fleet| fleet.device_views(caller.scope())).await?))
 }
 
 /// One device.
 #[utoipa::path(get, path = "/api/v1/devices/{id}", params(("id" = String, Path)), responses(
     (status = 200, body = DeviceView), (status = 404, body = ErrorView)))]
-async fn device(State(fleet): State<Handle>, Path(id): Path<String>) -> Answer<Json<DeviceView>> {
-    let views = fleet.call(|fleet| fleet.device_views()).await?;
+async fn device(
+    State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer<Json<DeviceView>> {
+    let views = fleet.call(move |fleet| fleet.device_views(caller.scope())).await?;
     let view = views.into_iter().find(|view| view.id == id);
     view.map(Json).ok_or_else(|| absent("device", &id))
 }
@@ -149,9 +165,13 @@ async fn device(State(fleet): State<Handle>, Path(id): Path<String>) -> Answer<J
 /// Forgets a device and its key; it may join again, with this key or another.
 #[utoipa::path(delete, path = "/api/v1/devices/{id}", params(("id" = String, Path)), responses(
     (status = 204), (status = 404, body = ErrorView), (status = 409, body = ErrorView)))]
-async fn forget(State(fleet): State<Handle>, Path(id): Path<String>) -> Answer<StatusCode> {
+async fn forget(
+    State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer<StatusCode> {
     let device: DeviceId = parse(&id)?;
-    match fleet.call(move |fleet| fleet.forget(&device)).await? {
+    match fleet.call(move |fleet| fleet.forget(&caller, &device)).await? {
         Some(true) => Ok(StatusCode::NO_CONTENT),
         Some(false) => {
             let why = format!("device {id} is connected: stop its agent first");
@@ -164,8 +184,11 @@ async fn forget(State(fleet): State<Handle>, Path(id): Path<String>) -> Answer<S
 /// All deployments.
 #[utoipa::path(get, path = "/api/v1/deployments",
     responses((status = 200, body = [DeploymentView])))]
-async fn deployments(State(fleet): State<Handle>) -> Answer<Json<Vec<DeploymentView>>> {
-    Ok(Json(fleet.call(|fleet| fleet.deployment_views()).await?))
+async fn deployments(
+    State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
+) -> Answer<Json<Vec<DeploymentView>>> {
+    Ok(Json(fleet.call(move |fleet| fleet.deployment_views(caller.scope())).await?))
 }
 
 /// One deployment.
@@ -173,9 +196,10 @@ async fn deployments(State(fleet): State<Handle>) -> Answer<Json<Vec<DeploymentV
     responses((status = 200, body = DeploymentView), (status = 404, body = ErrorView)))]
 async fn deployment(
     State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
 ) -> Answer<Json<DeploymentView>> {
-    let views = fleet.call(|fleet| fleet.deployment_views()).await?;
+    let views = fleet.call(move |fleet| fleet.deployment_views(caller.scope())).await?;
     let view = views.into_iter().find(|view| view.name == name);
     view.map(Json).ok_or_else(|| absent("deployment", &name))
 }
@@ -185,9 +209,13 @@ async fn deployment(
     params(("name" = String, Path)),
     responses((status = 200, body = String, content_type = "application/yaml"),
               (status = 404, body = ErrorView)))]
-async fn manifest(State(fleet): State<Handle>, Path(name): Path<String>) -> Answer<Response> {
+async fn manifest(
+    State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Answer<Response> {
     let wanted: DeploymentName = parse(&name)?;
-    let text = fleet.call(move |fleet| fleet.manifest(&wanted)).await?;
+    let text = fleet.call(move |fleet| fleet.manifest(caller.scope(), &wanted)).await?;
     let text = text.ok_or_else(|| absent("deployment", &name))?;
     Ok(([(header::CONTENT_TYPE, "application/yaml")], text).into_response())
 }
@@ -202,17 +230,20 @@ struct ApplyQuery {
 /// Applies a manifest: YAML, JSON or CBOR, by its content type or by what it looks like.
 #[utoipa::path(post, path = "/api/v1/deployments", params(ApplyQuery), request_body(content(
         (String = "application/yaml"), (String = "application/json"), (String = "application/cbor"))),
-    responses((status = 200, body = DeployResult), (status = 422, body = DeployResult)))]
+    responses((status = 200, body = DeployResult), (status = 403, body = ErrorView),
+              (status = 422, body = DeployResult)))]
 async fn apply(
     State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
     Query(query): Query<ApplyQuery>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer<Response> {
     let name: Option<DeploymentName> = query.name.as_deref().map(parse).transpose()?;
     let format = format(&headers);
-    let result = fleet.call(move |fleet| fleet.apply(name.as_ref(), &body, format)).await?;
-    Ok(deploy_result(result))
+    let applied =
+        fleet.call(move |fleet| fleet.apply(&caller, name.as_ref(), &body, format)).await?;
+    applied.map(deploy_result).map_err(|why| Failure(StatusCode::FORBIDDEN, why.to_string()))
 }
 
 /// The language that a request says its body is in.
@@ -237,20 +268,26 @@ fn deploy_result(result: DeployResult) -> Response {
               (status = 422, body = DeployResult)))]
 async fn scale(
     State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     Json(request): Json<ScaleRequest>,
 ) -> Answer<Response> {
     let wanted: DeploymentName = parse(&name)?;
-    let result = fleet.call(move |fleet| fleet.scale(&wanted, request.replicas)).await?;
+    let replicas = request.replicas;
+    let result = fleet.call(move |fleet| fleet.scale(&caller, &wanted, replicas)).await?;
     result.map(deploy_result).ok_or_else(|| absent("deployment", &name))
 }
 
 /// Deletes a deployment; its workloads go as their devices are told.
 #[utoipa::path(delete, path = "/api/v1/deployments/{name}", params(("name" = String, Path)),
     responses((status = 200, body = DeployResult), (status = 404, body = ErrorView)))]
-async fn delete(State(fleet): State<Handle>, Path(name): Path<String>) -> Answer<Response> {
+async fn delete(
+    State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Answer<Response> {
     let wanted: DeploymentName = parse(&name)?;
-    let result = fleet.call(move |fleet| fleet.delete(&wanted)).await?;
+    let result = fleet.call(move |fleet| fleet.delete(&caller, &wanted)).await?;
     result.map(deploy_result).ok_or_else(|| absent("deployment", &name))
 }
 
@@ -266,10 +303,12 @@ struct WorkloadsQuery {
     responses((status = 200, body = [WorkloadView])))]
 async fn workloads(
     State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
     Query(query): Query<WorkloadsQuery>,
 ) -> Answer<Json<Vec<WorkloadView>>> {
     let name = query.deployment;
-    Ok(Json(fleet.call(move |fleet| fleet.workload_views(name.as_deref())).await?))
+    let views = move |fleet: &mut Fleet| fleet.workload_views(caller.scope(), name.as_deref());
+    Ok(Json(fleet.call(views).await?))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -290,16 +329,21 @@ struct EventsQuery {
     responses((status = 200, body = [EventView])))]
 async fn events(
     State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
     Query(query): Query<EventsQuery>,
 ) -> Answer<Json<Vec<EventView>>> {
+    let limit = query.limit.unwrap_or(EVENTS_DEFAULT).min(EVENTS_MAX);
     let filter = EventFilter {
         after: query.after.unwrap_or(0).min(i64::MAX.cast_unsigned()),
-        limit: query.limit.unwrap_or(EVENTS_DEFAULT).min(EVENTS_MAX),
+        // Of those a caller who is restricted sees some.
+        limit: if caller.scope().is_all() { limit } else { EVENTS_MAX },
         device: query.device,
         deployment: query.deployment,
     };
-    let read = fleet.call(move |fleet| fleet.event_views(&filter)).await?;
-    read.map(Json).map_err(|why| Failure(StatusCode::SERVICE_UNAVAILABLE, why))
+    let read = fleet.call(move |fleet| fleet.event_views(caller.scope(), &filter)).await?;
+    let mut events = read.map_err(|why| Failure(StatusCode::SERVICE_UNAVAILABLE, why))?;
+    let latest = events.len().saturating_sub(usize::try_from(limit).unwrap_or(usize::MAX));
+    Ok(Json(events.split_off(latest)))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -318,11 +362,13 @@ struct LogsQuery {
               (status = 409, body = ErrorView), (status = 504, body = ErrorView)))]
 async fn workload_logs(
     State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
     Path((device, workload)): Path<(String, String)>,
     Query(query): Query<LogsQuery>,
 ) -> Answer<Response> {
     let (device, workload): (DeviceId, WorkloadId) = (parse(&device)?, parse(&workload)?);
     let look = Look {
+        caller,
         device,
         workload,
         tail: query.tail.unwrap_or(TAIL_DEFAULT),

@@ -23,7 +23,7 @@ use rmqtt::types::{
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::fleet::{Handle, Outgoing};
+use super::fleet::{Caller, Handle, Outgoing, Who};
 
 /// MQTT packets at most: the largest message of Limpet, and its topic.
 const PACKET_BYTES_MAX: u32 = 256 * 1024;
@@ -179,7 +179,7 @@ impl Handler for Hook {
             Parameter::MessagePublish(_, from, publish) => {
                 // Wills meet no other hook.
                 if matches!(from.typ(), FromType::LastWill) {
-                    let _ = self.take(&from.id.client_id, publish).await;
+                    let _ = self.take(&from.id, publish).await;
                 }
                 // An order is a live publish: a copy that stays would be one without a sender.
                 if publish.retain && !matches!(from.typ(), FromType::System) {
@@ -190,7 +190,7 @@ impl Handler for Hook {
                 (true, before)
             }
             Parameter::MessagePublishCheckAcl(session, publish) => {
-                let result = match self.take(&session.id.client_id, publish).await {
+                let result = match self.take(&session.id, publish).await {
                     Ok(()) => PublishAclResult::allow(),
                     Err(why) => PublishAclResult::rejected(false, Some(why.into())),
                 };
@@ -239,12 +239,13 @@ impl Hook {
     }
 
     /// Hands a publish to the fleet, and waits until it is stored.
-    async fn take(&self, client_id: &str, publish: &Publish) -> Result<(), String> {
+    async fn take(&self, from: &Id, publish: &Publish) -> Result<(), String> {
         let (topic, payload) = (publish.topic.to_string(), publish.payload.to_vec());
-        let client = client_id.parse()?;
+        let client = from.client_id.parse()?;
+        let by = Caller { who: Who::Mqtt(from.client_id.to_string()), from: from.remote_addr };
         let taken = self.fleet.call(move |fleet| match client {
             Client::Device { id, .. } => fleet.device_message(&id, &topic, &payload),
-            Client::Operator => fleet.manifest_published(&topic, &payload),
+            Client::Operator => fleet.manifest_published(&by, &topic, &payload),
         });
         taken.await.map_err(|e| e.to_string())?
     }

@@ -18,6 +18,9 @@ use super::clock::{Steady, now_ms};
 use super::logs::Stream;
 use super::store::{EventRow, ReportedRow, Source, Store, StoreError, Table};
 
+mod admit;
+mod audit;
+mod caller;
 mod deployments;
 mod desired;
 mod devices;
@@ -26,12 +29,23 @@ mod policy;
 mod presence;
 mod record;
 mod recover;
+mod tokens;
 mod views;
 
+pub(super) use admit::AuthError;
+#[cfg(test)]
+pub(super) use admit::JoinRefusal;
+pub(super) use audit::Entry;
+use audit::Refusals;
+pub(super) use caller::{Caller, Who};
 use handle::{Answer, Work};
 pub(super) use handle::{CallError, Handle};
 pub(super) use policy::Breaking;
 use record::{Adoption, Device, DeviceRecord, Link};
+#[cfg(test)]
+pub(super) use tokens::Contact;
+pub(super) use tokens::TokenError;
+use tokens::Tokens;
 
 /// Pieces of work that share one transaction at most.
 const BATCH: usize = 1000;
@@ -68,6 +82,8 @@ pub(super) struct Fleet {
     deployments: Deployments,
     /// What the images of all of them must be.
     policy: Option<ImagePolicy>,
+    tokens: Tokens,
+    refusals: Refusals,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     last_command: u64,
     /// By kind and device.
@@ -97,6 +113,7 @@ impl Fleet {
     ) -> anyhow::Result<(Handle, JoinHandle<()>)> {
         let clock = Steady::new();
         let steady_ms = clock.now_ms();
+        let tokens = Tokens::new(store.token_key()?);
         let mut fleet = Self {
             store,
             key,
@@ -110,6 +127,8 @@ impl Fleet {
             devices: BTreeMap::new(),
             deployments: BTreeMap::new(),
             policy: None,
+            tokens,
+            refusals: Refusals::new(),
             streams: BTreeMap::new(),
             last_command: 0,
             refused: BTreeMap::new(),
@@ -150,6 +169,7 @@ impl Fleet {
             devices.insert(id, device);
         }
         self.devices = devices;
+        self.tokens.load(self.store.records(Table::Tokens)?);
         self.deployments = self
             .store
             .records::<Deployed>(Table::Deployments)?
@@ -250,7 +270,9 @@ impl Fleet {
     }
 
     /// What a backup is made of.
-    pub(super) fn backup(&self) -> Source {
+    pub(super) fn backup(&mut self, by: &Caller) -> Source {
+        let (action, outcome) = ("backup.take", "ok".to_owned());
+        self.audit(by, Entry { action, object: "store".to_owned(), outcome, ..Entry::default() });
         self.store.source()
     }
 

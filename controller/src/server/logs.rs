@@ -7,7 +7,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::clock::rfc3339;
-use super::fleet::{Fleet, Handle};
+use super::fleet::{Caller, Fleet, Handle};
 use crate::view::LogLineView;
 
 /// How long a device goes on without a renewal.
@@ -35,6 +35,7 @@ pub(super) struct Stream {
 /// What is looked at.
 #[derive(Debug, Clone)]
 pub(super) struct Look {
+    pub(super) caller: Caller,
     pub(super) device: DeviceId,
     pub(super) workload: WorkloadId,
     pub(super) tail: u32,
@@ -128,9 +129,7 @@ pub(super) async fn open(fleet: &Handle, look: Look) -> Result<Open, String> {
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
             let look = look.clone();
-            renewing.tell(move |fleet| {
-                fleet.command(&look.device.clone(), action(stream, &look));
-            });
+            renewing.tell(move |fleet| fleet.renew_log(stream, &look));
         }
     });
     Ok(Open { parts, stream, device, fleet: fleet.clone(), renewal })
@@ -150,12 +149,21 @@ impl Fleet {
         parts: Sender<Part>,
     ) -> Result<(), LogError> {
         let device = look.device.clone();
-        if !self.knows(&device) {
+        if !self.knows(&device) || !self.sees(look.caller.scope(), &device) {
             return Err(LogError::NoDevice(device));
         }
         let command = self.command(&device, action(stream, look));
         let command = command.ok_or_else(|| LogError::Offline(device.clone()))?;
         self.streams.insert(stream, Stream { device, command, next: 0, parts });
         Ok(())
+    }
+
+    fn renew_log(&mut self, stream: StreamId, look: &Look) {
+        if self.is_still_good(&look.caller) && self.sees(look.caller.scope(), &look.device) {
+            self.command(&look.device, action(stream, look));
+        } else if let Some(stream) = self.streams.get_mut(&stream) {
+            stream
+                .fail("the token that it is read with does not let it be read any more".to_owned());
+        }
     }
 }

@@ -12,11 +12,14 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+mod audit;
 mod backup;
 mod events;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
+pub(super) use audit::AuditRow;
 pub(crate) use backup::{Existing, Source, restore};
 pub(super) use events::{EventFilter, EventRow};
 
@@ -56,6 +59,9 @@ const SETTINGS: &str = "
     CREATE TABLE settings (name TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
 ";
 
+/// What comes to those of version 2.
+const TABLES_3: [&str; 3] = [SETTINGS, audit::TABLES, tokens::TABLES];
+
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -80,6 +86,13 @@ pub(crate) enum StoreError {
     Record(#[from] cbor::CborError),
     #[error("the controller's key {path}: {source}")]
     Key { path: PathBuf, source: KeyError },
+    #[error(
+        "{0} must be 32 bytes: take it from a backup; or remove it, and every token with it: then \
+         `limpet up --new-login` makes one"
+    )]
+    TokenKey(PathBuf),
+    #[error("the system gave no random bytes for a key")]
+    NoRandomness,
 }
 
 /// The tables, and the folder they are in.
@@ -265,6 +278,7 @@ pub(super) enum Table {
     Devices,
     Deployments,
     Settings,
+    Tokens,
 }
 
 impl Table {
@@ -273,6 +287,7 @@ impl Table {
             Self::Devices => ("devices", "id"),
             Self::Deployments => ("deployments", "name"),
             Self::Settings => ("settings", "name"),
+            Self::Tokens => ("tokens", "id"),
         }
     }
 }
@@ -295,7 +310,8 @@ fn lock(folder: &Path) -> Result<File> {
     }
 }
 
-fn write_key(path: &Path, seed: &[u8]) -> Result<()> {
+/// Writes a file that only its owner can read, from its first byte on.
+pub(super) fn write_key(path: &Path, seed: &[u8]) -> Result<()> {
     let fresh = path.with_extension("new");
     let written = || {
         let mut file =
@@ -321,10 +337,11 @@ fn connect(path: &Path) -> Result<Connection> {
         .map_err(open)?;
     let version: i64 =
         connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(open)?;
+    let tables_3 = TABLES_3.concat();
     match version {
-        0 => begin(&connection, &[TABLES, TABLES_2, SETTINGS])?,
-        1 => begin(&connection, &[TABLES_2, SETTINGS])?,
-        2 => begin(&connection, &[SETTINGS])?,
+        0 => begin(&connection, &[TABLES, TABLES_2, &tables_3])?,
+        1 => begin(&connection, &[TABLES_2, &tables_3])?,
+        2 => begin(&connection, &[&tables_3])?,
         VERSION => {}
         version => {
             return Err(StoreError::Newer { path: path.into(), version });

@@ -1,15 +1,15 @@
 //! The fleet's policy.
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{Answer, format};
-use crate::server::fleet::{Breaking, Handle};
+use crate::server::fleet::{Breaking, Caller, Handle};
 use crate::view::PolicyResult;
 
 /// What the images of all deployments must be, in YAML; empty where everything is permitted.
@@ -35,13 +35,15 @@ pub(super) struct PolicyQuery {
               (status = 422, body = PolicyResult)))]
 pub(super) async fn set_policy(
     State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
     Query(query): Query<PolicyQuery>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer<Response> {
     let format = format(&headers);
     let breaking = if query.force { Breaking::Accept } else { Breaking::Refuse };
-    let result = fleet.call(move |fleet| fleet.set_policy(&body, format, breaking)).await?;
+    let result =
+        fleet.call(move |fleet| fleet.set_policy(&caller, &body, format, breaking)).await?;
     let status = match (result.accepted, result.faults.is_empty()) {
         (true, _) => StatusCode::OK,
         (false, true) => StatusCode::CONFLICT,

@@ -1,16 +1,16 @@
 //! Backups, and what follows a restored one.
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures::stream;
 use limpet_protocol::DeviceId;
 
 use super::{Answer, Failure, parse};
-use crate::server::fleet::Handle;
-use crate::view::{ErrorView, HoldView, RecoverChoice, RecoverRequest, RecoverResult};
+use crate::server::fleet::{Caller, Handle};
+use crate::view::{ErrorView, HoldView, RecoverRequest, RecoverResult};
 
 /// Devices that hold more than the controller knows of: nothing is published to them.
 #[utoipa::path(get, path = "/api/v1/recover", responses((status = 200, body = [HoldView])))]
@@ -23,14 +23,12 @@ pub(super) async fn holds(State(fleet): State<Handle>) -> Answer<Json<Vec<HoldVi
     responses((status = 200, body = RecoverResult), (status = 409, body = ErrorView)))]
 pub(super) async fn recover(
     State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
     Json(request): Json<RecoverRequest>,
 ) -> Answer<Json<RecoverResult>> {
     let devices: Vec<DeviceId> =
         request.devices.iter().map(|id| parse(id)).collect::<Answer<_>>()?;
-    let done = fleet.call(move |fleet| match request.choice {
-        RecoverChoice::Adopt => fleet.recover_adopt(&devices),
-        RecoverChoice::Override => fleet.recover_override(&devices),
-    });
+    let done = fleet.call(move |fleet| fleet.recover(&caller, request.choice, &devices));
     done.await?.map(Json).map_err(|e| Failure(StatusCode::CONFLICT, e.to_string()))
 }
 
@@ -38,9 +36,12 @@ pub(super) async fn recover(
 #[utoipa::path(get, path = "/api/v1/backup", responses(
     (status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
     (status = 503, body = ErrorView)))]
-pub(super) async fn backup(State(fleet): State<Handle>) -> Answer<Response> {
+pub(super) async fn backup(
+    State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
+) -> Answer<Response> {
     let failed = |why: String| Failure(StatusCode::SERVICE_UNAVAILABLE, why);
-    let source = fleet.call(|fleet| fleet.backup()).await?;
+    let source = fleet.call(move |fleet| fleet.backup(&caller)).await?;
     let taken = tokio::task::spawn_blocking(move || source.take()).await;
     let pieces =
         taken.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(format!("no backup: {e}")))?;

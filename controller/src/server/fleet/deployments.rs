@@ -4,18 +4,30 @@ use std::collections::BTreeSet;
 
 use limpet_controller_core::manifest::{self, Fault, Format};
 use limpet_controller_core::placement::Candidate;
-use limpet_controller_core::{Count, Deployment, plan};
+use limpet_controller_core::{Count, Deployment, Scope, plan};
 use limpet_protocol::{DeploymentName, DeviceId, Topic};
 
-use super::Fleet;
+use super::{Caller, Deployed, Entry, Fleet};
 use crate::server::store::{EventRow, Table};
 use crate::view::{DeployResult, FaultView};
+
+/// A token is restricted, and this is not in what it is restricted to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this token may change only deployments that select {scope}, and {name} does not: add that to \
+     its `select`, or take another name where the deployment is somebody else's"
+)]
+pub(in crate::server) struct OutOfScope {
+    name: DeploymentName,
+    scope: Scope,
+}
 
 impl Fleet {
     /// Takes a manifest that an operator published; the answer goes to the topic of results. The
     /// error says why the publish itself is refused.
     pub(in crate::server) fn manifest_published(
         &mut self,
+        by: &Caller,
         topic: &str,
         payload: &[u8],
     ) -> Result<(), String> {
@@ -27,10 +39,11 @@ impl Fleet {
             Err(error) => return self.answer_bad_name(topic, &error.to_string()),
         };
         let result = if payload.is_empty() {
-            self.delete(&name)
+            self.delete(by, &name)
                 .unwrap_or_else(|| refused(name.as_str(), "there is no such deployment"))
         } else {
-            self.apply(Some(&name), payload, Format::Detect)
+            let applied = self.apply(by, Some(&name), payload, Format::Detect);
+            applied.unwrap_or_else(|why| refused(name.as_str(), &why.to_string()))
         };
         // What was refused, and what changed nothing, is answered here only: it is nobody else's.
         if !matches!(result.action.as_deref(), Some("created" | "updated" | "deleted")) {
@@ -77,13 +90,14 @@ impl Fleet {
     /// Takes a manifest in. A bad one changes nothing.
     pub(in crate::server) fn apply(
         &mut self,
+        by: &Caller,
         name: Option<&DeploymentName>,
         bytes: &[u8],
         format: Format,
-    ) -> DeployResult {
+    ) -> Result<DeployResult, OutOfScope> {
         let read = manifest::parse(name, bytes, format);
         match read.and_then(|deployment| self.permitted(deployment)) {
-            Ok(deployment) => self.deploy(deployment),
+            Ok(deployment) => self.change(by, "deployment.apply", deployment),
             Err(faults) => {
                 let name = name.map(ToString::to_string).unwrap_or_default();
                 let first = faults.first().map(ToString::to_string).unwrap_or_default();
@@ -92,35 +106,102 @@ impl Fleet {
                     count => format!(" (and {} more faults)", count - 1),
                 };
                 self.note_deployment("deployment-refused", &name, format!("{first}{more}"));
+                let outcome = format!("refused: {first}{more}");
+                let object = format!("deployment/{name}");
+                self.audit(
+                    by,
+                    Entry { action: "deployment.apply", object, outcome, ..Entry::default() },
+                );
                 let faults = faults.into_iter().map(fault_view).collect();
-                DeployResult { accepted: false, name, action: None, revision: None, faults }
+                Ok(DeployResult { accepted: false, name, action: None, revision: None, faults })
             }
         }
     }
 
-    /// Asks for another number of replicas; None where there is no such deployment.
+    /// Makes a deployment what a caller says, where both what it was and what it becomes are the
+    /// caller's to change.
+    fn change(
+        &mut self,
+        by: &Caller,
+        action: &'static str,
+        deployment: Deployment,
+    ) -> Result<DeployResult, OutOfScope> {
+        let (scope, name) = (by.scope(), deployment.name.clone());
+        let before = self.deployments.get(&name).map(|deployed| &deployed.deployment);
+        let object = format!("deployment/{name}");
+        if !before.into_iter().chain([&deployment]).all(|d| scope.has_select(&d.select)) {
+            let why = OutOfScope { name, scope: scope.clone() };
+            let outcome = format!("refused: {why}");
+            self.audit_failed(by, Entry { action, object, outcome, ..Entry::default() });
+            return Err(why);
+        }
+        let before = before.map(manifest::render);
+        let after = manifest::render(&deployment);
+        let result = self.deploy(deployment);
+        let (before, after) = match result.action.as_deref() {
+            Some("created" | "updated") => (before, Some(after)),
+            Some(_) | None => (None, None),
+        };
+        let outcome = outcome(&result);
+        self.audit(by, Entry { action, object, before, after, outcome });
+        Ok(result)
+    }
+
+    /// Asks for another number of replicas; None where the caller sees no such deployment.
     pub(in crate::server) fn scale(
         &mut self,
+        by: &Caller,
         name: &DeploymentName,
         replicas: u32,
     ) -> Option<DeployResult> {
-        let deployment = self.deployments.get(name)?.deployment.clone();
-        if deployment.count == Count::Everywhere {
-            return Some(refused(
-                name.as_str(),
-                "it runs everywhere: it has no number of replicas",
-            ));
-        }
-        if replicas > limpet_controller_core::deployment::REPLICAS_MAX {
-            let max = limpet_controller_core::deployment::REPLICAS_MAX;
-            return Some(refused(name.as_str(), &format!("at most {max} replicas")));
-        }
-        Some(self.deploy(Deployment { count: Count::Replicas(replicas), ..deployment }))
+        let deployment = self.known_to(by, "deployment.scale", name)?.deployment.clone();
+        let (action, max) = ("deployment.scale", limpet_controller_core::deployment::REPLICAS_MAX);
+        let why = match deployment.count {
+            Count::Everywhere => "it runs everywhere: it has no number of replicas".to_owned(),
+            Count::Replicas(_) if replicas > max => format!("at most {max} replicas"),
+            Count::Replicas(_) => {
+                let deployment = Deployment { count: Count::Replicas(replicas), ..deployment };
+                return self.change(by, action, deployment).ok();
+            }
+        };
+        let (object, outcome) = (format!("deployment/{name}"), format!("refused: {why}"));
+        self.audit(by, Entry { action, object, outcome, ..Entry::default() });
+        Some(refused(name.as_str(), &why))
     }
 
-    /// Deletes a deployment; None where there is no such one.
-    pub(in crate::server) fn delete(&mut self, name: &DeploymentName) -> Option<DeployResult> {
+    /// A deployment that the caller sees; that there is none is in the audit log.
+    fn known_to(
+        &mut self,
+        by: &Caller,
+        action: &'static str,
+        name: &DeploymentName,
+    ) -> Option<&Deployed> {
+        if self.deployment(by.scope(), name).is_none() {
+            let object = format!("deployment/{name}");
+            let outcome = "refused: there is no such deployment".to_owned();
+            self.audit_failed(by, Entry { action, object, outcome, ..Entry::default() });
+        }
+        self.deployment(by.scope(), name)
+    }
+
+    /// Deletes a deployment; None where the caller sees no such one.
+    pub(in crate::server) fn delete(
+        &mut self,
+        by: &Caller,
+        name: &DeploymentName,
+    ) -> Option<DeployResult> {
+        self.known_to(by, "deployment.delete", name)?;
         let deployed = self.deployments.remove(name)?;
+        self.audit(
+            by,
+            Entry {
+                action: "deployment.delete",
+                object: format!("deployment/{name}"),
+                before: Some(manifest::render(&deployed.deployment)),
+                after: None,
+                outcome: "deleted".to_owned(),
+            },
+        );
         let deleted = self.store.delete(Table::Deployments, name.as_str());
         self.stored(deleted);
         self.note_deployment("deployment-deleted", name.as_str(), String::new());
@@ -224,6 +305,15 @@ impl Fleet {
             message,
             ..EventRow::default()
         });
+    }
+}
+
+/// What became of a manifest, for the audit log.
+fn outcome(result: &DeployResult) -> String {
+    match (&result.action, result.faults.first()) {
+        (Some(action), _) => action.clone(),
+        (None, Some(fault)) => format!("refused: {}", fault.message),
+        (None, None) => "refused".to_owned(),
     }
 }
 

@@ -12,7 +12,7 @@ use limpet_protocol::{
 };
 use serde::Serialize;
 
-use super::{Device, DeviceRecord, Fleet, Link};
+use super::{Caller, Device, DeviceRecord, Entry, Fleet, Link};
 use crate::server::store::{EventRow, ReportedRow, Table};
 
 impl Fleet {
@@ -292,18 +292,24 @@ impl Fleet {
         }
     }
 
-    /// Forgets a device: its key, what it reported, what it was told. None where it is not known;
-    /// false where it is connected: it would go on unseen.
-    pub(in crate::server) fn forget(&mut self, id: &DeviceId) -> Option<bool> {
-        let device = self.devices.get(id)?;
+    /// Forgets a device: its key, what it reported, what it was told. None where the caller does not
+    /// see it; false where it is connected: it would go on unseen.
+    pub(in crate::server) fn forget(&mut self, by: &Caller, id: &DeviceId) -> Option<bool> {
+        let device = self.devices.get(id).filter(|_| self.sees(by.scope(), id))?;
+        let entry =
+            Entry { action: "device.forget", object: format!("device/{id}"), ..Entry::default() };
         if device.link.is_some() {
+            let outcome = "refused: it is connected".to_owned();
+            self.audit(by, Entry { outcome, ..entry });
             return Some(false);
         }
+        let before = Some(format!("key {}", device.record.key));
         let holds = device.record.told.max(device.record.ahead.unwrap_or_default());
         self.devices.remove(id);
         let forgotten = self.store.forget_device(id.as_str(), holds);
         self.stored(forgotten);
         self.note("device-removed", Some(id), String::new());
+        self.audit(by, Entry { before, outcome: "ok".to_owned(), ..entry });
         self.place_all();
         Some(true)
     }

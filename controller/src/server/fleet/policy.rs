@@ -6,8 +6,8 @@ use limpet_controller_core::Deployment;
 use limpet_controller_core::manifest::{self, Fault, Format, image_faults};
 use limpet_protocol::{DeviceId, ImagePolicy};
 
-use super::Fleet;
 use super::deployments::fault_view;
+use super::{Caller, Entry, Fleet};
 use crate::server::store::{StoreError, Table};
 use crate::view::PolicyResult;
 
@@ -38,6 +38,7 @@ impl Fleet {
     /// Sets the policy. A bad one changes nothing.
     pub(in crate::server) fn set_policy(
         &mut self,
+        by: &Caller,
         bytes: &[u8],
         format: Format,
         breaking: Breaking,
@@ -51,6 +52,18 @@ impl Fleet {
         };
         let broken = self.broken_by(&policy);
         let accepted = broken.is_empty() || breaking == Breaking::Accept;
+        let text = |policy: &ImagePolicy| Some(manifest::render_policy(policy, ""));
+        let entry = Entry {
+            action: "policy.set",
+            object: "policy".to_owned(),
+            before: self.policy.as_ref().and_then(text),
+            after: text(&policy),
+            outcome: match accepted {
+                true => "ok".to_owned(),
+                false => format!("refused: {} deployments break it", broken.len()),
+            },
+        };
+        self.audit(by, entry);
         if accepted {
             self.take_policy(Some(policy).filter(|policy| !policy.is_empty()));
         }

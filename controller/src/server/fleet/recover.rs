@@ -8,8 +8,8 @@ use limpet_protocol::{
     Action, DeploymentName, DesiredState, DeviceId, Digest, Held, Workload, WorkloadId,
 };
 
-use super::{Adoption, Deployed, Device, Fleet};
-use crate::view::{HoldView, RecoverResult};
+use super::{Adoption, Caller, Deployed, Device, Entry, Fleet};
+use crate::view::{HoldView, RecoverChoice, RecoverResult};
 
 /// Why an operator's choice is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +64,26 @@ impl Fleet {
         })
     }
 
+    /// Carries out what an operator chooses for devices on hold.
+    pub(in crate::server) fn recover(
+        &mut self,
+        by: &Caller,
+        choice: RecoverChoice,
+        named: &[DeviceId],
+    ) -> Result<RecoverResult, RecoverError> {
+        let before = serde_json::to_string(&self.hold_views()).ok();
+        let (action, done) = match choice {
+            RecoverChoice::Adopt => ("recover.adopt", self.recover_adopt(named)),
+            RecoverChoice::Override => ("recover.override", self.recover_override(named)),
+        };
+        let (object, outcome) = match &done {
+            Ok(result) => (format!("device/{}", result.devices.join(",")), "ok".to_owned()),
+            Err(why) => ("device".to_owned(), format!("refused: {why}")),
+        };
+        self.audit(by, Entry { action, object, before, after: None, outcome });
+        done
+    }
+
     /// The devices that an operator speaks of: those named, or all that are on hold.
     fn chosen(&self, named: &[DeviceId]) -> Result<Vec<DeviceId>, RecoverError> {
         for id in named {
@@ -78,10 +98,7 @@ impl Fleet {
     }
 
     /// The store's truth wins: a new epoch.
-    pub(in crate::server) fn recover_override(
-        &mut self,
-        named: &[DeviceId],
-    ) -> Result<RecoverResult, RecoverError> {
+    fn recover_override(&mut self, named: &[DeviceId]) -> Result<RecoverResult, RecoverError> {
         let chosen = self.chosen(named)?;
         for id in &chosen {
             let Some(device) = self.devices.get_mut(id) else {
@@ -100,10 +117,7 @@ impl Fleet {
     }
 
     /// The devices' truth wins: they are asked for it.
-    pub(in crate::server) fn recover_adopt(
-        &mut self,
-        named: &[DeviceId],
-    ) -> Result<RecoverResult, RecoverError> {
+    fn recover_adopt(&mut self, named: &[DeviceId]) -> Result<RecoverResult, RecoverError> {
         let connected = |fleet: &Self, id: &DeviceId| {
             fleet.devices.get(id).is_some_and(|device| device.link.is_some())
         };

@@ -1,12 +1,12 @@
 //! What is known, as the API says it.
 
 use limpet_controller_core::settling::{Seen, Settling, settle};
-use limpet_controller_core::{Count, Presence};
+use limpet_controller_core::{Count, Presence, Scope};
 use limpet_protocol::{ContainerId, DeploymentName, DeviceId, Exit, Feature, Phase, WorkloadId};
 
 use super::{Deployed, Device, Fleet, Known, recover};
 use crate::server::clock::rfc3339;
-use crate::server::store::EventFilter;
+use crate::server::store::{EventFilter, EventRow};
 use crate::view::{DeploymentView, DeviceView, EventView, ExitView, WorkloadView};
 
 impl Fleet {
@@ -14,8 +14,21 @@ impl Fleet {
         self.devices.contains_key(id)
     }
 
-    pub(in crate::server) fn device_views(&self) -> Vec<DeviceView> {
-        self.devices.iter().map(|(id, device)| self.device_view(id, device)).collect()
+    /// Whether a device is in what somebody is restricted to.
+    pub(in crate::server) fn sees(&self, scope: &Scope, id: &DeviceId) -> bool {
+        let device = self.devices.get(id);
+        scope.is_all() || device.is_some_and(|device| scope.has_device(&device.record.labels))
+    }
+
+    /// A deployment, where it is in what somebody is restricted to.
+    pub(super) fn deployment(&self, scope: &Scope, name: &DeploymentName) -> Option<&Deployed> {
+        let deployed = self.deployments.get(name);
+        deployed.filter(|deployed| scope.has_select(&deployed.deployment.select))
+    }
+
+    pub(in crate::server) fn device_views(&self, scope: &Scope) -> Vec<DeviceView> {
+        let seen = self.devices.iter().filter(|(id, _)| self.sees(scope, id));
+        seen.map(|(id, device)| self.device_view(id, device)).collect()
     }
 
     fn device_view(&self, id: &DeviceId, device: &Device) -> DeviceView {
@@ -59,8 +72,18 @@ impl Fleet {
         }
     }
 
-    pub(in crate::server) fn deployment_views(&self) -> Vec<DeploymentView> {
-        self.deployments.values().map(|deployed| self.deployment_view(deployed)).collect()
+    pub(in crate::server) fn deployment_views(&self, scope: &Scope) -> Vec<DeploymentView> {
+        let seen = self.deployments.keys().filter_map(|name| self.deployment(scope, name));
+        if scope.is_all() {
+            return seen.map(|deployed| self.deployment_view(deployed)).collect();
+        }
+        // Why devices are unfit tells of their labels: of those only that are seen.
+        let cut = |deployed: &Deployed| {
+            let mut deployed = deployed.clone();
+            deployed.refusals.retain(|(id, _)| self.sees(scope, id));
+            self.deployment_view(&deployed)
+        };
+        seen.map(cut).collect()
     }
 
     fn deployment_view(&self, deployed: &Deployed) -> DeploymentView {
@@ -138,13 +161,21 @@ impl Fleet {
         }
     }
 
-    pub(in crate::server) fn manifest(&self, name: &DeploymentName) -> Option<String> {
-        let deployed = self.deployments.get(name)?;
+    pub(in crate::server) fn manifest(
+        &self,
+        scope: &Scope,
+        name: &DeploymentName,
+    ) -> Option<String> {
+        let deployed = self.deployment(scope, name)?;
         Some(limpet_controller_core::manifest::render(&deployed.deployment))
     }
 
     /// What is placed, and what is still reported of what was.
-    pub(in crate::server) fn workload_views(&self, name: Option<&str>) -> Vec<WorkloadView> {
+    pub(in crate::server) fn workload_views(
+        &self,
+        scope: &Scope,
+        name: Option<&str>,
+    ) -> Vec<WorkloadView> {
         let placed = self.deployments.values().flat_map(|deployed| &deployed.slots).cloned();
         let reported = self.devices.iter().flat_map(|(id, device)| {
             device.inbox.statuses().keys().map(|w| (id.clone(), w.clone()))
@@ -153,6 +184,7 @@ impl Fleet {
             placed.chain(reported).map(|(device, workload)| (workload, device)).collect();
         all.iter()
             .filter(|(workload, _)| name.is_none_or(|n| workload.deployment().as_str() == n))
+            .filter(|(_, id)| self.sees(scope, id))
             .map(|(workload, id)| self.workload_view(workload, id))
             .collect()
     }
@@ -197,9 +229,12 @@ impl Fleet {
     /// What cannot be read is told to whoever asked: it takes nobody else's work back.
     pub(in crate::server) fn event_views(
         &self,
+        scope: &Scope,
         filter: &EventFilter,
     ) -> Result<Vec<EventView>, String> {
         let rows = self.store.events(filter).map_err(|e| e.to_string())?;
+        let rows: Vec<EventRow> =
+            rows.into_iter().filter(|row| self.sees_event(scope, row)).collect();
         let views = rows
             .into_iter()
             .map(|row| EventView {
@@ -213,6 +248,20 @@ impl Fleet {
             })
             .collect();
         Ok(views)
+    }
+
+    /// Of an event that names a device, who sees the device; of others, who sees the deployment.
+    fn sees_event(&self, scope: &Scope, row: &EventRow) -> bool {
+        if scope.is_all() {
+            return true;
+        }
+        match (&row.device, &row.deployment) {
+            (Some(id), _) => id.parse().is_ok_and(|id| self.sees(scope, &id)),
+            (None, Some(name)) => {
+                name.parse().is_ok_and(|name| self.deployment(scope, &name).is_some())
+            }
+            (None, None) => false,
+        }
     }
 
     /// How long ago a device was last heard; None where this controller does not know.

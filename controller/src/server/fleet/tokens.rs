@@ -1,0 +1,253 @@
+//! Tokens: made, checked, used, taken back.
+//!
+//! Of a token the store has an HMAC-SHA256 under a key that is not in the store. A slow hash such
+//! as argon2 protects secrets that people choose, by making each guess dear; these are 256 random
+//! bits, which nobody can guess at any price, and a slow hash would be a lever for whoever wants to
+//! keep the controller busy.
+
+use std::collections::BTreeMap;
+
+use limpet_controller_core::token::{Ended, Ttl, Wish, WishError};
+use limpet_controller_core::{Grant, Role, TokenRecord};
+use limpet_protocol::{Digest, Invitation, KeyError, Purpose, Token, TokenId};
+use ring::hmac;
+
+use super::Fleet;
+use super::admit::Counts;
+use super::audit::Entry;
+use super::caller::{Caller, Who};
+use crate::server::clock::rfc3339;
+use crate::server::store::Table;
+use crate::view::{TokenMade, TokenView};
+
+/// Tokens at most, those included that have ended and are still listed.
+pub(super) const TOKENS_MAX: usize = 10_000;
+/// How long those that have ended are listed, and said to have ended to whoever uses them.
+const ENDED_KEPT_MS: u64 = 30 * 24 * 3_600_000;
+
+/// How this controller is reached and known: what an invitation says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::server) struct Contact {
+    /// `HOST:PORT` of the API.
+    pub(in crate::server) servers: Vec<String>,
+    /// SHA-256 of the certificate (DER) of the fleet's authority.
+    pub(in crate::server) pin: Digest,
+}
+
+/// All tokens, and who has failed to show one.
+pub(super) struct Tokens {
+    key: hmac::Key,
+    pub(super) records: BTreeMap<TokenId, TokenRecord>,
+    /// When they were last used, by the wall clock, since the controller began: a request that
+    /// changes nothing writes nothing.
+    pub(super) used_ms: BTreeMap<TokenId, u64>,
+    pub(super) counts: Counts,
+    /// None where no token is asked for.
+    contact: Option<Contact>,
+}
+
+/// Why a token is not made.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::server) enum TokenError {
+    #[error(
+        "this controller asks for no token (--insecure): start it without --insecure to have tokens"
+    )]
+    Insecure,
+    #[error(transparent)]
+    Wish(#[from] WishError),
+    #[error("there are {TOKENS_MAX} tokens: revoke some; they go 30 days after their end")]
+    Many,
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+impl Tokens {
+    pub(super) fn new(key: hmac::Key) -> Self {
+        Self {
+            key,
+            records: BTreeMap::new(),
+            used_ms: BTreeMap::new(),
+            counts: Counts::new(),
+            contact: None,
+        }
+    }
+
+    /// Makes what is known what is on disk.
+    pub(super) fn load(&mut self, records: Vec<(String, TokenRecord)>) {
+        let known = |(id, record): (String, _)| Some((id.parse().ok()?, record));
+        self.records = records.into_iter().filter_map(known).collect();
+    }
+
+    fn hash(&self, token: &Token) -> Digest {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(hmac::sign(&self.key, &message(token)).as_ref());
+        Digest(hash)
+    }
+
+    /// The record of a token whose secret is right; compared in constant time.
+    pub(super) fn genuine(&self, token: &Token) -> Option<&TokenRecord> {
+        let record = self.records.get(&token.id)?;
+        let verified = hmac::verify(&self.key, &message(token), &record.hash.0);
+        verified.ok().map(|()| record)
+    }
+}
+
+impl Fleet {
+    /// Says how this controller is reached and known; until then it makes no tokens.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for a controller that has certificates"))]
+    pub(in crate::server) fn set_contact(&mut self, contact: Contact) {
+        self.tokens.contact = Some(contact);
+    }
+
+    /// Makes a token, and the string that carries it: it is shown this once.
+    pub(in crate::server) fn create_token(
+        &mut self,
+        by: &Caller,
+        wish: Wish,
+    ) -> Result<TokenMade, TokenError> {
+        let contact = self.tokens.contact.clone().ok_or(TokenError::Insecure)?;
+        self.forget_ended_tokens();
+        if self.tokens.records.len() >= TOKENS_MAX {
+            return Err(TokenError::Many);
+        }
+        let token = Token::generate()?;
+        let record = wish.record(self.now_ms, self.tokens.hash(&token))?;
+        let put = self.store.put(Table::Tokens, &token.id.to_string(), &record);
+        self.stored(put);
+        let view = self.token_view(token.id, &record);
+        self.audit(
+            by,
+            Entry {
+                action: "token.create",
+                object: format!("token/{}", token.id),
+                after: serde_json::to_string(&view).ok(),
+                outcome: "ok".to_owned(),
+                ..Entry::default()
+            },
+        );
+        let purpose = match record.grant {
+            Grant::Join { .. } => Purpose::Join,
+            Grant::Api { .. } | Grant::Publisher => Purpose::Login,
+        };
+        self.tokens.records.insert(token.id, record);
+        let Contact { servers, pin } = contact;
+        let text = Invitation { purpose, servers, pin, token }.to_string();
+        Ok(TokenMade { token: view, text })
+    }
+
+    /// Takes a token back; None where it is not known.
+    pub(in crate::server) fn revoke_token(
+        &mut self,
+        by: &Caller,
+        id: TokenId,
+    ) -> Option<TokenView> {
+        let now_ms = self.now_ms;
+        let before = self.tokens.records.get(&id)?.revoked_ms;
+        self.change_token(id, |record| record.revoked_ms = before.or(Some(now_ms)));
+        let view = self.token_view(id, self.tokens.records.get(&id)?);
+        let outcome = if before.is_some() { "unchanged" } else { "ok" };
+        self.audit(
+            by,
+            Entry {
+                action: "token.revoke",
+                object: format!("token/{id}"),
+                outcome: outcome.to_owned(),
+                ..Entry::default()
+            },
+        );
+        Some(view)
+    }
+
+    /// A string that lets somebody in as admin; None where there is an admin, unless `another` is
+    /// asked for.
+    pub(in crate::server) fn make_login(
+        &mut self,
+        another: bool,
+    ) -> Result<Option<String>, TokenError> {
+        let is_admin = |record: &TokenRecord| {
+            matches!(record.grant, Grant::Api { role: Role::Admin, .. })
+                && record.ended(self.now_ms).is_none()
+        };
+        if !another && self.tokens.records.values().any(is_admin) {
+            return Ok(None);
+        }
+        let (name, role) = ("login".to_owned(), Role::Admin.to_string());
+        let wish = Wish { name, role, ttl: Some(Ttl::Never), ..Wish::default() };
+        let by = Caller { who: Who::Local, from: None };
+        Ok(Some(self.create_token(&by, wish)?.text))
+    }
+
+    pub(in crate::server) fn token_views(&self) -> Vec<TokenView> {
+        let records = self.tokens.records.iter();
+        let mut views: Vec<_> = records.map(|(id, record)| self.token_view(*id, record)).collect();
+        views.sort_by(|a, b| a.made_at.cmp(&b.made_at));
+        views
+    }
+
+    fn token_view(&self, id: TokenId, record: &TokenRecord) -> TokenView {
+        let status = match record.ended(self.now_ms) {
+            None => "good",
+            Some(Ended::Expired(_)) => "expired",
+            Some(Ended::UsedUp) => "used up",
+            Some(Ended::Revoked(_)) => "revoked",
+        };
+        let mut view = TokenView {
+            id: id.to_string(),
+            name: record.name.clone(),
+            role: record.grant.word(),
+            status: status.to_owned(),
+            made_at: time(record.made_ms),
+            expires_at: record.expires_ms.map(time),
+            used_at: self.tokens.used_ms.get(&id).copied().map(time),
+            select: BTreeMap::new(),
+            uses_left: None,
+            labels: BTreeMap::new(),
+            require_approval: false,
+        };
+        match &record.grant {
+            Grant::Api { scope, .. } => view.select.clone_from(&scope.0),
+            Grant::Join { uses_left, labels, require_approval } => {
+                view.uses_left = Some(*uses_left);
+                view.labels = labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+                view.require_approval = *require_approval;
+            }
+            Grant::Publisher => {}
+        }
+        view
+    }
+
+    pub(super) fn change_token(&mut self, id: TokenId, change: impl FnOnce(&mut TokenRecord)) {
+        if let Some(record) = self.tokens.records.get_mut(&id) {
+            change(record);
+            let put = self.store.put(Table::Tokens, &id.to_string(), record);
+            self.stored(put);
+        }
+    }
+
+    fn forget_ended_tokens(&mut self) {
+        let now_ms = self.now_ms;
+        let is_over = |record: &TokenRecord| {
+            let end_ms = record.revoked_ms.or(record.expires_ms);
+            end_ms.is_some_and(|end_ms| end_ms.saturating_add(ENDED_KEPT_MS) <= now_ms)
+        };
+        let over: Vec<TokenId> =
+            self.tokens.records.iter().filter(|(_, r)| is_over(r)).map(|(id, _)| *id).collect();
+        for id in over {
+            self.tokens.records.remove(&id);
+            self.tokens.used_ms.remove(&id);
+            let deleted = self.store.delete(Table::Tokens, &id.to_string());
+            self.stored(deleted);
+        }
+    }
+}
+
+fn message(token: &Token) -> [u8; 40] {
+    let mut message = [0; 40];
+    message[..8].copy_from_slice(&token.id.0);
+    message[8..].copy_from_slice(token.secret.as_slice());
+    message
+}
+
+pub(super) fn time(at_ms: u64) -> String {
+    rfc3339(at_ms).unwrap_or_else(|| "another age".to_owned())
+}

@@ -1,0 +1,108 @@
+//! Tokens, and the audit log.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A token, without its secret.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct TokenView {
+    /// Its id.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// `viewer`, `operator`, `admin`, `join` or `publisher`.
+    pub role: String,
+    /// `good`, `expired`, `used up` or `revoked`.
+    pub status: String,
+    /// When it was made (RFC 3339, UTC).
+    pub made_at: String,
+    /// When it ends (RFC 3339, UTC); null where it does not.
+    pub expires_at: Option<String>,
+    /// When it was last used since the controller began (RFC 3339, UTC).
+    pub used_at: Option<String>,
+    /// Labels of the devices that it is restricted to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub select: BTreeMap<String, String>,
+    /// How many more devices may join with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses_left: Option<u32>,
+    /// Labels that devices get that join with it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Devices that join with it wait for `limpet device approve`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub require_approval: bool,
+}
+
+/// Asks for a token.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// What people will call it.
+    pub name: String,
+    /// `viewer`, `operator`, `admin` or `join`.
+    pub role: String,
+    /// Seconds that it lives; where absent an hour for `join`, 90 days for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
+    /// It lives until it is revoked; not for `join`.
+    #[serde(default)]
+    pub never_expires: bool,
+    /// Labels of the devices that it is restricted to; for `viewer` and `operator`.
+    #[serde(default)]
+    pub select: BTreeMap<String, String>,
+    /// How many devices may join with it, 1 where absent; for `join`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// Labels that they get; for `join`.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// They wait for an operator's approval; for `join`.
+    #[serde(default)]
+    pub require_approval: bool,
+}
+
+/// A token that was made. Its secret is nowhere else.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct TokenMade {
+    /// The token.
+    pub token: TokenView,
+    /// The string for `limpet login`, or for `limpet-agent join`.
+    pub text: String,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct WhoView {
+    /// As the audit log names it.
+    pub who: String,
+    /// `viewer`, `operator` or `admin`.
+    pub role: String,
+    /// Labels of the devices that it is restricted to.
+    pub select: BTreeMap<String, String>,
+}
+
+/// An entry of the audit log.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AuditView {
+    /// Counts up.
+    pub seq: u64,
+    /// When (RFC 3339, UTC).
+    pub at: String,
+    /// `token ID NAME`, `device ID`, `mqtt CLIENT`, `local` or `stranger`.
+    pub who: String,
+    /// `ADDRESS:PORT`; null for the controller's own machine at its start.
+    pub from: Option<String>,
+    /// What: `deployment.apply`.
+    pub action: String,
+    /// To what: `deployment/web`.
+    pub object: String,
+    /// What was there before.
+    pub before: Option<String>,
+    /// What is there after.
+    pub after: Option<String>,
+    /// `ok`, a word for what was done, or `refused: ` and why.
+    pub outcome: String,
+}
