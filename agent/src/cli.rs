@@ -11,6 +11,7 @@ use crate::config::{self, Config, Flags};
 use crate::runtime::wait::Waited;
 use crate::runtime::{shim, wait};
 
+mod join;
 mod local;
 mod preload;
 mod time;
@@ -18,7 +19,8 @@ mod time;
 const HELP: &str = "\
 Runs the containers that a Limpet controller publishes for this device.
 
-Usage: limpet-agent run [--broker mqtt://HOST:PORT] [--insecure] [OPTIONS]
+Usage: limpet-agent join STRING | --file FILE [--device-id ID] [--data-dir DIR]
+       limpet-agent run [OPTIONS]
        limpet-agent status [-o json]             where this device stands
        limpet-agent logs WORKLOAD [-f] [--tail N]
        limpet-agent stop WORKLOAD                until the next change, or `start`
@@ -29,6 +31,10 @@ Usage: limpet-agent run [--broker mqtt://HOST:PORT] [--insecure] [OPTIONS]
        limpet-agent preload --list | --unpin NAME [--data-dir DIR]
        limpet-agent version
 
+join makes this device a member of a fleet, with the line that `limpet token create --join` prints.
+Its key is made here and stays here. Where `run` finds that the device has not joined, it uses the
+line in /etc/limpet/join (`join_file` in the configuration), and deletes it then.
+
 preload puts the images of FILE on this device, for places with no registry, and pins them: they
 stay, needed or not, until `--unpin`. FILE is what `docker save` or `skopeo copy` to docker-archive:
 or oci-archive: writes, compressed with gzip or zstd or not, or a folder of OCI's image layout. NAME
@@ -36,12 +42,13 @@ is what workloads call the image; needed where FILE names none. Where an agent r
 in; only root may ask it to. `--platform` prepares the disk of another device.
 
 Options of run (each is also a key of the configuration file; flags win):
-  --broker URL           the controller's broker, mqtt://HOST:PORT
-  --insecure             speak plain MQTT: for loopback and networks that you trust
   --device-id ID         the device's id; the host's name unless said or known
   --data-dir DIR         what survives a reboot [/var/lib/limpet]
   --run-dir DIR          containers and their logs, best in memory [/run/limpet]
   --cgroup-parent PATH   the control group above all containers [/limpet]
+  --insecure             speak plain MQTT with --broker, and trust the first controller: for
+                         loopback and networks that you trust
+  --broker URL           the broker to speak plain MQTT with, mqtt://HOST:PORT
 
 Options of all:
   --config FILE          the configuration file [/etc/limpet/agent.toml]
@@ -57,11 +64,12 @@ go on. TIME is RFC 3339, as 2026-11-26T06:00:00Z; DURATION is a number with s, m
 Several agents can run on one machine, each with its own --device-id, --data-dir, --run-dir and
 --cgroup-parent. Ending an agent ends no container: the next one goes on with them.
 
-Example: limpet-agent run --insecure --broker mqtt://127.0.0.1:1883 --device-id pi-1
+Example: limpet-agent join limpet-join-omFh... && limpet-agent run
 ";
 
 /// What was asked for.
 enum Command {
+    Join(join::Order),
     Run(Flags),
     Local(local::Asked),
     Preload(preload::Order),
@@ -74,6 +82,7 @@ enum Command {
 /// Does what the arguments say: 0 done, 1 failed, 2 the arguments were wrong.
 pub fn main() -> ExitCode {
     match parse(lexopt::Parser::from_env()) {
+        Ok(Command::Join(order)) => report(join::run(order)),
         Ok(Command::Run(flags)) => run(flags),
         Ok(Command::Preload(order)) => {
             begin_logging();
@@ -140,6 +149,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
         Some(other) => return Err(other.unexpected()),
     };
     match verb.as_str() {
+        "join" => Ok(join::parse(parser)?.map_or(Command::Help, Command::Join)),
         "run" => parse_run(parser),
         "status" | "logs" | "stop" | "start" | "restart" | "sleep" | "wake" => {
             Ok(local::parse(&verb, parser)?.map_or(Command::Help, Command::Local))

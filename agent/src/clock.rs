@@ -33,6 +33,11 @@ pub fn wall_ms() -> u64 {
     now.max(FLOOR_MS.load(Ordering::Relaxed))
 }
 
+/// It is later than this, in milliseconds since 1970, whatever the machine's clock says.
+pub fn floor_ms() -> u64 {
+    FLOOR_MS.load(Ordering::Relaxed)
+}
+
 /// It is at least this late, in milliseconds since 1970. Told by what was signed, never by the
 /// machine's own clock: one that was wrong for a moment would be believed for ever.
 pub fn raise_floor(floor_ms: u64) {

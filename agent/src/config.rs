@@ -14,6 +14,8 @@ use crate::logs::Storage;
 pub const PATH: &str = "/etc/limpet/agent.toml";
 /// Where the data folder is unless `--data-dir` says otherwise.
 const DATA_DIR: &str = "/var/lib/limpet";
+/// Where a flashed image has its join string unless the configuration says otherwise.
+const JOIN_FILE: &str = "/etc/limpet/join";
 
 /// What does not survive a reboot, unless `--run-dir` says otherwise.
 const RUN_DIR: &str = "/run/limpet";
@@ -35,6 +37,7 @@ struct File {
     logs: Storage,
     labels: BTreeMap<String, String>,
     registries: Registries,
+    join_file: Option<PathBuf>,
 }
 
 /// What the flags of `limpet-agent run` may say.
@@ -59,8 +62,10 @@ pub struct Flags {
 /// Everything that an agent is told by its owner, checked.
 #[derive(Debug)]
 pub struct Config {
-    /// Host and port of the broker.
-    pub broker: (String, u16),
+    /// Host and port of a broker to speak plain MQTT with; a member of a fleet knows its own.
+    pub broker: Option<(String, u16)>,
+    /// A join string to use, then delete, where the device has not joined.
+    pub join_file: PathBuf,
     /// The device's id; None takes the host's name.
     pub device_id: Option<DeviceId>,
     /// What survives a reboot.
@@ -99,17 +104,19 @@ pub enum ConfigError {
         source: Box<toml::de::Error>,
     },
     /// Nowhere to connect to.
-    #[error("no broker: say `--broker mqtt://HOST:PORT`, or `broker = \"...\"` in {0}")]
+    #[error(
+        "--insecure: say which broker, `--broker mqtt://HOST:PORT` or `broker = \"...\"` in {0}"
+    )]
     NoBroker(PathBuf),
     /// Not an address.
     #[error("broker {0:?}: write mqtt://HOST:PORT")]
     Broker(String),
-    /// Encryption was not declined and is not there.
+    /// Plain MQTT was not asked for.
     #[error(
-        "joining with certificates is not part of this version: add `--insecure` to use plain MQTT \
-         on a network that you trust"
+        "broker {0:?}: a device that has joined knows its brokers (`limpet-agent join`); to speak \
+         plain MQTT on a network that you trust, add --insecure"
     )]
-    NotInsecure,
+    NotInsecure(String),
     /// A value that cannot be.
     #[error("{key} = {value:?}: {reason}")]
     Value {
@@ -130,25 +137,21 @@ impl Config {
     /// When the file cannot be read or says something that cannot be.
     pub fn load(flags: Flags) -> Result<Self, ConfigError> {
         let (path, file) = read(flags.config.as_deref())?;
-        if !(flags.insecure || file.insecure) {
-            return Err(ConfigError::NotInsecure);
-        }
-        let broker = flags.broker.or(file.broker).ok_or(ConfigError::NoBroker(path))?;
-        let id = flags.device_id.or(file.device_id);
+        let broker = match (flags.broker.or(file.broker), flags.insecure || file.insecure) {
+            (Some(broker), true) => Some(broker_address(&broker)?),
+            (None, true) => return Err(ConfigError::NoBroker(path)),
+            (Some(broker), false) => return Err(ConfigError::NotInsecure(broker)),
+            (None, false) => None,
+        };
         let keep_alive_s = file.keep_alive_s.unwrap_or(600);
         if keep_alive_s < KEEP_ALIVE_S_MIN {
             let reason = format!("use {KEEP_ALIVE_S_MIN} seconds or more");
             return Err(value("keep_alive_s", &keep_alive_s.to_string(), reason));
         }
         Ok(Self {
-            broker: broker_address(&broker)?,
-            device_id: id
-                .map(|id| {
-                    id.parse().map_err(|e: limpet_protocol::IdError| {
-                        value("device_id", &id, e.to_string())
-                    })
-                })
-                .transpose()?,
+            broker,
+            join_file: file.join_file.unwrap_or_else(|| JOIN_FILE.into()),
+            device_id: id(flags.device_id.or(file.device_id))?,
             data_dir: absolute(flags.data_dir.or(file.data_dir), DATA_DIR),
             run_dir: absolute(flags.run_dir.or(file.run_dir), RUN_DIR),
             cgroup_parent: cgroup(flags.cgroup_parent.or(file.cgroup_parent))?,
@@ -178,6 +181,20 @@ pub fn data_dir(flags: &Flags) -> Result<PathBuf, ConfigError> {
     Ok(absolute(flags.data_dir.clone().or(file.data_dir), DATA_DIR))
 }
 
+/// The id that the file gives this device.
+///
+/// # Errors
+/// When the file cannot be read or says something that cannot be.
+pub fn device_id(flags: &Flags) -> Result<Option<DeviceId>, ConfigError> {
+    let (_, file) = read(flags.config.as_deref())?;
+    id(flags.device_id.clone().or(file.device_id))
+}
+
+fn id(text: Option<String>) -> Result<Option<DeviceId>, ConfigError> {
+    let wrong = |text: &str, e: limpet_protocol::IdError| value("device_id", text, e.to_string());
+    text.map(|text| text.parse().map_err(|e| wrong(&text, e))).transpose()
+}
+
 fn read(named: Option<&Path>) -> Result<(PathBuf, File), ConfigError> {
     let path = named.unwrap_or(Path::new(PATH)).to_owned();
     let file = match std::fs::read_to_string(&path) {
@@ -198,16 +215,16 @@ fn value(key: &'static str, value: &str, reason: String) -> ConfigError {
 }
 
 fn broker_address(url: &str) -> Result<(String, u16), ConfigError> {
-    let wrong = || ConfigError::Broker(url.to_owned());
-    let rest = url.strip_prefix("mqtt://").ok_or_else(wrong)?;
-    let (host, port) = rest.trim_end_matches('/').rsplit_once(':').ok_or_else(wrong)?;
+    address(url, "mqtt://").ok_or_else(|| ConfigError::Broker(url.to_owned()))
+}
+
+/// Host and port of a URL of this scheme (`mqtt://`) and no path.
+pub fn address(url: &str, scheme: &str) -> Option<(String, u16)> {
+    let rest = url.strip_prefix(scheme)?;
+    let (host, port) = rest.trim_end_matches('/').rsplit_once(':')?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let port = port.parse().map_err(|_| wrong())?;
-    if host.is_empty() || host.contains(['/', '@']) {
-        Err(wrong())
-    } else {
-        Ok((host.into(), port))
-    }
+    let clean = !host.is_empty() && !host.contains(['/', '@']);
+    clean.then(|| Some((host.to_owned(), port.parse().ok()?)))?
 }
 
 fn absolute(path: Option<PathBuf>, default: &str) -> PathBuf {
@@ -257,7 +274,7 @@ mod tests {
              labels = { site = 'berlin' }\n[registries]\nmirrors = { 'docker.io' = ['m:5000'] }\n",
         )
         .unwrap();
-        assert_eq!(config.broker, ("10.0.0.1".to_owned(), 1883));
+        assert_eq!(config.broker, Some(("10.0.0.1".to_owned(), 1883)));
         assert_eq!(config.labels.len(), 1);
         assert_eq!(config.run_dir, Path::new("/run/limpet"));
     }
@@ -265,8 +282,8 @@ mod tests {
     #[test]
     fn faults_say_what_and_where() {
         for (text, says) in [
-            ("", "--insecure"),
-            ("insecure = true", "no broker"),
+            ("broker = 'mqtt://h:1'", "add --insecure"),
+            ("insecure = true", "say which broker"),
             ("insecure = true\nbroker = 'x'", "broker \"x\": write mqtt://HOST:PORT"),
             ("insecure = true\nbrokr = 'x'", "unknown field `brokr`"),
             ("insecure = 1", "invalid type"),

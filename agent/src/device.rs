@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use limpet_agent_core::{Agent, Checkpoint, Input, Start};
-use limpet_protocol::{DesiredState, Feature, Kind, OutboxId, Prefix};
+use limpet_protocol::{DesiredState, Feature, OutboxId, Prefix};
 use ring::rand::{SecureRandom, SystemRandom};
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender};
@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::device::effects::{Parts, Sends, Shell};
 use crate::device::inbox::Inbox;
 use crate::image::Images;
-use crate::link::{self, FromLink, Pace};
+use crate::link::{self, FromLink, Pace, Route, Way};
 use crate::local::server::Asked;
 use crate::logs::Logs;
 use crate::runtime::{Folders, Runtime};
@@ -28,6 +28,7 @@ mod effects;
 pub(crate) use effects::header;
 
 mod inbox;
+mod membership;
 mod on_site;
 mod preload;
 mod turns;
@@ -43,6 +44,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let Opened { state, identity, desired, checkpoint, clock_floor_ms, mut lost } =
         State::open(&config.data_dir, config.device_id.clone())?;
     clock::raise_floor(clock_floor_ms);
+    let (identity, route) = route(&state, identity, &config)?;
+    let way = Arc::new(Way::new(route));
     let boot = clock::boot_id();
     let runtime = Runtime::open(Folders {
         run_dir: config.run_dir.clone(),
@@ -81,10 +84,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     log::info!("device {} with {} containers", identity.device, running.len());
     let pace = Arc::new(Pace::default());
     let link = link::start(link::Options {
-        broker: config.broker.clone(),
+        way: Arc::clone(&way),
         prefix: Prefix::default(),
         device: identity.device.clone(),
-        key: limpet_protocol::SigningKey::from_seed(identity.key.seed())?,
+        key: Arc::clone(&identity.key),
         boot,
         keep_alive: config.keep_alive,
         seed: u64::from_be_bytes(random()?),
@@ -98,14 +101,25 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         log::error!("nobody can talk to this agent on this machine: {error}");
     }
     let parts = Parts { state, identity, boot, clock_floor_ms, images, runtime, logs };
-    let sends = Sends { to_link: link.to_link, pieces: link.streams, pace, inputs };
+    let sends =
+        Sends { to_link: link.to_link, pieces: link.streams, pace, way: Arc::clone(&way), inputs };
     let shell = Rc::new(Shell::new(Rc::clone(&executor), parts, sends));
     for (container, handle) in running {
         shell.watch(container, handle);
     }
     let sources = Sources { received, from_link: link.from_link, asked };
-    let device = Device { agent, shell, inbox: Inbox::default(), broker: config.broker };
+    let device = Device { agent, shell, inbox: Inbox::default(), way };
     smol::block_on(executor.run(device.serve(sources)))
+}
+
+/// Where to connect to; a member of a fleet knows, and whoever is none becomes one first.
+fn route(state: &State, identity: Identity, config: &Config) -> anyhow::Result<(Identity, Route)> {
+    if let Some(broker) = config.broker.clone() {
+        return Ok((identity, Route { brokers: vec![broker], tls: None }));
+    }
+    let member = membership::await_membership(state, identity, &config.join_file)?;
+    let route = Route::of(&member)?;
+    Ok((member, route))
 }
 
 /// A device that cannot store it goes on all the same: better seen twice than not at all.
@@ -129,7 +143,7 @@ fn stored_desired(
     signed: Option<Vec<u8>>,
     lost: &mut Vec<String>,
 ) -> Option<DesiredState> {
-    match inbox::verify(identity, Kind::Desired, &signed?).map(|envelope| envelope.read()) {
+    match inbox::verify_stored(identity, &signed?).map(|envelope| envelope.read()) {
         Ok(Ok(desired)) => Some(desired),
         Ok(Err(error)) => {
             lost.push(format!("the stored desired state cannot be read: {error}"));
@@ -147,7 +161,7 @@ struct Device {
     agent: Agent,
     shell: Rc<Shell>,
     inbox: Inbox,
-    broker: (String, u16),
+    way: Arc<Way>,
 }
 
 /// Where everything comes from that the core is told.

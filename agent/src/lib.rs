@@ -9,9 +9,11 @@ pub mod facts;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod image;
+pub mod join;
 pub mod link;
 pub mod local;
 pub mod logs;
 pub mod runtime;
 pub mod state;
+pub mod tls;
 mod tree;

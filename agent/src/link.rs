@@ -5,8 +5,8 @@
 //! to survive is in the core's outbox.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use limpet_agent_core::{KeepAlive, Reconnect};
@@ -14,9 +14,11 @@ use limpet_protocol::{BootId, DeviceId, Prefix, SigningKey};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::SubscribeReasonCode;
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, Incoming, StateError};
+use rustls::ClientConfig;
 use smol::channel::{Receiver, Sender};
 
-use crate::clock;
+use crate::state::Identity;
+use crate::{clock, tls};
 
 mod mqtt;
 
@@ -36,14 +38,14 @@ const ASLEEP_LOOK: Duration = Duration::from_secs(10);
 
 /// Where to connect, and as whom.
 pub struct Options {
-    /// Host and port.
-    pub broker: (String, u16),
+    /// Where to, and how.
+    pub way: Arc<Way>,
     /// What topics begin with.
     pub prefix: Prefix,
     /// The device.
     pub device: DeviceId,
     /// Signs the will.
-    pub key: SigningKey,
+    pub key: Arc<SigningKey>,
     /// This boot.
     pub boot: BootId,
     /// Time between signs of life, at most.
@@ -52,6 +54,63 @@ pub struct Options {
     pub seed: u64,
     /// What changes meanwhile.
     pub pace: Arc<Pace>,
+}
+
+/// The brokers that a connection may go to, and how it is secured.
+pub struct Route {
+    /// Hosts and ports, the best first.
+    pub brokers: Vec<(String, u16)>,
+    /// None speaks plain MQTT.
+    pub tls: Option<Arc<ClientConfig>>,
+}
+
+/// A broker's address cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// Not an address of this version.
+    #[error("broker {0:?} is no address that this version knows: mqtts://HOST:PORT")]
+    Broker(String),
+    /// Not certificates.
+    #[error("the device's certificates cannot be used: {0}")]
+    Certificates(#[from] rustls::Error),
+    /// Nobody to go to.
+    #[error("this device has not joined a fleet")]
+    NoMember,
+}
+
+impl Route {
+    /// How a member of a fleet reaches it.
+    ///
+    /// # Errors
+    /// When the device is none, or its membership cannot be used.
+    pub fn of(identity: &Identity) -> Result<Self, RouteError> {
+        let membership = identity.membership.as_ref().ok_or(RouteError::NoMember)?;
+        let broker = |url: &String| {
+            crate::config::address(url, "mqtts://").ok_or_else(|| RouteError::Broker(url.clone()))
+        };
+        let brokers = membership.brokers.iter().map(broker).collect::<Result<_, _>>()?;
+        Ok(Self { brokers, tls: Some(tls::client(membership, &identity.key)?) })
+    }
+}
+
+/// The route of the next connection: it changes when a certificate does.
+pub struct Way(Mutex<Arc<Route>>);
+
+impl Way {
+    /// Connections take this one.
+    pub fn new(route: Route) -> Self {
+        Self(Mutex::new(Arc::new(route)))
+    }
+
+    /// Connections take this one from here on.
+    pub fn set(&self, route: Route) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(route);
+    }
+
+    /// The one to take.
+    pub fn get(&self) -> Arc<Route> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// When the link may connect, as the rest of the agent has it.
@@ -75,6 +134,8 @@ pub enum FromLink {
     },
     /// Not connected any more.
     Down,
+    /// The broker refuses the device's certificate as too old.
+    Expired,
     /// A message.
     Message {
         /// Its topic.
@@ -160,23 +221,36 @@ async fn run(options: Options, outgoing: Outgoing, incoming: Sender<FromLink>) {
     let longest = u16::try_from(options.keep_alive.as_secs()).unwrap_or(u16::MAX);
     let mut keep_alive = KeepAlive::new(longest);
     let spread_ms = || options.pace.spread_ms.load(Ordering::Relaxed);
-    let (host, port) = &options.broker;
     let mut wait_ms = reconnect.first_ms(spread_ms());
+    let mut failures = 0;
     while !incoming.is_closed() {
         wait(wait_ms, &options.pace).await;
+        let route = options.way.get();
+        let Some(broker) = route.brokers.iter().cycle().nth(failures) else {
+            log::error!("there is no broker to connect to");
+            return;
+        };
+        let (host, port) = broker;
         let connection = clock::boot_ms();
         let seconds = keep_alive.seconds();
-        let ended = match connect(&options, connection, seconds, &incoming).await {
+        let attempt =
+            Attempt { broker, tls: route.tls.as_ref(), connection, keep_alive_s: seconds };
+        let ended = match connect(&options, attempt, &incoming).await {
             Ok(connected) => {
+                failures = 0;
                 keep_alive.connected(clock::boot_ms());
                 log::info!("link to {host}:{port} is up");
                 serve(connected, &outgoing, &incoming).await
             }
             Err(why) => {
                 keep_alive.failed();
+                failures = (failures + 1) % route.brokers.len();
                 Ended::Never(why)
             }
         };
+        if ended.is_expiry() && incoming.send(FromLink::Expired).await.is_err() {
+            return;
+        }
         let up = matches!(ended, Ended::Silent | Ended::Lost(_));
         let up_ms = up.then(|| clock::boot_ms().saturating_sub(connection));
         if matches!(ended, Ended::Silent) {
@@ -204,6 +278,14 @@ async fn wait(wait_ms: u64, pace: &Pace) {
     }
 }
 
+/// A connection that is to be made.
+struct Attempt<'a> {
+    broker: &'a (String, u16),
+    tls: Option<&'a Arc<ClientConfig>>,
+    connection: u64,
+    keep_alive_s: u16,
+}
+
 /// A connection that is up and subscribed.
 struct Connected {
     connection: u64,
@@ -222,6 +304,13 @@ enum Ended {
     Never(String),
 }
 
+impl Ended {
+    /// Whether a certificate has expired, as TLS tells it (RFC 8446 section 6.2).
+    fn is_expiry(&self) -> bool {
+        matches!(self, Self::Lost(why) | Self::Never(why) if why == mqtt::EXPIRED)
+    }
+}
+
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -233,12 +322,12 @@ impl fmt::Display for Ended {
 
 async fn connect(
     options: &Options,
-    connection: u64,
-    keep_alive_s: u16,
+    attempt: Attempt<'_>,
     incoming: &Sender<FromLink>,
 ) -> Result<Connected, String> {
+    let Attempt { connection, keep_alive_s, .. } = attempt;
     let keep_alive = Duration::from_secs(keep_alive_s.into());
-    let mqtt = mqtt::options(options, connection, keep_alive);
+    let mqtt = mqtt::options(options, &attempt);
     let (client, mut events) = AsyncClient::new(mqtt, CLIENT_QUEUE);
     let first =
         tokio::time::timeout(CONNECT_TIMEOUT, until_subscribed(options, &client, &mut events));

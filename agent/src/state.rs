@@ -6,9 +6,10 @@
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use limpet_agent_core::Checkpoint;
-use limpet_protocol::{DeviceId, PublicKey, SigningKey, cbor};
+use limpet_protocol::{DeviceId, Membership, PublicKey, SigningKey, cbor};
 use serde::{Deserialize, Serialize};
 
 mod document;
@@ -44,14 +45,32 @@ pub struct Opened {
 }
 
 /// Who this device is, and whom it trusts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Identity {
     /// The device's id.
     pub device: DeviceId,
     /// Its key, which never leaves it.
-    pub key: SigningKey,
-    /// The controller's key, pinned on first use.
+    pub key: Arc<SigningKey>,
+    /// The controller's key: the membership's, or, with `--insecure`, pinned on first use.
     pub controller: Option<PublicKey>,
+    /// The one before it, which may have signed what is stored.
+    pub controller_before: Option<PublicKey>,
+    /// Where the device has joined a fleet.
+    pub membership: Option<Membership>,
+}
+
+impl Identity {
+    /// The same device, on these terms.
+    pub fn with_membership(&self, membership: Membership) -> Self {
+        let controller = Some(membership.controller);
+        let before = self.controller.filter(|_| self.controller != controller);
+        Self {
+            controller,
+            controller_before: before.or(self.controller_before),
+            membership: Some(membership),
+            ..self.clone()
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,6 +79,10 @@ struct StoredIdentity {
     #[serde(with = "serde_bytes")]
     seed: Vec<u8>,
     controller: Option<PublicKey>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before: Option<PublicKey>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    membership: Option<Membership>,
 }
 
 /// Why the data folder cannot be used.
@@ -82,6 +105,17 @@ pub enum StateError {
     /// No key can be made.
     #[error("cannot make the device's key: {0}")]
     Key(#[from] limpet_protocol::KeyError),
+    /// A member cannot take another name.
+    #[error(
+        "this device has joined its fleet as {known}: it cannot be {asked} too. To make it anew, \
+         remove its data folder and join again"
+    )]
+    Renamed {
+        /// Its id.
+        known: DeviceId,
+        /// What `--device-id` says.
+        asked: DeviceId,
+    },
     /// Neither told nor known.
     #[error("the device has no id: say `--device-id`")]
     NoId,
@@ -133,19 +167,29 @@ impl State {
         id: Option<DeviceId>,
     ) -> Result<Identity, StateError> {
         let identity = match known {
-            Some(known) if id.as_ref().is_none_or(|id| *id == known.device) => {
-                let key = SigningKey::from_seed(&known.seed)?;
-                return Ok(Identity { device: known.device, key, controller: known.controller });
+            Some(known) => {
+                let stored = Identity {
+                    device: known.device,
+                    key: Arc::new(SigningKey::from_seed(&known.seed)?),
+                    controller: known.controller,
+                    controller_before: known.before,
+                    membership: known.membership,
+                };
+                match id.filter(|id| *id != stored.device) {
+                    None => return Ok(stored),
+                    // Its certificate names it.
+                    Some(id) if stored.membership.is_some() => {
+                        return Err(StateError::Renamed { known: stored.device, asked: id });
+                    }
+                    Some(device) => Identity { device, ..stored },
+                }
             }
-            Some(known) => Identity {
-                device: id.unwrap_or(known.device),
-                key: SigningKey::from_seed(&known.seed)?,
-                controller: known.controller,
-            },
             None => Identity {
                 device: id.or_else(host_name).ok_or(StateError::NoId)?,
-                key: SigningKey::generate()?,
+                key: Arc::new(SigningKey::generate()?),
                 controller: None,
+                controller_before: None,
+                membership: None,
             },
         };
         // A device that cannot store it goes on all the same, as another after its next start.
@@ -164,6 +208,8 @@ impl State {
             device: identity.device.clone(),
             seed: identity.key.seed().to_vec(),
             controller: identity.controller,
+            before: identity.controller_before,
+            membership: identity.membership.clone(),
         };
         document::write(&self.folder, Kind::Identity, &cbor::encode(&stored))?;
         document::copy(&self.folder, Kind::Identity)

@@ -13,6 +13,7 @@ mod client;
 mod contexts;
 mod delete;
 mod describe;
+mod device;
 mod get;
 mod login;
 mod logs;
@@ -67,6 +68,7 @@ enum Verb {
     Restore(restore::Restore),
     Recover(recover::Recover),
     Policy(policy::Policy),
+    Device(device::Device),
     Token(token::Token),
     Login(login::Login),
     Logout(login::Logout),
@@ -112,6 +114,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Restore(verb) => verb.run(),
         Verb::Recover(verb) => verb.run(&client()?),
         Verb::Policy(verb) => verb.run(&client()?),
+        Verb::Device(verb) => verb.run(&client()?),
         Verb::Token(verb) => verb.run(&client()?),
         Verb::Login(verb) => verb.run(controller.context.as_deref()),
         Verb::Logout(verb) => verb.run(controller.context.as_deref()),

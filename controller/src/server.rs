@@ -12,15 +12,19 @@ use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod api;
+mod authority;
 mod broker;
 mod clock;
 mod fleet;
 mod login;
 mod logs;
 mod store;
+mod tls;
 
 use api::Access;
-use fleet::Fleet;
+use authority::Authority;
+use broker::Files;
+use fleet::{Contact, Fleet, Handle, Terms};
 pub(crate) use login::Login;
 use store::Store;
 pub(crate) use store::{Existing, restore};
@@ -41,6 +45,12 @@ pub struct Options {
     pub insecure: bool,
     /// When a string for an admin is written into the data folder.
     pub(crate) login: Login,
+    /// Hosts that devices and people reach this controller by; the first is what they are told.
+    pub advertise: Vec<String>,
+    /// How long a device's certificate is good.
+    pub certificate_ttl: Duration,
+    /// How long after its end a device may still renew it.
+    pub renew_expired: Duration,
     /// A device that is offline for this long is lost.
     pub lost_after: Duration,
 }
@@ -60,14 +70,8 @@ pub fn up(options: &Options) -> anyhow::Result<()> {
 }
 
 fn check(options: &Options) -> anyhow::Result<()> {
-    if !options.insecure {
-        bail!(
-            "certificates are not part of this version: start with `limpet up --insecure`, which \
-             serves plain HTTP and MQTT on loopback"
-        );
-    }
     for (flag, address) in [("--listen", options.listen), ("--mqtt-listen", options.mqtt_listen)] {
-        if !address.ip().is_loopback() {
+        if options.insecure && !address.ip().is_loopback() {
             bail!("{flag} {address}: --insecure serves loopback only; use 127.0.0.1 or [::1]");
         }
         // Said here, because the broker would only log it.
@@ -85,7 +89,12 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let (outgoing, to_publish) = tokio::sync::mpsc::unbounded_channel();
     let (fleet, thread) = Fleet::start(store, key, options.lost_after, outgoing)?;
-    broker::start(options.mqtt_listen, fleet.clone(), to_publish).await?;
+    let certified = match options.insecure {
+        true => None,
+        false => Some(certify(options, &fleet).await?),
+    };
+    let (files, tls) = certified.unzip();
+    broker::start(options.mqtt_listen, files, fleet.clone(), to_publish).await?;
     let listener = tokio::net::TcpListener::bind(options.listen)
         .await
         .with_context(|| format!("--listen {} cannot be used", options.listen))?;
@@ -101,9 +110,17 @@ async fn serve(
         tokio::select! { _ = term.recv() => (), _ = interrupt.recv() => () }
     };
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let server = axum::serve(listener, api::service(fleet.clone(), access))
-        .with_graceful_shutdown(async move { drop(ended.await) });
-    let server = tokio::spawn(server.into_future());
+    let service = api::service(fleet.clone(), access);
+    let ended = async move { drop(ended.await) };
+    let server = match tls {
+        None => {
+            tokio::spawn(axum::serve(listener, service).with_graceful_shutdown(ended).into_future())
+        }
+        Some(config) => {
+            let listener = tls::TlsListener::new(listener, config)?;
+            tokio::spawn(axum::serve(listener, service).with_graceful_shutdown(ended).into_future())
+        }
+    };
     asked.await;
     drop(end);
     // Logs that are followed do not end by themselves.
@@ -112,26 +129,99 @@ async fn serve(
     thread.join().map_err(|_| anyhow::anyhow!("the fleet's thread failed while ending"))
 }
 
+/// Makes what this controller is known by: what the broker and the API serve with.
+async fn certify(
+    options: &Options,
+    fleet: &Handle,
+) -> anyhow::Result<(Files, std::sync::Arc<rustls::ServerConfig>)> {
+    let now_ms = clock::now_ms();
+    let host = host(options)?;
+    let names = authority::names(options.listen.ip(), &options.advertise);
+    let names = [names, vec![host.clone()]].concat();
+    let authority = Authority::open(&options.data_dir, &names, now_ms)?;
+    let served = authority.serve(now_ms)?;
+    let file = |name: &str, content: &str| -> anyhow::Result<PathBuf> {
+        let path = options.data_dir.join(name);
+        store::write_key(&path, content.as_bytes())?;
+        Ok(path)
+    };
+    let files = Files {
+        certificate: file("server.pem", &served.certificate)?,
+        key: file("server.key", &served.key)?,
+        authority: file("authority.pem", &authority.pem())?,
+    };
+    let config = tls::config(&served)?;
+    let servers = vec![at(&host, options.listen.port())];
+    let contact = Contact { servers: servers.clone(), pin: authority.pin() };
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let terms = Terms {
+        authority,
+        brokers: vec![format!("mqtts://{}", at(&host, options.mqtt_listen.port()))],
+        servers,
+        certificate_ms: millis(options.certificate_ttl),
+        renew_expired_ms: millis(options.renew_expired),
+    };
+    fleet
+        .call(move |fleet| {
+            fleet.set_contact(contact);
+            fleet.set_terms(terms);
+        })
+        .await?;
+    Ok((files, config))
+}
+
+/// The host that others reach this controller by.
+fn host(options: &Options) -> anyhow::Result<String> {
+    if let Some(first) = options.advertise.first() {
+        return Ok(first.clone());
+    }
+    if !options.listen.ip().is_unspecified() {
+        return Ok(options.listen.ip().to_string());
+    }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" | "(none)" => {
+            bail!("this machine has no name: say --advertise HOST, as others reach it")
+        }
+        name => Ok(name.to_owned()),
+    }
+}
+
+/// `HOST:PORT`
+fn at(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
 fn announce(options: &Options, login: Option<&Path>) -> std::io::Result<()> {
     let Options { listen, mqtt_listen, data_dir, .. } = options;
-    let server = match listen.port() {
-        8420 => String::new(),
-        _ => format!("export LIMPET_SERVER=http://{listen}\n  "),
-    };
-    let login = login.map(|path| format!("  limpet login --file {}\n", path.display()));
-    let login = login.unwrap_or_default();
+    let mut out = std::io::stdout();
+    let (http, mqtt) = if options.insecure { ("http", "mqtt") } else { ("https", "mqtts") };
     writeln!(
-        std::io::stdout(),
+        out,
         "limpet {} serves\n\
-         \x20 API   http://{listen}\n\
-         \x20 MQTT  mqtt://{mqtt_listen}\n\
+         \x20 API   {http}://{listen}\n\
+         \x20 MQTT  {mqtt}://{mqtt_listen}\n\
          \x20 data  {}\n\
-         Next, on this machine:\n\
-         {login}\x20 {server}limpet-agent run --insecure --broker mqtt://{mqtt_listen} --device-id here\n\
-         \x20 limpet run web --image=IMAGE",
+         Next, on this machine:",
         env!("CARGO_PKG_VERSION"),
         data_dir.display(),
-    )
+    )?;
+    if let Some(login) = login {
+        writeln!(out, "  limpet login --file {}", login.display())?;
+    }
+    if options.insecure {
+        if listen.port() != 8420 {
+            writeln!(out, "  export LIMPET_SERVER=http://{listen}")?;
+        }
+        let broker = format!("{mqtt}://{mqtt_listen}");
+        writeln!(out, "  limpet-agent run --insecure --broker {broker} --device-id here")?;
+    } else {
+        writeln!(out, "  limpet-agent join $(limpet token create --join) && limpet-agent run")?;
+    }
+    writeln!(out, "  limpet run web --image=IMAGE")
 }
 
 /// Lines on standard error; `LIMPET_LOG=debug` says more, `LIMPET_LOG=warn` less.

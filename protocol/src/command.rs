@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hello::Nonce;
 use crate::id::{OutboxId, StreamId, WorkloadId};
+use crate::join::Membership;
 
 /// Log bytes in one chunk at most.
 pub const CHUNK_BYTES_MAX: usize = 32 * 1024;
@@ -61,6 +62,9 @@ pub enum Action {
     /// Send the signed desired state that is in force, as it is stored: [`Returned`].
     #[serde(rename = "ret")]
     ReturnDesired,
+    /// From here on the device is a member on these terms.
+    #[serde(rename = "mem")]
+    Membership(Box<Membership>),
     /// End a stream.
     #[serde(rename = "end")]
     EndStream {

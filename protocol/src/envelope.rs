@@ -57,10 +57,14 @@ pub enum Kind {
     Stream,
     /// [`crate::Returned`]; its number is that of the command.
     Returned,
+    /// [`crate::Join`]; its number is 0.
+    Join,
+    /// [`crate::Renew`]; its number is 0.
+    Renew,
 }
 
 impl Kind {
-    /// All kinds.
+    /// All kinds that travel over MQTT.
     pub const ALL: [Self; 10] = [
         Self::Desired,
         Self::Command,
@@ -178,33 +182,61 @@ fn sign1(protected: &[u8], payload: &[u8], signature: &[u8]) -> Vec<u8> {
 /// When it is malformed, too long, of another version, not signed by the expected key, or signed
 /// as something other than what its topic says.
 pub fn open(message: &[u8], expected: Expected<'_>) -> Result<Envelope, EnvelopeError> {
-    let Some((&TAG_SIGN1, parts)) = message.split_first() else {
-        return Err(EnvelopeError::NotSigned);
-    };
-    let (protected, _, payload, signature): (ByteBuf, IgnoredAny, ByteBuf, ByteBuf) =
-        cbor::decode(parts, cbor::MESSAGE_BYTES_MAX)?;
-    // What is not signed cannot vary either: there is one encoding of a message.
-    if sign1(&protected, &payload, &signature) != message {
-        return Err(EnvelopeError::NotSigned);
+    Unverified::read(message)?.verify(expected)
+}
+
+/// Checks a message of a stranger, who says in it which device it is, and whose key signs it.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_first(message: &[u8], prefix: &Prefix, kind: Kind) -> Result<Envelope, EnvelopeError> {
+    let unverified = Unverified::read(message)?;
+    let device = unverified.content.header.device.clone();
+    unverified.verify(Expected { prefix, device: &device, kind, signer: None })
+}
+
+/// A message that is well formed.
+struct Unverified {
+    content: Protected,
+    protected: ByteBuf,
+    payload: ByteBuf,
+    signature: ByteBuf,
+}
+
+impl Unverified {
+    fn read(message: &[u8]) -> Result<Self, EnvelopeError> {
+        let Some((&TAG_SIGN1, parts)) = message.split_first() else {
+            return Err(EnvelopeError::NotSigned);
+        };
+        let (protected, _, payload, signature): (ByteBuf, IgnoredAny, ByteBuf, ByteBuf) =
+            cbor::decode(parts, cbor::MESSAGE_BYTES_MAX)?;
+        // What is not signed cannot vary either: there is one encoding of a message.
+        if sign1(&protected, &payload, &signature) != message {
+            return Err(EnvelopeError::NotSigned);
+        }
+        match cbor::decode(&protected, 1024)? {
+            Decoded::Known(content) => Ok(Self { content, protected, payload, signature }),
+            Decoded::Algorithm(alg) => Err(EnvelopeError::Algorithm(alg)),
+            Decoded::Version(version) => Err(EnvelopeError::Version(version)),
+        }
     }
-    let Protected { signer, header } = match cbor::decode(&protected, 1024)? {
-        Decoded::Known(protected) => protected,
-        Decoded::Algorithm(alg) => return Err(EnvelopeError::Algorithm(alg)),
-        Decoded::Version(version) => return Err(EnvelopeError::Version(version)),
-    };
-    if let Some(&known) = expected.signer.filter(|known| **known != signer) {
-        return Err(EnvelopeError::Signer { actual: signer, expected: known });
+
+    fn verify(self, expected: Expected<'_>) -> Result<Envelope, EnvelopeError> {
+        let Self { content: Protected { signer, header }, protected, payload, signature } = self;
+        if let Some(&known) = expected.signer.filter(|known| **known != signer) {
+            return Err(EnvelopeError::Signer { actual: signer, expected: known });
+        }
+        if !signer.verifies(&to_be_signed(&protected, &payload), &signature) {
+            return Err(EnvelopeError::Signature);
+        }
+        let signed = (header.prefix.as_str(), &header.device, header.kind);
+        let topic = (expected.prefix.as_str(), expected.device, expected.kind);
+        if signed != topic {
+            let show = |(prefix, device, kind)| format!("{prefix} {device} {kind}");
+            return Err(EnvelopeError::Misdirected { signed: show(signed), topic: show(topic) });
+        }
+        Ok(Envelope { header, signer, body: payload.into_vec() })
     }
-    if !signer.verifies(&to_be_signed(&protected, &payload), &signature) {
-        return Err(EnvelopeError::Signature);
-    }
-    let signed = (header.prefix.as_str(), &header.device, header.kind);
-    let topic = (expected.prefix.as_str(), expected.device, expected.kind);
-    if signed != topic {
-        let show = |(prefix, device, kind)| format!("{prefix} {device} {kind}");
-        return Err(EnvelopeError::Misdirected { signed: show(signed), topic: show(topic) });
-    }
-    Ok(Envelope { header, signer, body: payload.into_vec() })
 }
 
 impl Envelope {

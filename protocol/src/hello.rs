@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::desired::Held;
 use crate::id::{Digest, IdError, OutboxId, byte_id};
+use crate::key::PublicKey;
 
 /// Labels a device may carry.
 pub const LABELS_MAX: usize = 64;
@@ -66,6 +67,9 @@ pub struct Hello {
     /// Seconds between signs of life of this connection; 0 where an older agent does not say.
     #[serde(rename = "k", default)]
     pub keep_alive_s: u16,
+    /// The controller's key that the device believes; absent where an older agent does not say.
+    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<PublicKey>,
 }
 
 impl Hello {

@@ -13,6 +13,7 @@ pub mod hello;
 pub mod id;
 pub mod image;
 pub mod invitation;
+pub mod join;
 pub mod key;
 pub mod policy;
 pub mod reported;
@@ -29,6 +30,7 @@ pub use id::{
 };
 pub use image::{ImageName, NameError};
 pub use invitation::{Invitation, InvitationError, Purpose, Token, TokenId};
+pub use join::{Join, Membership, Renew};
 pub use key::{KeyError, PublicKey, SigningKey};
 pub use policy::{DigestRule, ImageKey, ImagePolicies, ImagePolicy};
 pub use reported::{Exit, Phase, Record, Reported, WorkloadStatus};

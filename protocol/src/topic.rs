@@ -136,6 +136,9 @@ fn leaf(kind: Kind) -> &'static str {
         Kind::Result => "up/result",
         Kind::Returned => "up/desired",
         Kind::Stream => "up/stream",
+        // They travel over HTTPS: no topic is read as theirs.
+        Kind::Join => "up/join",
+        Kind::Renew => "up/renew",
     }
 }
 

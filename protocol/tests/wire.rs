@@ -77,6 +77,7 @@ fn golden_bytes() {
         reported: Digest([3; 32]),
         outbox: OutboxId([4; 8]),
         keep_alive_s: 600,
+        controller: None,
     };
     let reported = Reported {
         outbox: OutboxId([4; 8]),

@@ -11,6 +11,7 @@ mod dark;
 mod exits;
 mod hostile;
 mod images;
+mod join;
 mod links;
 mod on_site;
 mod operate;

@@ -58,8 +58,22 @@ impl Agent {
         Self::placed(lab, id, broker, config, Place::default())
     }
 
+    /// A device that joins a fleet with a join string.
+    pub fn member(lab: &Lab, id: &str, join: &str, config: &str) -> Self {
+        let data = lab.path(&format!("{id}.data")).display().to_string();
+        let args = ["join", join, "--device-id", id, "--data-dir", &data];
+        let joined = output(program("limpet-agent"), &args);
+        assert_eq!(joined.status, 0, "limpet-agent join: {joined:?}");
+        Self::begin(lab, id, &["run"], config, Place::default())
+    }
+
     /// A device that is somewhere else.
     pub fn placed(lab: &Lab, id: &str, broker: &str, config: &str, place: Place) -> Self {
+        let door = ["run", "--insecure", "--broker", broker, "--device-id", id];
+        Self::begin(lab, id, &door, config, place)
+    }
+
+    fn begin(lab: &Lab, id: &str, door: &[&str], config: &str, place: Place) -> Self {
         let name = if place.name.is_empty() { id } else { &place.name };
         let data = lab.path(&format!("{name}.data"));
         let run = lab.in_memory(&format!("{name}.run"));
@@ -67,16 +81,14 @@ impl Agent {
         let cgroup = format!("/{}", lab.name(name));
         let log = lab.path(&format!("{name}.log"));
         let [data_dir, run_dir, file] = [&data, &run, &config].map(|p| p.display().to_string());
-        let args = [
-            ["run", "--insecure"],
-            ["--broker", broker],
-            ["--device-id", id],
+        let folders = [
             ["--data-dir", &data_dir],
             ["--run-dir", &run_dir],
             ["--config", &file],
             ["--cgroup-parent", &cgroup],
         ];
-        let args: Vec<String> = args.as_flattened().iter().map(ToString::to_string).collect();
+        let args = door.iter().chain(folders.as_flattened()).map(ToString::to_string).collect();
+        let args: Vec<String> = args;
         let process = launch(&log, &place.through, &args);
         let id = id.to_owned();
         Self { id, process, data, run, cgroup, config, through: place.through, args, log }

@@ -20,6 +20,8 @@ pub struct Controller {
     pub process: Process,
     args: Vec<String>,
     log: PathBuf,
+    /// Where the command line is logged in; None where nobody asks who it is.
+    login: Option<PathBuf>,
 }
 
 impl Controller {
@@ -30,12 +32,33 @@ impl Controller {
 
     /// Starts one with an empty store and further flags.
     pub fn with_flags(lab: &Lab, more: &[&str]) -> Self {
+        Self::begin(lab, &["--insecure"], more)
+    }
+
+    /// Starts one that lets members and whoever has a token in, and logs in.
+    pub fn secured(lab: &Lab, more: &[&str]) -> Self {
+        let mut controller = Self::begin(lab, &[], more);
+        let login = lab.path("login");
+        controller.login = Some(login);
+        let file = lab.path("controller/login").display().to_string();
+        controller.ok(&["login", "--file", &file]);
+        controller
+    }
+
+    /// A string that lets a device join.
+    pub fn join_string(&self, more: &[&str]) -> String {
+        let args = [&["token", "create", "--join"], more].concat();
+        self.ok(&args).trim().to_owned()
+    }
+
+    fn begin(lab: &Lab, door: &[&str], more: &[&str]) -> Self {
         let (api, mqtt_port) = (free_port(), free_port());
         let (listen, mqtt) = (format!("127.0.0.1:{api}"), format!("127.0.0.1:{mqtt_port}"));
         let data = lab.path("controller").display().to_string();
-        let flags = ["up", "--insecure", "--listen", &listen, "--mqtt-listen", &mqtt];
+        let flags = ["up", "--listen", &listen, "--mqtt-listen", &mqtt];
         let args: Vec<String> = flags
             .iter()
+            .chain(door)
             .chain(more)
             .chain(&["--data-dir", &data])
             .map(ToString::to_string)
@@ -49,6 +72,7 @@ impl Controller {
             process,
             args,
             log,
+            login: None,
         };
         controller.process.until_said("Next, on this machine");
         controller
@@ -70,7 +94,9 @@ impl Controller {
         std::fs::remove_file(&self.log).unwrap();
         self.process = launch(&self.log, &self.args);
         self.process.until_said("Next, on this machine");
-        eventually("the API", || ureq::get(format!("{}/healthz", self.api)).call().ok());
+        if self.login.is_none() {
+            eventually("the API", || ureq::get(format!("{}/healthz", self.api)).call().ok());
+        }
     }
 
     /// Starts it again on the same ports and another store.
@@ -83,6 +109,12 @@ impl Controller {
 
     /// Runs the command line against it.
     pub fn limpet(&self, args: &[&str]) -> Output {
+        if let Some(login) = &self.login {
+            let home = format!("XDG_CONFIG_HOME={}", login.display());
+            let program = program("limpet").display().to_string();
+            let clean = ["-u", "LIMPET_SERVER", "-u", "LIMPET_CONTEXT", "-u", "LIMPET_TOKEN"];
+            return output("env", &[&clean[..], &[&home, &program], args].concat());
+        }
         let all: Vec<&str> = args.iter().copied().chain(["--server", &self.api]).collect();
         // Words behind `--` belong to the container.
         let (own, container) = match args.iter().position(|arg| *arg == "--") {

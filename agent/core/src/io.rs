@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use limpet_protocol::{
-    Ack, Action, ContainerId, DesiredState, EventBatch, Exit, Held, Hello, ImagePolicies, Nonce,
-    Reported, Signal, StreamId, Workload, WorkloadId,
+    Ack, Action, ContainerId, DesiredState, EventBatch, Exit, Held, Hello, ImagePolicies,
+    Membership, Nonce, Reported, Signal, StreamId, Workload, WorkloadId,
 };
 
 use crate::checkpoint::Checkpoint;
@@ -218,6 +218,13 @@ pub enum Effect {
     ReturnDesired {
         /// The command that asked for it.
         number: u64,
+    },
+    /// Keep on what terms the device is a member from here on, then answer the command.
+    StoreMembership {
+        /// The command that said so.
+        number: u64,
+        /// The terms.
+        membership: Box<Membership>,
     },
     /// Send a workload's log.
     Stream(StreamOrder),

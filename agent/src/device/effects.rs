@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use limpet_agent_core::{Effect, Input};
-use limpet_protocol::{BootId, Held, PublicKey, SigningKey, StreamId, WorkloadId};
+use limpet_protocol::{BootId, Held, PublicKey, StreamId, WorkloadId};
 use smol::channel::Sender;
 use smol::lock::{RwLock, Semaphore};
 use smol::{LocalExecutor, Task};
@@ -15,7 +15,7 @@ use super::tell;
 use super::turns::Turns;
 use crate::clock;
 use crate::image::{Image, Images};
-use crate::link::{Order, Pace, ToLink};
+use crate::link::{Order, Pace, ToLink, Way};
 use crate::logs::Logs;
 use crate::logs::ring::Reader;
 use crate::runtime::Runtime;
@@ -23,6 +23,7 @@ use crate::state::{Identity, State};
 
 mod containers;
 mod images;
+mod membership;
 mod told;
 
 pub(crate) use told::header;
@@ -44,6 +45,7 @@ pub(super) struct Shell {
     to_link: Sender<ToLink>,
     pieces: Sender<ToLink>,
     pace: Arc<Pace>,
+    way: Arc<Way>,
     inputs: Sender<Input>,
     connection: Cell<Option<u64>>,
     ready: RefCell<BTreeMap<String, Image>>,
@@ -72,13 +74,14 @@ pub(super) struct Sends {
     pub(super) to_link: Sender<ToLink>,
     pub(super) pieces: Sender<ToLink>,
     pub(super) pace: Arc<Pace>,
+    pub(super) way: Arc<Way>,
     pub(super) inputs: Sender<Input>,
 }
 
 impl Shell {
     pub(super) fn new(executor: Rc<LocalExecutor<'static>>, parts: Parts, sends: Sends) -> Self {
         let Parts { state, identity, boot, clock_floor_ms, images, runtime, logs } = parts;
-        let Sends { to_link, pieces, pace, inputs } = sends;
+        let Sends { to_link, pieces, pace, way, inputs } = sends;
         Self {
             executor,
             state: Arc::new(state),
@@ -91,6 +94,7 @@ impl Shell {
             to_link,
             pieces,
             pace,
+            way,
             inputs,
             connection: Cell::new(None),
             ready: RefCell::default(),
@@ -116,10 +120,7 @@ impl Shell {
     /// Trusts the controller's key from here on.
     pub(super) fn pin(&self, controller: PublicKey) {
         let known = self.identity();
-        let key = SigningKey::from_seed(known.key.seed());
-        let Ok(key) = key else { return };
-        let device = known.device.clone();
-        let pinned = Identity { device, key, controller: Some(controller) };
+        let pinned = Identity { controller: Some(controller), ..(*known).clone() };
         if let Err(error) = self.state.store_identity(&pinned) {
             log::error!("{error}: the controller's key is not pinned on disk");
         }
@@ -172,6 +173,10 @@ impl Shell {
             Effect::ReturnDesired { number } => {
                 let shell = Rc::clone(self);
                 self.spawn(async move { shell.return_desired(number).await });
+            }
+            Effect::StoreMembership { number, membership } => {
+                let shell = Rc::clone(self);
+                self.spawn(async move { shell.store_membership(number, *membership).await });
             }
             Effect::Stream(order) => self.stream(order),
             Effect::EndStream(stream) => drop(self.streams.borrow_mut().remove(&stream)),

@@ -1,5 +1,6 @@
 //! From bytes on a topic to an input that the core may believe.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use limpet_agent_core::Input;
@@ -36,13 +37,17 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub(super) fn read(&mut self, shell: &Shell, event: FromLink) -> Option<Input> {
+    pub(super) fn read(&mut self, shell: &Rc<Shell>, event: FromLink) -> Option<Input> {
         let read = match event {
             FromLink::Up { connection, keep_alive_s } => {
                 self.connection = Some(connection);
                 shell.connected(Some(connection));
                 let nonce = super::random().map(Nonce).map_err(|_| Refusal::NoRandomness);
                 nonce.map(|nonce| Input::LinkUp { connection, nonce, keep_alive_s })
+            }
+            FromLink::Expired => {
+                shell.renew();
+                return None;
             }
             FromLink::Down => {
                 shell.connected(None);
@@ -92,7 +97,9 @@ fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> 
         | Kind::Event
         | Kind::Result
         | Kind::Returned
-        | Kind::Stream => {
+        | Kind::Stream
+        | Kind::Join
+        | Kind::Renew => {
             return Err(Refusal::Misplaced(topic));
         }
     };
@@ -109,6 +116,20 @@ pub(super) fn verify(
     let prefix = Prefix::default();
     let signer = identity.controller.as_ref();
     envelope::open(payload, Expected { prefix: &prefix, device: &identity.device, kind, signer })
+}
+
+/// Opens the stored desired state, which the controller's key before the present one may have signed.
+pub(super) fn verify_stored(identity: &Identity, signed: &[u8]) -> Result<Envelope, EnvelopeError> {
+    let prefix = Prefix::default();
+    let by = |signer| {
+        let (device, kind) = (&identity.device, Kind::Desired);
+        envelope::open(signed, Expected { prefix: &prefix, device, kind, signer })
+    };
+    let opened = by(identity.controller.as_ref());
+    match &identity.controller_before {
+        Some(before) if opened.is_err() => by(Some(before)).or(opened),
+        Some(_) | None => opened,
+    }
 }
 
 fn trust(shell: &Shell, identity: &Arc<Identity>, signer: PublicKey) {

@@ -57,7 +57,8 @@ impl Device {
     }
 
     fn status(&self) -> Status {
-        let (host, port) = &self.broker;
+        let route = self.way.get();
+        let brokers = route.brokers.iter().map(|(host, port)| format!("{host}:{port}"));
         let held = self.agent.held();
         let line = |(id, status, image): (&WorkloadId, limpet_protocol::WorkloadStatus, String)| {
             WorkloadLine {
@@ -73,7 +74,7 @@ impl Device {
         Status {
             device: self.shell.identity().device.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            broker: format!("{host}:{port}"),
+            broker: brokers.collect::<Vec<_>>().join(", "),
             connected: self.agent.is_connected(),
             held: (held != Held::default()).then(|| held.to_string()),
             events_waiting: self.agent.events_waiting(),

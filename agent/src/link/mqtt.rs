@@ -6,8 +6,10 @@ use limpet_protocol::{Header, Kind, Presence, PresenceState, Topic, envelope};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill};
 use rumqttc::v5::{ConnectionError, MqttOptions, StateError};
+use rumqttc::{TlsConfiguration, Transport};
+use rustls::{AlertDescription, CertificateError, Error as RustlsError};
 
-use super::{CONNECT_TIMEOUT, Options};
+use super::{Attempt, CONNECT_TIMEOUT, Options};
 
 /// MQTT packets at most: the largest message, and its topic.
 const PACKET_BYTES_MAX: u32 = 256 * 1024;
@@ -16,12 +18,18 @@ const IN_FLIGHT_MAX: u16 = 16;
 /// A peer that is none of ours, or has stalled.
 pub(super) const UNANSWERED: &str = "it takes connections and does not answer: is it a broker?";
 
+/// The broker does not take this device's certificate any more.
+pub(super) const EXPIRED: &str = "this device's certificate has expired";
+
 #[expect(clippy::wildcard_enum_match_arm, reason = "rumqttc's errors and reasons say themselves")]
 pub(super) fn explain(error: ConnectionError) -> String {
+    if let Some(error) = rustls_error(&error) {
+        return explain_tls(error);
+    }
     match &error {
         ConnectionError::ConnectionRefused(code) => format!(
-            "the controller refused this device ({code:?}): if another device has this id, choose \
-             another with --device-id"
+            "the controller refused this device ({code:?}): it waits for approval, was revoked, or \
+             another device has its id. `limpet get devices` says"
         ),
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
             match reason_code {
@@ -36,17 +44,52 @@ pub(super) fn explain(error: ConnectionError) -> String {
     }
 }
 
-pub(super) fn options(options: &Options, connection: u64, keep_alive: Duration) -> MqttOptions {
-    let (host, port) = &options.broker;
+/// The error of TLS in an error of the connection, which has it by itself or inside errors of IO.
+fn rustls_error(error: &ConnectionError) -> Option<&RustlsError> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref::<RustlsError>() {
+            return Some(found);
+        }
+        cause = match error.downcast_ref::<std::io::Error>() {
+            Some(io) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "rustls' errors and alerts say themselves")]
+fn explain_tls(error: &RustlsError) -> String {
+    match error {
+        RustlsError::AlertReceived(AlertDescription::CertificateExpired) => EXPIRED.to_owned(),
+        RustlsError::AlertReceived(alert) => {
+            format!("the broker does not accept this device's certificate ({alert:?})")
+        }
+        RustlsError::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "the broker's certificate is not from this fleet's authority: it is another fleet's, or \
+             somebody stands in between"
+                .to_owned()
+        }
+        error => format!("TLS: {error}"),
+    }
+}
+
+pub(super) fn options(options: &Options, attempt: &Attempt<'_>) -> MqttOptions {
+    let (host, port) = attempt.broker;
     let fingerprint = options.key.public().fingerprint();
     let client_id = format!("limpet/{}/{fingerprint}", options.device);
     let mut mqtt = MqttOptions::new(client_id, host, *port);
-    mqtt.set_keep_alive(keep_alive)
+    if let Some(config) = attempt.tls {
+        let config = TlsConfiguration::Rustls(std::sync::Arc::clone(config));
+        mqtt.set_transport(Transport::tls_with_config(config));
+    }
+    mqtt.set_keep_alive(Duration::from_secs(attempt.keep_alive_s.into()))
         .set_clean_start(true)
         .set_max_packet_size(Some(PACKET_BYTES_MAX))
         .set_outgoing_inflight_upper_limit(IN_FLIGHT_MAX)
         .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
-        .set_last_will(will(options, connection));
+        .set_last_will(will(options, attempt.connection));
     let mut network = mqtt.network_options();
     network.set_tcp_nodelay(true);
     mqtt.set_network_options(network);

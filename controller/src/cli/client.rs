@@ -131,6 +131,22 @@ impl Client {
         self.read(self.reached(response)?)
     }
 
+    /// POST of an order that is done, or not.
+    pub(super) fn order(&self, path: &str) -> anyhow::Result<()> {
+        let request = self.with_token(self.agent.post(format!("{}{path}", self.server)));
+        self.done(request.send_empty())
+    }
+
+    /// DELETE that is done, or not.
+    pub(super) fn forget(&self, path: &str) -> anyhow::Result<()> {
+        self.done(self.with_token(self.agent.delete(format!("{}{path}", self.server))).call())
+    }
+
+    fn done(&self, answer: Result<Response<Body>, ureq::Error>) -> anyhow::Result<()> {
+        let response = self.reached(answer)?;
+        if response.status().is_success() { Ok(()) } else { Err(self.error(response)) }
+    }
+
     pub(super) fn post<T: Serialize>(&self, path: &str, body: &T) -> anyhow::Result<DeployResult> {
         let response =
             self.with_token(self.agent.post(format!("{}{path}", self.server))).send_json(body);
@@ -139,7 +155,8 @@ impl Client {
 
     /// PUT of a document; one that is refused, for what it says or for what it would do, is an answer.
     pub(super) fn put<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> anyhow::Result<T> {
-        let response = self.agent.put(format!("{}{path}", self.server)).send(body);
+        let request = self.with_token(self.agent.put(format!("{}{path}", self.server)));
+        let response = request.send(body);
         let mut response = self.reached(response)?;
         match response.status() {
             StatusCode::UNPROCESSABLE_ENTITY | StatusCode::CONFLICT => {

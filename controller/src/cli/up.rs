@@ -1,6 +1,6 @@
 //! `limpet up`
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,18 +11,34 @@ use crate::server::{self, Login, Options};
 
 /// Start a controller: broker, store and API in one process
 ///
-/// Example: limpet up --insecure --data-dir ./limpet
+/// Example: limpet up --advertise limpet.example.com
 #[derive(Args)]
 pub(super) struct Up {
     /// Where the store and the keys are
     #[arg(long, value_name = "DIR", default_value = "/var/lib/limpet-controller")]
     data_dir: PathBuf,
     /// Where the API listens
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8420")]
-    listen: SocketAddr,
+    ///
+    /// [default: 0.0.0.0:8420; with --insecure 127.0.0.1:8420]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
     /// Where the broker listens
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:1883")]
-    mqtt_listen: SocketAddr,
+    ///
+    /// [default: 0.0.0.0:8883; with --insecure 127.0.0.1:1883]
+    #[arg(long, value_name = "ADDR")]
+    mqtt_listen: Option<SocketAddr>,
+    /// A host name or address that devices and people reach this controller by; can be repeated
+    ///
+    /// The first is what they are told; certificates name all that were ever given. [default: the
+    /// address of --listen, or this machine's name]
+    #[arg(long, value_name = "HOST", conflicts_with = "insecure")]
+    advertise: Vec<String>,
+    /// How long a device's certificate is good; it is renewed at half of that: 90d, 365d
+    #[arg(long, value_name = "TIME", default_value = "365d", value_parser = days)]
+    certificate_ttl: Duration,
+    /// How long after its certificate's end a device may still ask for another: 0s, 3650d
+    #[arg(long, value_name = "TIME", default_value = "3650d", value_parser = days)]
+    renew_expired: Duration,
     /// Serve plain HTTP and MQTT, on loopback only
     #[arg(long)]
     insecure: bool,
@@ -36,9 +52,29 @@ pub(super) struct Up {
 
 impl Up {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let Self { data_dir, listen, mqtt_listen, insecure, new_login, lost_after } = self;
-        let login = if new_login { Login::Another } else { Login::First };
+        let login = if self.new_login { Login::Another } else { Login::First };
+        let (anywhere, here) = (Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST);
+        let (host, mqtt_port) = if self.insecure { (here, 1883) } else { (anywhere, 8883) };
         server::begin_logging()?;
-        server::up(&Options { data_dir, listen, mqtt_listen, insecure, login, lost_after })
+        server::up(&Options {
+            data_dir: self.data_dir,
+            listen: self.listen.unwrap_or((host, 8420).into()),
+            mqtt_listen: self.mqtt_listen.unwrap_or((host, mqtt_port).into()),
+            insecure: self.insecure,
+            advertise: self.advertise,
+            certificate_ttl: self.certificate_ttl,
+            renew_expired: self.renew_expired,
+            login,
+            lost_after: self.lost_after,
+        })
+    }
+}
+
+/// A number of days, or a shorter time.
+fn days(text: &str) -> Result<Duration, String> {
+    match text.strip_suffix('d').map(str::parse::<u32>) {
+        Some(Ok(days)) => Ok(Duration::from_secs(u64::from(days) * 24 * 3600)),
+        Some(Err(_)) => Err("write a number of days, as 365d, or a time, as 12h".to_owned()),
+        None => duration(text),
     }
 }

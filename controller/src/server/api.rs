@@ -31,6 +31,7 @@ use crate::view::{
 };
 
 mod auth;
+mod join;
 mod policy;
 mod recover;
 #[cfg(test)]
@@ -90,6 +91,11 @@ fn router(fleet: Handle, access: Access) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(recover::holds, recover::recover))
         .routes(routes!(recover::backup))
         .routes(routes!(policy::policy, policy::set_policy))
+        .routes(routes!(join::authorities))
+        .routes(routes!(join::join))
+        .routes(routes!(join::renew))
+        .routes(routes!(join::approve))
+        .routes(routes!(join::revoke_device))
         .routes(routes!(tokens::whoami))
         .routes(routes!(tokens::tokens, tokens::create))
         .routes(routes!(tokens::revoke))

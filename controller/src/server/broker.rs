@@ -1,11 +1,12 @@
 //! The embedded broker: the one place that knows rmqtt.
 //!
-//! Who a client is follows from its id: `limpet/DEVICE/FINGERPRINT` is a device, any other an
-//! operator on this machine. What it may publish and subscribe follows from that. A message is
+//! Who a client is follows from its id: `limpet/DEVICE/FINGERPRINT` is a device, which its
+//! certificate must name too; with `--insecure` any other is an operator on this machine. What it may publish and subscribe follows from that. A message is
 //! stored before it is acknowledged: the work is done where the broker asks whether a publish is
 //! allowed, which is the only place where it can still be refused.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -51,9 +52,18 @@ impl FromStr for Client {
     }
 }
 
-/// Starts the broker, and publishes what the fleet sends.
+/// What the broker proves itself with, and whom it lets in: files in PEM.
+pub(super) struct Files {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+    /// Of the authority whose clients are let in.
+    pub(super) authority: PathBuf,
+}
+
+/// Starts the broker, and publishes what the fleet sends. Without files it speaks plain MQTT.
 pub(super) async fn start(
     listen: SocketAddr,
+    files: Option<Files>,
     fleet: Handle,
     outgoing: UnboundedReceiver<Outgoing>,
 ) -> anyhow::Result<()> {
@@ -72,11 +82,12 @@ pub(super) async fn start(
         Type::MessagePublish,
         Type::MessagePublishCheckAcl,
     ] {
-        let hook = Hook { fleet: fleet.clone(), prefix: Prefix::default() };
+        let door = if files.is_some() { Door::Certificates } else { Door::Open };
+        let hook = Hook { fleet: fleet.clone(), prefix: Prefix::default(), door };
         hooks.add_priority(kind, 1000, Box::new(hook)).await;
     }
     hooks.start().await;
-    let listener = Builder::new()
+    let builder = Builder::new()
         .name("mqtt")
         .laddr(listen)
         .nodelay(true)
@@ -88,10 +99,19 @@ pub(super) async fn start(
         .max_connections(1_000_000)
         .max_handshaking_limit(10_000)
         .max_keepalive(65_535)
-        .message_expiry_interval(EXPIRY)
-        .bind()
-        .and_then(rmqtt::net::Listener::tcp)
-        .map_err(|e| anyhow!("--mqtt-listen {listen} cannot be used: {e}"))?;
+        .message_expiry_interval(EXPIRY);
+    let listener = match &files {
+        None => builder.bind().and_then(rmqtt::net::Listener::tcp),
+        Some(Files { certificate, key, authority }) => builder
+            .tls_cert(Some(certificate.display().to_string()))
+            .tls_key(Some(key.display().to_string()))
+            .tls_client_ca_certs(Some(authority.display().to_string()))
+            .tls_cross_certificate(true)
+            .collect_cert_info(true)
+            .bind()
+            .and_then(rmqtt::net::Listener::tls),
+    };
+    let listener = listener.map_err(|e| anyhow!("--mqtt-listen {listen} cannot be used: {e}"))?;
     let server = MqttServer::new(context.clone()).listener(listener).build();
     tokio::spawn(async move {
         if let Err(error) = server.run().await {
@@ -104,7 +124,14 @@ pub(super) async fn start(
 
 async fn publish(context: ServerContext, mut outgoing: UnboundedReceiver<Outgoing>) {
     let id = Id::new(context.node.id(), 0, None, None, "limpet-controller".into(), None);
-    while let Some(Outgoing { topic, payload, retain }) = outgoing.recv().await {
+    while let Some(order) = outgoing.recv().await {
+        let (topic, payload, retain) = match order {
+            Outgoing::Publish { topic, payload, retain } => (topic, payload, retain),
+            Outgoing::Drop { client } => {
+                cut(&context, client).await;
+                continue;
+            }
+        };
         let publish = CodecPublish {
             dup: false,
             retain,
@@ -123,9 +150,32 @@ async fn publish(context: ServerContext, mut outgoing: UnboundedReceiver<Outgoin
     }
 }
 
+/// Ends a client's connection, if it has one.
+async fn cut(context: &ServerContext, client: String) {
+    let id = Id::new(context.node.id(), 0, None, None, client.into(), None);
+    let entry = context.extends.shared().await.entry(id);
+    let cut = match entry.try_lock().await {
+        Ok(mut entry) => entry.kick(true, true, true).await.map(drop),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = cut {
+        log::error!("a connection cannot be cut: {error}");
+    }
+}
+
+/// Who is asked for a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// Nobody: clients are whom their ids say.
+    Open,
+    /// Everybody: TLS has checked that the fleet's authority made it.
+    Certificates,
+}
+
 struct Hook {
     fleet: Handle,
     prefix: Prefix,
+    door: Door,
 }
 
 #[async_trait]
@@ -137,7 +187,9 @@ impl Handler for Hook {
     async fn hook(&self, parameter: &Parameter, before: Option<HookResult>) -> ReturnType {
         match parameter {
             Parameter::ClientAuthenticate(info) => {
-                let allowed = self.may_leave(info) && self.may_connect(info.client_id()).await;
+                let allowed = self.is_certified(info)
+                    && self.may_leave(info)
+                    && self.may_connect(info.client_id()).await;
                 let result = match allowed {
                     true => AuthResult::Allow(false, None),
                     false => AuthResult::NotAuthorized,
@@ -216,6 +268,23 @@ impl Hook {
             }
             Ok(Client::Operator) | Err(_) => false,
         }
+    }
+
+    /// Whether a client is whom its certificate names: `CN=DEVICE, O=FINGERPRINT`.
+    fn is_certified(&self, info: &ConnectInfo) -> bool {
+        let certified = match (self.door, info.client_id().parse(), info.cert()) {
+            (Door::Open, ..) => true,
+            (Door::Certificates, Ok(Client::Device { id, fingerprint }), Some(certificate)) => {
+                certificate.common_name.as_deref() == Some(id.as_str())
+                    && certificate.organization.as_deref() == Some(fingerprint.as_str())
+            }
+            (Door::Certificates, ..) => false,
+        };
+        if !certified {
+            let client: String = info.client_id().chars().take(200).collect();
+            log::warn!("refused: client {client} is not whom its certificate names");
+        }
+        certified
     }
 
     async fn may_connect(&self, client_id: &str) -> bool {

@@ -25,6 +25,7 @@ mod deployments;
 mod desired;
 mod devices;
 mod handle;
+mod members;
 mod policy;
 mod presence;
 mod record;
@@ -33,16 +34,16 @@ mod tokens;
 mod views;
 
 pub(super) use admit::AuthError;
-#[cfg(test)]
 pub(super) use admit::JoinRefusal;
 pub(super) use audit::Entry;
 use audit::Refusals;
 pub(super) use caller::{Caller, Who};
 use handle::{Answer, Work};
 pub(super) use handle::{CallError, Handle};
+use members::Members;
+pub(super) use members::{MemberError, Standing, Terms};
 pub(super) use policy::Breaking;
 use record::{Adoption, Device, DeviceRecord, Link};
-#[cfg(test)]
 pub(super) use tokens::Contact;
 pub(super) use tokens::TokenError;
 use tokens::Tokens;
@@ -55,12 +56,13 @@ const REFUSED_EVERY_MS: u64 = 10_000;
 /// Kinds and devices that are told apart in that.
 const REFUSED_KINDS_MAX: usize = 10_000;
 
-/// A message to be published.
+/// What the broker is to do.
 #[derive(Debug)]
-pub(super) struct Outgoing {
-    pub(super) topic: String,
-    pub(super) payload: Vec<u8>,
-    pub(super) retain: bool,
+pub(super) enum Outgoing {
+    /// Publish a message.
+    Publish { topic: String, payload: Vec<u8>, retain: bool },
+    /// Cut a client's connection.
+    Drop { client: String },
 }
 
 /// Everything that is known.
@@ -83,6 +85,7 @@ pub(super) struct Fleet {
     /// What the images of all of them must be.
     policy: Option<ImagePolicy>,
     tokens: Tokens,
+    members: Members,
     refusals: Refusals,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     last_command: u64,
@@ -128,6 +131,7 @@ impl Fleet {
             deployments: BTreeMap::new(),
             policy: None,
             tokens,
+            members: Members::new(),
             refusals: Refusals::new(),
             streams: BTreeMap::new(),
             last_command: 0,
@@ -176,6 +180,7 @@ impl Fleet {
             .into_iter()
             .map(|(_, deployed)| (deployed.deployment.name.clone(), deployed))
             .collect();
+        self.load_members()?;
         self.load_policy()
     }
 
@@ -277,7 +282,12 @@ impl Fleet {
     }
 
     fn publish(&mut self, topic: String, payload: Vec<u8>, retain: bool) {
-        self.to_publish.push(Outgoing { topic, payload, retain });
+        self.to_publish.push(Outgoing::Publish { topic, payload, retain });
+    }
+
+    /// Cuts a client's connection, once what was changed is on disk.
+    fn outgoing_drop(&mut self, client: String) {
+        self.to_publish.push(Outgoing::Drop { client });
     }
 
     fn event(&mut self, event: EventRow) {

@@ -60,7 +60,12 @@ const SETTINGS: &str = "
 ";
 
 /// What comes to those of version 2.
-const TABLES_3: [&str; 3] = [SETTINGS, audit::TABLES, tokens::TABLES];
+const TABLES_3: [&str; 4] = [SETTINGS, MEMBERS, audit::TABLES, tokens::TABLES];
+
+/// Devices that have joined.
+const MEMBERS: &str = "
+    CREATE TABLE members (device TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+";
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -279,6 +284,7 @@ pub(super) enum Table {
     Deployments,
     Settings,
     Tokens,
+    Members,
 }
 
 impl Table {
@@ -288,6 +294,7 @@ impl Table {
             Self::Deployments => ("deployments", "name"),
             Self::Settings => ("settings", "name"),
             Self::Tokens => ("tokens", "id"),
+            Self::Members => ("members", "device"),
         }
     }
 }

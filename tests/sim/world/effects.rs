@@ -46,6 +46,7 @@ impl World {
             Effect::Stream(_)
             | Effect::EndStream(_)
             | Effect::ReturnDesired { .. }
+            | Effect::StoreMembership { .. }
             | Effect::KeepLog { .. }
             | Effect::ForgetLog { .. } => {}
         }

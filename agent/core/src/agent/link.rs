@@ -51,6 +51,7 @@ impl Agent {
             reported: self.outbox.digest(),
             outbox: self.outbox.id,
             keep_alive_s: self.keep_alive_s,
+            controller: None,
         };
         self.effects.push_back(Effect::Publish(Message::Hello(Box::new(hello))));
     }
@@ -104,6 +105,9 @@ impl Agent {
             Action::ReturnDesired => {
                 self.effects.push_back(Effect::ReturnDesired { number });
                 None
+            }
+            Action::Membership(membership) => {
+                return self.effects.push_back(Effect::StoreMembership { number, membership });
             }
             Action::EndStream { stream } => {
                 self.effects.push_back(Effect::EndStream(stream));

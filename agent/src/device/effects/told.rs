@@ -38,7 +38,8 @@ impl Shell {
 
     pub(super) fn publish(&self, message: Message) {
         match message {
-            Message::Hello(hello) => {
+            Message::Hello(mut hello) => {
+                hello.controller = self.identity().controller;
                 self.tell(Kind::Hello, hello.held.epoch, hello.connection, &hello);
             }
             Message::Reported(report) => {

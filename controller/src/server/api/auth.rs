@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 
 use super::Failure;
 use crate::server::fleet::{AuthError, Caller, Entry, Fleet, Handle, Who};
+use crate::server::tls::TlsListener;
 
 /// Who is let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,12 @@ pub(in crate::server) struct Peer(pub(in crate::server) SocketAddr);
 
 impl Connected<IncomingStream<'_, TcpListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
+
+impl Connected<IncomingStream<'_, TlsListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
         Self(*stream.remote_addr())
     }
 }
@@ -74,6 +81,11 @@ pub(super) const ROUTES: &[(Method, &str, Needs)] = &[
     (Method::POST,   "/api/v1/tokens", ADMIN),
     (Method::DELETE, "/api/v1/tokens/{id}", ADMIN),
     (Method::GET,    "/api/v1/audit", ADMIN),
+    (Method::GET,    "/api/v1/authorities", NOTHING),
+    (Method::POST,   "/api/v1/join", NOTHING),
+    (Method::POST,   "/api/v1/renew", NOTHING),
+    (Method::POST,   "/api/v1/devices/{id}/approve", ADMIN),
+    (Method::POST,   "/api/v1/devices/{id}/revoke", ADMIN),
     (Method::GET,    "/api/v1/policy", VIEWER),
     (Method::PUT,    "/api/v1/policy", ADMIN),
 ];

@@ -169,8 +169,26 @@ impl Fleet {
 
     /// Uses a join token up by one, for a device that says it is this one. The use counts if, and
     /// only if, the transaction under way is committed.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the exchange by which devices join"))]
     pub(in crate::server) fn use_join_token(
+        &mut self,
+        token: &Token,
+        device: &DeviceId,
+        from: SocketAddr,
+    ) -> Result<JoinGrant, JoinRefusal> {
+        let grant = self.check_join_token(token, device, from)?;
+        self.change_token(token.id, TokenRecord::used);
+        self.tokens.used_ms.insert(token.id, self.now_ms);
+        let by = Caller { who: Who::Device(device.clone()), from: Some(from) };
+        let (object, outcome) = (
+            format!("device/{device}"),
+            format!("admitted by token {} {}", grant.token, grant.name),
+        );
+        self.audit(&by, Entry { action: "device.join", object, outcome, ..Entry::default() });
+        Ok(grant)
+    }
+
+    /// What a join token would give, without using it; counts and records one that gives nothing.
+    pub(super) fn check_join_token(
         &mut self,
         token: &Token,
         device: &DeviceId,
@@ -180,13 +198,7 @@ impl Fleet {
             Entry { action: "device.join", object: format!("device/{device}"), ..Entry::default() };
         let by = Caller { who: Who::Device(device.clone()), from: Some(from) };
         match self.tokens.joins(token, self.now_ms) {
-            Ok(grant) => {
-                self.change_token(token.id, TokenRecord::used);
-                self.tokens.used_ms.insert(token.id, self.now_ms);
-                let outcome = format!("admitted by token {} {}", grant.token, grant.name);
-                self.audit(&by, Entry { outcome, ..entry });
-                Ok(grant)
-            }
+            Ok(grant) => Ok(grant),
             Err(why @ JoinRefusal::Unknown) => {
                 self.failed(from, by.who, entry, &why).map_err(JoinRefusal::Failures)?;
                 Err(why)

@@ -18,6 +18,10 @@ use crate::server::store::{EventRow, ReportedRow, Table};
 impl Fleet {
     /// Whether a client with this key may connect as this device.
     pub(in crate::server) fn may_connect(&mut self, id: &DeviceId, fingerprint: &str) -> bool {
+        if let Some(why) = self.keeps_out(id, fingerprint) {
+            self.refuse("device-refused", Some(id), &why);
+            return false;
+        }
         let known = self.devices.get(id).map(|device| device.record.key.fingerprint());
         match known {
             Some(known) if known != fingerprint => {
@@ -65,7 +69,8 @@ impl Fleet {
             return Err(format!("device {client} may not speak for {id}"));
         }
         let known = self.devices.get(&id).map(|device| device.record.key);
-        if known.is_none() && kind != Kind::Hello {
+        let known = known.or_else(|| self.members.key(&id));
+        if !self.devices.contains_key(&id) && kind != Kind::Hello {
             return Err("a device begins with hello".to_owned());
         }
         let prefix = self.prefix.clone();
@@ -92,6 +97,9 @@ impl Fleet {
             }
             Kind::Desired | Kind::Command | Kind::Ack => {
                 return Err("only the controller says that".to_owned());
+            }
+            Kind::Join | Kind::Renew => {
+                return Err("that travels over HTTPS".to_owned());
             }
         }
         Ok(())
@@ -125,7 +133,7 @@ impl Fleet {
         let changed = before.as_ref() != Some(&device.record) || known != device.inbox.cursor;
         let fits_anew = before.as_ref().is_none_or(|before| {
             (&before.labels, &before.features, before.facts.memory_bytes)
-                != (&hello.labels, &hello.features, hello.facts.memory_bytes)
+                != (&device.record.labels, &hello.features, hello.facts.memory_bytes)
         });
         if before.is_none() {
             let fingerprint = key.fingerprint();
@@ -136,6 +144,7 @@ impl Fleet {
             self.put_device(id);
         }
         self.acknowledge(id, differs);
+        self.renew_certificate(id);
         if fits_anew {
             self.place_all();
         }
@@ -168,7 +177,7 @@ impl Fleet {
         DeviceRecord {
             key: before.as_ref().map_or(key, |before| before.key),
             agent_version: hello.agent_version.clone(),
-            labels: hello.labels.clone(),
+            labels: self.labels(id, hello),
             facts: hello.facts.clone(),
             features: hello.features.clone(),
             keep_alive_s: match hello.keep_alive_s {
@@ -261,6 +270,7 @@ impl Fleet {
     }
 
     fn command_result(&mut self, id: &DeviceId, number: u64, result: CommandResult) {
+        self.took_certificate(id, number, result.error.as_deref());
         let Some(error) = result.error else { return };
         self.not_returned(id, number, &error);
         if let Some(stream) = self.streams.values_mut().find(|stream| stream.command == number) {
@@ -295,9 +305,13 @@ impl Fleet {
     /// Forgets a device: its key, what it reported, what it was told. None where the caller does not
     /// see it; false where it is connected: it would go on unseen.
     pub(in crate::server) fn forget(&mut self, by: &Caller, id: &DeviceId) -> Option<bool> {
-        let device = self.devices.get(id).filter(|_| self.sees(by.scope(), id))?;
         let entry =
             Entry { action: "device.forget", object: format!("device/{id}"), ..Entry::default() };
+        if !self.devices.contains_key(id) && by.scope().is_all() && self.forget_member(id) {
+            self.audit(by, Entry { outcome: "ok".to_owned(), ..entry });
+            return Some(true);
+        }
+        let device = self.devices.get(id).filter(|_| self.sees(by.scope(), id))?;
         if device.link.is_some() {
             let outcome = "refused: it is connected".to_owned();
             self.audit(by, Entry { outcome, ..entry });
@@ -306,6 +320,7 @@ impl Fleet {
         let before = Some(format!("key {}", device.record.key));
         let holds = device.record.told.max(device.record.ahead.unwrap_or_default());
         self.devices.remove(id);
+        self.forget_member(id);
         let forgotten = self.store.forget_device(id.as_str(), holds);
         self.stored(forgotten);
         self.note("device-removed", Some(id), String::new());

@@ -19,6 +19,7 @@ impl Fleet {
     pub(in crate::server) fn alive(&mut self, id: &DeviceId) {
         if let Some(device) = self.devices.get_mut(id).filter(|device| device.link.is_some()) {
             device.heard_ms = Some(self.steady_ms);
+            self.renew_certificate(id);
         }
     }
 

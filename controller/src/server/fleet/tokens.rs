@@ -94,7 +94,6 @@ impl Tokens {
 
 impl Fleet {
     /// Says how this controller is reached and known; until then it makes no tokens.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for a controller that has certificates"))]
     pub(in crate::server) fn set_contact(&mut self, contact: Contact) {
         self.tokens.contact = Some(contact);
     }

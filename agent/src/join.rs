@@ -1,0 +1,251 @@
+//! Becoming a member of a fleet, over HTTPS.
+//!
+//! The invitation pins the fleet's authority: its certificate is fetched first, unverified, and
+//! believed only where its SHA-256 is the pin.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use limpet_protocol::join::MEDIA_TYPE;
+use limpet_protocol::{
+    DeviceId, Digest, Header, Invitation, InvitationError, Join, Kind, Membership, Prefix, Purpose,
+    Renew, cbor, envelope,
+};
+use serde::{Deserialize, Serialize};
+use ureq::Agent;
+use ureq::http::StatusCode;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsConfigBuilder, TlsProvider};
+
+use crate::state::{Identity, State, StateError};
+use crate::tls;
+
+/// A whole exchange at most, over a slow link.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Answers at most.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024;
+
+/// Why a device could not join, or renew.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The text is no invitation.
+    #[error(transparent)]
+    Invitation(#[from] InvitationError),
+    /// The file of the invitation cannot be read.
+    #[error("cannot read the join string from {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No answer.
+    #[error("the controller at {server} cannot be reached: {source}")]
+    Unreachable {
+        /// `HOST:PORT`.
+        server: String,
+        /// Why.
+        source: Box<ureq::Error>,
+    },
+    /// Somebody else answers.
+    #[error(
+        "the controller at {server} is not the one that made this join string: none of its \
+         authorities has the pinned certificate. Make another string; if this stays so, somebody \
+         stands in between"
+    )]
+    Pin {
+        /// `HOST:PORT`.
+        server: String,
+    },
+    /// The controller says no.
+    #[error("{0}")]
+    Refused(String),
+    /// What it says cannot be understood.
+    #[error("the controller at {server} answers what this version does not understand: {why}")]
+    Answer {
+        /// `HOST:PORT`.
+        server: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The device believes another controller.
+    #[error(
+        "this device belongs to another fleet (its controller's key is {0}): to make it anew, end \
+         its agent and remove its data folder"
+    )]
+    Foreign(String),
+    /// There is nothing to renew.
+    #[error("this device has not joined a fleet")]
+    NoMember,
+    /// It cannot be kept.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl JoinError {
+    /// Whether to try again later may help without anybody's doing.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Answer { .. })
+    }
+}
+
+/// Reads an invitation from a file.
+///
+/// # Errors
+/// When the file cannot be read, or holds none.
+pub fn invitation(path: &Path) -> Result<Invitation, JoinError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| JoinError::File { path: path.into(), source })?;
+    Ok(Invitation::parse(&text, Purpose::Join)?)
+}
+
+/// Joins the fleet that invites, and keeps that. Blocks.
+///
+/// # Errors
+/// When the controller cannot be reached, is another, or says no; or the identity cannot be kept.
+pub fn join(
+    state: &State,
+    identity: &Identity,
+    invitation: &Invitation,
+) -> Result<Identity, JoinError> {
+    let body = Join { token: invitation.token.clone() };
+    let request = sealed(identity, Kind::Join, &body);
+    let membership = ask_any(&invitation.servers, |server| {
+        let root = pinned(server, &invitation.pin)?;
+        post(server, vec![root], "join", &request)
+    })?;
+    keep(state, identity, membership)
+}
+
+/// Asks for a new certificate where the old one is not accepted any more. Blocks.
+///
+/// # Errors
+/// As [`join`].
+pub fn renew(state: &State, identity: &Identity) -> Result<Identity, JoinError> {
+    let known = identity.membership.as_ref().ok_or(JoinError::NoMember)?;
+    let request = sealed(identity, Kind::Renew, &Renew {});
+    let roots = known.roots.iter().map(|root| Certificate::from_der(root).to_owned());
+    let roots: Vec<_> = roots.collect();
+    let membership =
+        ask_any(&known.servers, |server| post(server, roots.clone(), "renew", &request))?;
+    // Nobody but who signs desired state may change whose signature that is.
+    match Some(membership.controller) == identity.controller {
+        true => keep(state, identity, membership),
+        false => Err(JoinError::Foreign(foreign(identity))),
+    }
+}
+
+fn keep(state: &State, identity: &Identity, membership: Membership) -> Result<Identity, JoinError> {
+    if identity.controller.is_some_and(|known| known != membership.controller) {
+        return Err(JoinError::Foreign(foreign(identity)));
+    }
+    tls::client(&membership, &identity.key).map_err(|e| JoinError::Answer {
+        server: membership.servers.join(", "),
+        why: e.to_string(),
+    })?;
+    let member = identity.with_membership(membership);
+    state.store_identity(&member).map_err(StateError::from)?;
+    Ok(member)
+}
+
+fn foreign(identity: &Identity) -> String {
+    identity.controller.map(|key| key.fingerprint()).unwrap_or_default()
+}
+
+fn sealed<T: Serialize>(identity: &Identity, kind: Kind, body: &T) -> Vec<u8> {
+    let device: DeviceId = identity.device.clone();
+    let header =
+        Header { prefix: Prefix::default().to_string(), device, kind, epoch: 0, number: 0 };
+    envelope::seal(&identity.key, &header, body)
+}
+
+/// Asks one server after the other, until one answers.
+fn ask_any(
+    servers: &[String],
+    ask: impl Fn(&str) -> Result<Membership, JoinError>,
+) -> Result<Membership, JoinError> {
+    let mut last = Err(JoinError::NoMember);
+    for server in servers {
+        last = ask(server);
+        if !matches!(last, Err(JoinError::Unreachable { .. })) {
+            break;
+        }
+    }
+    last
+}
+
+/// The authority's certificate that has the pin.
+fn pinned(server: &str, pin: &Digest) -> Result<Certificate<'static>, JoinError> {
+    let anybody = TlsConfig::builder().disable_verification(true);
+    let asked = http(anybody).get(format!("https://{server}/api/v1/authorities")).call();
+    let pem = read(server, asked)?;
+    let mut certificates = ureq::tls::parse_pem(&pem).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        Ok(_) | Err(_) => None,
+    });
+    certificates
+        .find(|certificate| Digest::of(certificate.der()) == *pin)
+        .ok_or_else(|| JoinError::Pin { server: server.to_owned() })
+}
+
+fn post(
+    server: &str,
+    roots: Vec<Certificate<'static>>,
+    what: &str,
+    request: &[u8],
+) -> Result<Membership, JoinError> {
+    let fleet = TlsConfig::builder().root_certs(RootCerts::Specific(roots.into()));
+    let asked = http(fleet)
+        .post(format!("https://{server}/api/v1/{what}"))
+        .content_type(MEDIA_TYPE)
+        .send(request);
+    let answer = read(server, asked)?;
+    cbor::decode(&answer, answer.len())
+        .map_err(|e| JoinError::Answer { server: server.to_owned(), why: e.to_string() })
+}
+
+fn http(tls: TlsConfigBuilder) -> Agent {
+    let tls = tls
+        .provider(TlsProvider::Rustls)
+        .unversioned_rustls_crypto_provider(tls::provider())
+        .build();
+    Agent::config_builder()
+        .tls_config(tls)
+        .http_status_as_error(false)
+        .timeout_global(Some(TIMEOUT))
+        .user_agent(concat!("limpet-agent/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .new_agent()
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: String,
+}
+
+fn read(
+    server: &str,
+    answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+) -> Result<Vec<u8>, JoinError> {
+    let unreachable =
+        |source| JoinError::Unreachable { server: server.to_owned(), source: Box::new(source) };
+    let mut answer = answer.map_err(unreachable)?;
+    let status = answer.status();
+    let body = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+    let body = body.map_err(unreachable)?;
+    if status == StatusCode::OK {
+        return Ok(body);
+    }
+    match serde_json::from_slice::<Refusal>(&body) {
+        // It may be better in a moment: the store failed, or too many ask.
+        Ok(refusal) if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+            Err(JoinError::Answer { server: server.to_owned(), why: clip(&refusal.error) })
+        }
+        Ok(refusal) => Err(JoinError::Refused(clip(&refusal.error))),
+        Err(_) => Err(JoinError::Answer { server: server.to_owned(), why: status.to_string() }),
+    }
+}
+
+/// What a stranger says is cut.
+fn clip(text: &str) -> String {
+    text.chars().take(512).collect()
+}

@@ -1,0 +1,217 @@
+//! Joining, certificates, and who is let in.
+
+use std::net::TcpStream;
+
+use limpet_tests::{
+    Agent, Controller, Image, Lab, Registry, Value, eventually, eventually_or, output, program,
+};
+
+/// A secured fleet of one.
+struct Secured {
+    // In this order they are dropped.
+    agent: Agent,
+    controller: Controller,
+    _registry: Registry,
+    lab: Lab,
+}
+
+impl Secured {
+    fn start(flags: &[&str]) -> Self {
+        let lab = Lab::new();
+        let registry = Registry::start(&lab);
+        registry.push("library/box", "latest", &Image::busybox());
+        let controller = Controller::secured(&lab, flags);
+        let join = controller.join_string(&["--label", "site=berlin"]);
+        let agent = Agent::member(&lab, "dev-0", &join, &Agent::config("dev-0", &registry.host));
+        let fleet = Self { agent, controller, _registry: registry, lab };
+        fleet.until_presence("online");
+        fleet
+    }
+
+    fn until_presence(&self, presence: &str) {
+        let look = || (device(&self.controller, "dev-0")?["presence"] == presence).then_some(());
+        eventually_or(presence, look, || {
+            self.agent.process.tail() + &self.controller.process.tail()
+        });
+    }
+}
+
+fn device(controller: &Controller, id: &str) -> Option<Value> {
+    let all: Vec<Value> =
+        serde_json::from_str(&controller.ok(&["get", "devices", "-o", "json"])).unwrap();
+    all.into_iter().find(|device| device["id"] == id)
+}
+
+/// Tries to join; gives what the device says of it.
+fn join(lab: &Lab, string: &str, id: &str) -> String {
+    let data = lab.path(&format!("{id}.data")).display().to_string();
+    let args = ["join", string, "--device-id", id, "--data-dir", &data];
+    let done = output(program("limpet-agent"), &args);
+    done.out + &done.err
+}
+
+/// The outcomes of joining in the audit log.
+fn joins(controller: &Controller) -> Vec<String> {
+    let log: Vec<Value> =
+        serde_json::from_str(&controller.ok(&["get", "audit", "-o", "json"])).unwrap();
+    let joins = log.iter().filter(|entry| entry["action"] == "device.join");
+    joins.map(|entry| entry["outcome"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_device_joins_with_one_line_and_runs_what_it_is_told() {
+    let mut fleet = Secured::start(&[]);
+    let controller = &mut fleet.controller;
+    controller.run_script("web", "exec sleep 100000");
+    assert_eq!(device(controller, "dev-0").unwrap()["labels"]["site"], "berlin");
+    // Both come back as who they were.
+    let before = fleet.agent.mains();
+    fleet.agent.kill();
+    fleet.agent.restart();
+    controller.kill();
+    controller.restart();
+    fleet.until_presence("online");
+    assert_eq!(fleet.agent.mains(), before);
+    fleet.controller.ok(&["scale", "web", "--replicas=0"]);
+    // Its key is its own.
+    let identity = std::fs::metadata(fleet.agent.data.join("identity")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&identity) & 0o777, 0o600);
+}
+
+#[test]
+fn a_flashed_device_joins_in_1970_with_the_string_in_a_file_which_is_deleted() {
+    let lab = Lab::new();
+    let controller = Controller::secured(&lab, &[]);
+    let file = lab.file("join", controller.join_string(&[]));
+    let data = lab.path("dev-0.data").display().to_string();
+    let config = lab.file("agent.toml", format!("join_file = \"{}\"\n", file.display()));
+    let [config, run] = [config, lab.in_memory("run")].map(|path| path.display().to_string());
+    let cgroup = format!("/{}", lab.name("dev-0"));
+    let args = ["LIMPET_WALL_CLOCK_S=0", &program("limpet-agent").display().to_string(), "run"]
+        .map(str::to_owned);
+    let args: Vec<&str> = args
+        .iter()
+        .map(String::as_str)
+        .chain(["--config", &config, "--device-id", "dev-0", "--data-dir", &data])
+        .chain(["--run-dir", &run, "--cgroup-parent", &cgroup])
+        .collect();
+    let mut agent =
+        limpet_tests::Process::start(&lab.path("agent.log"), "/usr/bin/env".as_ref(), &args);
+    eventually("dev-0 online", || {
+        (device(&controller, "dev-0")?["presence"] == "online").then_some(())
+    });
+    assert!(!file.exists(), "the used string is still there");
+    agent.kill();
+}
+
+#[test]
+fn whoever_may_not_join_is_told_why_and_the_operator_too() {
+    let lab = Lab::new();
+    let controller = Controller::secured(&lab, &[]);
+    let good = controller.join_string(&[]);
+    assert!(join(&lab, &good, "one").contains("joined as one"));
+    // Used up, taken, revoked, wrong, expired, of another fleet, none at all.
+    let said = join(&lab, &good, "two");
+    assert!(said.contains("the join token is used up"), "{said}");
+    let made = controller.limpet(&["token", "create", "--join", "--uses", "5"]);
+    let many = made.out.trim().to_owned();
+    let id = made.err.trim_start_matches("token/").split(' ').next().unwrap().to_owned();
+    let other = lab.path("copy.data").display().to_string();
+    let args = ["join", &many, "--device-id", "one", "--data-dir", &other];
+    let said = output(program("limpet-agent"), &args).err;
+    assert!(said.contains("the id one belongs to another device"), "{said}");
+    controller.ok(&["token", "revoke", &id]);
+    let said = join(&lab, &many, "two");
+    assert!(said.contains("the join token was revoked"), "{said}");
+    let short = controller.join_string(&["--ttl", "1s"]);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let said = join(&lab, &short, "two");
+    assert!(said.contains("the join token expired"), "{said}");
+    let foreign = Lab::new();
+    let stranger = Controller::secured(&foreign, &[]);
+    let pinned = limpet_protocol::Invitation::parse(&good, limpet_protocol::Purpose::Join).unwrap();
+    let elsewhere = limpet_protocol::Invitation {
+        servers: vec![stranger.api.trim_start_matches("http://").to_owned()],
+        ..pinned
+    };
+    let said = join(&lab, &elsewhere.to_string(), "two");
+    assert!(said.contains("is not the one that made this join string"), "{said}");
+    assert!(join(&lab, "nonsense", "two").contains("this is no string of"));
+    let log = joins(&controller);
+    for what in ["admitted by token", "used up", "belongs to another device", "revoked", "expired"]
+    {
+        assert!(log.iter().any(|outcome| outcome.contains(what)), "{what}: {log:?}");
+    }
+}
+
+#[test]
+fn a_device_that_waits_is_let_in_when_approved_and_cut_off_when_revoked() {
+    let lab = Lab::new();
+    let controller = Controller::secured(&lab, &[]);
+    let string = controller.join_string(&["--require-approval"]);
+    let agent = Agent::member(&lab, "dev-0", &string, "keep_alive_s = 6\n");
+    eventually("the refusal", || {
+        agent.process.log().contains("it waits for approval").then_some(())
+    });
+    assert!(device(&controller, "dev-0").is_none());
+    controller.ok(&["device", "approve", "dev-0"]);
+    eventually("dev-0 online", || {
+        (device(&controller, "dev-0")?["presence"] == "online").then_some(())
+    });
+    controller.ok(&["device", "revoke", "dev-0"]);
+    eventually("dev-0 offline", || {
+        (device(&controller, "dev-0")?["presence"] == "offline").then_some(())
+    });
+    let said = controller.fails(&["device", "revoke", "nobody"]);
+    assert!(said.contains("there is no device nobody"), "{said}");
+}
+
+#[test]
+fn certificates_are_renewed_over_the_link_and_one_that_has_expired_over_https() {
+    let mut fleet = Secured::start(&["--certificate-ttl", "8s"]);
+    let certificate = |fleet: &Secured| std::fs::read(fleet.agent.data.join("identity")).unwrap();
+    let first = certificate(&fleet);
+    // Each sign of life asks whether it is time.
+    eventually("a new certificate", || (certificate(&fleet) != first).then_some(()));
+    // In a drawer, for longer than a certificate lives.
+    fleet.agent.kill();
+    let kept = certificate(&fleet);
+    std::thread::sleep(std::time::Duration::from_secs(9));
+    fleet.agent.restart();
+    eventually("another certificate", || (certificate(&fleet) != kept).then_some(()));
+    fleet.until_presence("online");
+    let log = fleet.agent.process.log();
+    assert!(log.contains("certificate has expired"), "{log}");
+}
+
+#[test]
+fn whoever_has_no_certificate_of_the_fleet_gets_nowhere() {
+    let fleet = Secured::start(&[]);
+    let port = fleet.controller.mqtt_port.to_string();
+    let root = fleet.lab.path("controller/authority.pem").display().to_string();
+    let publish = |more: &[&str]| {
+        let own = ["-h", "localhost", "-p", &port, "--cafile", &root, "-V", "mqttv5", "-q", "1"];
+        let message = ["-t", "limpet/v1/deploy/web", "-m", "image: box"];
+        let done = output("mosquitto_pub", &[&own[..], &message, more].concat());
+        (done.status, done.out + &done.err)
+    };
+    let (status, said) = publish(&[]);
+    assert_ne!(status, 0, "without a certificate: {said}");
+    let [key, certificate] =
+        ["foreign.key", "foreign.pem"].map(|name| fleet.lab.path(name).display().to_string());
+    let subject = "/CN=dev-0/O=0011223344556677";
+    let own = ["req", "-x509", "-newkey", "ed25519", "-nodes", "-days", "1", "-subj", subject];
+    let made = output("openssl", &[&own[..], &["-keyout", &key, "-out", &certificate]].concat());
+    assert_eq!(made.status, 0, "{made:?}");
+    let id = ["-i", "limpet/dev-0/0011223344556677", "--cert", &certificate, "--key", &key];
+    let (status, said) = publish(&id);
+    assert_ne!(status, 0, "with a certificate of another authority: {said}");
+    // Plain MQTT and garbage on the port disturb nobody.
+    let plain = output("mosquitto_pub", &["-p", &port, "-t", "x", "-m", "x"]);
+    assert_ne!(plain.status, 0, "{plain:?}");
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(("127.0.0.1", fleet.controller.mqtt_port)).unwrap();
+        let _ = std::io::Write::write_all(&mut stream, &[0x16; 600]);
+    }
+    fleet.controller.run_script("web", "exec sleep 100000");
+}
