@@ -51,9 +51,12 @@ fn rustls_error(error: &ConnectionError) -> Option<&RustlsError> {
         if let Some(found) = error.downcast_ref::<RustlsError>() {
             return Some(found);
         }
-        cause = match error.downcast_ref::<std::io::Error>() {
-            Some(io) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
-            None => error.source(),
+        let io = error.downcast_ref::<std::io::Error>();
+        // Neither of the two says that it has a cause.
+        cause = match (io, error.downcast_ref::<StateError>()) {
+            (Some(io), _) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
+            (None, Some(StateError::Deserialization(inner))) => Some(inner),
+            (None, _) => error.source(),
         };
     }
     None
