@@ -23,6 +23,7 @@ mod recover;
 mod restore;
 mod run;
 mod scale;
+mod secret;
 mod table;
 mod token;
 mod up;
@@ -63,6 +64,7 @@ enum Verb {
     Describe(describe::Describe),
     Logs(logs::Logs),
     Delete(delete::Delete),
+    Secret(secret::Secret),
     Backup(backup::Backup),
     Restore(restore::Restore),
     Recover(recover::Recover),
@@ -112,6 +114,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Restore(verb) => verb.run(),
         Verb::Recover(verb) => verb.run(&client()?),
         Verb::Policy(verb) => verb.run(&client()?),
+        Verb::Secret(verb) => verb.run(&client()?),
         Verb::Token(verb) => verb.run(&client()?),
         Verb::Login(verb) => verb.run(controller.context.as_deref()),
         Verb::Logout(verb) => verb.run(controller.context.as_deref()),

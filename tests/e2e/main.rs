@@ -21,5 +21,6 @@ mod presence;
 mod publish;
 mod recover;
 mod registries;
+mod secrets;
 mod start;
 mod survive;

@@ -120,6 +120,19 @@ impl Client {
         self.read(self.reached(response)?)
     }
 
+    /// DELETE of something whose answer is empty.
+    pub(super) fn forget(&self, path: &str) -> anyhow::Result<()> {
+        let response = self.with_token(self.agent.delete(format!("{}{path}", self.server))).call();
+        let response = self.reached(response)?;
+        if response.status().is_success() { Ok(()) } else { Err(self.error(response)) }
+    }
+
+    /// PUT of a value.
+    pub(super) fn set<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> anyhow::Result<T> {
+        let response = self.with_token(self.agent.put(format!("{}{path}", self.server))).send(body);
+        self.read(self.reached(response)?)
+    }
+
     /// POST of a request whose answer is no deployment.
     pub(super) fn ask<T: DeserializeOwned>(
         &self,
@@ -139,7 +152,7 @@ impl Client {
 
     /// PUT of a document; one that is refused, for what it says or for what it would do, is an answer.
     pub(super) fn put<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> anyhow::Result<T> {
-        let response = self.agent.put(format!("{}{path}", self.server)).send(body);
+        let response = self.with_token(self.agent.put(format!("{}{path}", self.server))).send(body);
         let mut response = self.reached(response)?;
         match response.status() {
             StatusCode::UNPROCESSABLE_ENTITY | StatusCode::CONFLICT => {

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use limpet_controller_core::presence::moved_ms;
-use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence};
+use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence, Secrets};
 use limpet_protocol::{DeviceId, Held, ImagePolicy, Prefix, SigningKey, StreamId, WorkloadId};
 use tokio::sync::mpsc;
 
@@ -29,6 +29,7 @@ mod policy;
 mod presence;
 mod record;
 mod recover;
+mod secrets;
 mod tokens;
 mod views;
 
@@ -42,6 +43,7 @@ use handle::{Answer, Work};
 pub(super) use handle::{CallError, Handle};
 pub(super) use policy::Breaking;
 use record::{Adoption, Device, DeviceRecord, Link};
+pub(super) use secrets::SecretRefusal;
 #[cfg(test)]
 pub(super) use tokens::Contact;
 pub(super) use tokens::TokenError;
@@ -84,6 +86,7 @@ pub(super) struct Fleet {
     policy: Option<ImagePolicy>,
     tokens: Tokens,
     refusals: Refusals,
+    secrets: Secrets,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     last_command: u64,
     /// By kind and device.
@@ -129,6 +132,7 @@ impl Fleet {
             policy: None,
             tokens,
             refusals: Refusals::new(),
+            secrets: Secrets::new(),
             streams: BTreeMap::new(),
             last_command: 0,
             refused: BTreeMap::new(),
@@ -149,6 +153,7 @@ impl Fleet {
     /// Makes what is known what is on disk. Connections are kept, but for those whose hello is undone
     /// with the rest: what it said of the device is not known, and the device says it again.
     fn load(&mut self) -> Result<(), StoreError> {
+        self.secrets = self.store.secrets()?;
         let mut statuses: BTreeMap<String, BTreeMap<WorkloadId, Known>> = BTreeMap::new();
         for row in self.store.reported()? {
             let ReportedRow { at_ms, status, .. } = row;

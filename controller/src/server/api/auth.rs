@@ -74,6 +74,9 @@ pub(super) const ROUTES: &[(Method, &str, Needs)] = &[
     (Method::POST,   "/api/v1/tokens", ADMIN),
     (Method::DELETE, "/api/v1/tokens/{id}", ADMIN),
     (Method::GET,    "/api/v1/audit", ADMIN),
+    (Method::GET,    "/api/v1/secrets", VIEWER),
+    (Method::PUT,    "/api/v1/secrets/{name}", OPERATOR),
+    (Method::DELETE, "/api/v1/secrets/{name}", OPERATOR),
     (Method::GET,    "/api/v1/policy", VIEWER),
     (Method::PUT,    "/api/v1/policy", ADMIN),
 ];
