@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use limpet_agent_core::{Agent, Checkpoint, Input, Start};
-use limpet_protocol::{DesiredState, Feature, OutboxId, Prefix};
+use limpet_protocol::{DesiredState, Feature, OpeningKey, OutboxId, Prefix};
 use ring::rand::{SecureRandom, SystemRandom};
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender};
@@ -76,6 +76,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         features: features(&runtime),
         labels: config.labels,
         facts: facts::gather(),
+        sealing_key: Some(OpeningKey::of(&identity.key).public()),
         desired,
         checkpoint,
         found: seen,

@@ -27,12 +27,14 @@ mod order;
 mod process;
 mod program;
 mod seccomp;
+pub mod secrets;
 pub mod shim;
 mod user;
 pub mod wait;
 
 use cgroup::Hierarchies;
 use order::{ExitRecord, Process, StartOrder, StateRecord};
+use secrets::Opened;
 
 /// A shim that has not answered after this long is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -61,6 +63,17 @@ pub struct Folders {
     pub cgroup_parent: String,
     /// The agent's own program, which is the shim's too.
     pub program: PathBuf,
+}
+
+/// What a container is made of, besides its image.
+#[derive(Debug)]
+pub struct Content {
+    /// The workload.
+    pub workload: Workload,
+    /// Its secrets, opened.
+    pub secrets: Vec<Opened>,
+    /// The folder of its log, where that is not the run folder.
+    pub logs: Option<PathBuf>,
 }
 
 /// A container whose main process runs.
@@ -157,7 +170,9 @@ impl Runtime {
 
     /// What can be enforced here.
     pub fn features(&self) -> Vec<Feature> {
-        self.hierarchies.features()
+        let mut features = self.hierarchies.features();
+        features.push(Feature::known(Feature::SECRETS));
+        features
     }
 
     /// The folder that run folders are in.
@@ -170,7 +185,7 @@ impl Runtime {
         self.containers.join(container.as_str())
     }
 
-    /// Makes a container and starts its main process; its log goes to `logs`, or its run folder.
+    /// Makes a container and starts its main process.
     ///
     /// # Errors
     /// When it could not be made; nothing of it runs, and [`Runtime::remove`] takes away the rest.
@@ -178,9 +193,9 @@ impl Runtime {
         &self,
         container: &ContainerId,
         image: &Image,
-        workload: Workload,
-        logs: Option<PathBuf>,
+        content: Content,
     ) -> Result<Running, RuntimeError> {
+        let Content { workload, secrets, logs } = content;
         let folder = self.folder(container);
         make_folder(&folder.join("bundle"))?;
         let order = StartOrder {
@@ -196,7 +211,8 @@ impl Runtime {
         };
         let path = folder.join("order");
         order::write(&path, &order).map_err(io("write", &path))?;
-        let mut shim = self.spawn(&folder)?;
+        let mut shim = self.spawn(&folder, &secrets)?;
+        drop(secrets);
         let answered = self.answer(container, &mut shim).and_then(|pid| {
             let state: Option<StateRecord> = order::read(&folder.join("state"));
             // Where the shim was killed meanwhile, its container is what is followed.
@@ -225,14 +241,18 @@ impl Runtime {
         }
     }
 
-    fn spawn(&self, folder: &Path) -> Result<Child, RuntimeError> {
+    fn spawn(&self, folder: &Path, secrets: &[Opened]) -> Result<Child, RuntimeError> {
+        let input = match secrets {
+            [] => Stdio::null(),
+            secrets => secrets::hand_over(secrets).map_err(io("hand secrets to", folder))?.into(),
+        };
         let path = folder.join("shim.log");
         let log = File::create(&path).map_err(io("write", &path))?;
         Command::new(&self.program)
             .arg("shim")
             .arg(folder)
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()

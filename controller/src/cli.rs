@@ -24,6 +24,7 @@ mod recover;
 mod restore;
 mod run;
 mod scale;
+mod secret;
 mod table;
 mod token;
 mod up;
@@ -64,6 +65,7 @@ enum Verb {
     Describe(describe::Describe),
     Logs(logs::Logs),
     Delete(delete::Delete),
+    Secret(secret::Secret),
     Backup(backup::Backup),
     Restore(restore::Restore),
     Recover(recover::Recover),
@@ -115,6 +117,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Recover(verb) => verb.run(&client()?),
         Verb::Policy(verb) => verb.run(&client()?),
         Verb::Device(verb) => verb.run(&client()?),
+        Verb::Secret(verb) => verb.run(&client()?),
         Verb::Token(verb) => verb.run(&client()?),
         Verb::Login(verb) => verb.run(controller.context.as_deref()),
         Verb::Logout(verb) => verb.run(controller.context.as_deref()),

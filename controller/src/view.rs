@@ -217,6 +217,32 @@ pub struct ScaleRequest {
     pub replicas: u32,
 }
 
+/// A secret; nothing gives its value back.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SecretView {
+    /// Its name.
+    pub name: String,
+    /// Its latest version.
+    pub version: u32,
+    /// Its size, in bytes.
+    pub bytes: usize,
+    /// Seconds since this version was set.
+    pub age_s: u64,
+    /// The deployments that name it.
+    pub deployments: Vec<String>,
+}
+
+/// A secret was set.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SecretResult {
+    /// Its name.
+    pub name: String,
+    /// The version that was made.
+    pub version: u32,
+    /// The deployments that follow it, with their revisions.
+    pub deployments: Vec<DeployResult>,
+}
+
 /// A device that holds more than the controller knows of.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HoldView {

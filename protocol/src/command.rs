@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::hello::Nonce;
+use crate::hpke::SealingKey;
 use crate::id::{OutboxId, StreamId, WorkloadId};
 use crate::join::Membership;
 
@@ -58,6 +59,9 @@ pub enum Action {
         /// Nothing is sent after this long without a renewal, in milliseconds.
         #[serde(rename = "l")]
         lease_ms: u32,
+        /// What its chunks are sealed to. A controller that names none is too old: nothing is sent.
+        #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+        key: Option<SealingKey>,
     },
     /// Send the signed desired state that is in force, as it is stored: [`Returned`].
     #[serde(rename = "ret")]
@@ -90,7 +94,19 @@ pub struct CommandResult {
     pub error: Option<String>,
 }
 
-/// A piece of a leased log. Its number, from 0, is in the envelope.
+/// A [`StreamChunk`], sealed to the key that its command named; see [`crate::StreamSealer`]. Its
+/// number, from 0, is in the envelope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedChunk {
+    /// The sender's key: the same throughout a stream.
+    #[serde(rename = "k")]
+    pub sender: SealingKey,
+    /// The chunk, sealed.
+    #[serde(rename = "b", with = "serde_bytes")]
+    pub body: Vec<u8>,
+}
+
+/// A piece of a leased log; on the wire within a [`SealedChunk`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamChunk {
     /// Lines, or parts of long ones, in order; at most [`CHUNK_BYTES_MAX`] bytes.

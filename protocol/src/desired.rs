@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::hello::Feature;
 use crate::id::{DeploymentName, Digest, WorkloadId};
 use crate::policy::ImagePolicy;
+use crate::sealed::SealedSecret;
 use crate::spec::WorkloadSpec;
 
 /// The largest encoded desired state, in bytes; checked when a manifest is applied.
@@ -77,4 +78,7 @@ pub struct Workload {
     /// The template.
     #[serde(rename = "s")]
     pub spec: WorkloadSpec,
+    /// The secrets that the template names, for this device.
+    #[serde(rename = "x", default, skip_serializing_if = "Vec::is_empty")]
+    pub sealed: Vec<SealedSecret>,
 }

@@ -53,7 +53,7 @@ pub enum Kind {
     Event,
     /// [`crate::CommandResult`]; its number is that of the command.
     Result,
-    /// [`crate::StreamChunk`]; its number counts the chunks of a stream from 0.
+    /// [`crate::SealedChunk`]; its number counts the chunks of a stream from 0.
     Stream,
     /// [`crate::Returned`]; its number is that of the command.
     Returned,

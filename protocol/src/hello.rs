@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::desired::Held;
+use crate::hpke::SealingKey;
 use crate::id::{Digest, IdError, OutboxId, byte_id};
 use crate::key::PublicKey;
 
@@ -70,6 +71,9 @@ pub struct Hello {
     /// The controller's key that the device believes; absent where an older agent does not say.
     #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
     pub controller: Option<PublicKey>,
+    /// What secrets are sealed to; absent where an agent takes none.
+    #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
+    pub sealing_key: Option<SealingKey>,
 }
 
 impl Hello {
@@ -145,6 +149,8 @@ impl Feature {
     pub const LIMIT_PIDS: &'static str = "limit.pids";
     /// Images are what policies say before anything of them runs.
     pub const IMAGE_POLICY: &'static str = "image.policy";
+    /// Secrets are opened in memory only.
+    pub const SECRETS: &'static str = "secrets";
 
     /// One of the constants above.
     pub fn known(name: &'static str) -> Self {

@@ -99,6 +99,11 @@ identifier!(
     "use lower-case letters, digits and '-', beginning and ending with a letter or digit"
 );
 identifier!(
+    /// What an operator calls a secret: a DNS label (RFC 1123).
+    SecretName, 63, "secret name", is_dns_label,
+    "use lower-case letters, digits and '-', beginning and ending with a letter or digit"
+);
+identifier!(
     /// One workload: `DEPLOYMENT.N` for the Nth replica, `DEPLOYMENT` where it runs everywhere.
     WorkloadId, 74, "workload id", is_workload,
     "use a deployment name, or a deployment name, '.' and a number"

@@ -10,6 +10,7 @@ pub mod desired;
 pub mod envelope;
 pub mod event;
 pub mod hello;
+mod hpke;
 pub mod id;
 pub mod image;
 pub mod invitation;
@@ -17,16 +18,21 @@ pub mod join;
 pub mod key;
 pub mod policy;
 pub mod reported;
+pub mod sealed;
 pub mod spec;
 pub mod topic;
 
-pub use command::{Ack, Action, Command, CommandResult, LogLine, LogStream, Returned, StreamChunk};
+pub use command::{
+    Ack, Action, Command, CommandResult, LogLine, LogStream, Returned, SealedChunk, StreamChunk,
+};
 pub use desired::{DesiredState, Held, Workload};
 pub use envelope::{Envelope, EnvelopeError, Expected, Header, Kind};
 pub use event::{Event, EventBatch, EventKind};
 pub use hello::{BootId, Facts, Feature, Hello, Labels, Nonce, Presence, PresenceState};
+pub use hpke::{OpeningKey, SealError, SealingKey};
 pub use id::{
-    ContainerId, DeploymentName, DeviceId, Digest, IdError, OutboxId, StreamId, WorkloadId,
+    ContainerId, DeploymentName, DeviceId, Digest, IdError, OutboxId, SecretName, StreamId,
+    WorkloadId,
 };
 pub use image::{ImageName, NameError};
 pub use invitation::{Invitation, InvitationError, Purpose, Token, TokenId};
@@ -34,5 +40,6 @@ pub use join::{Join, Membership, Renew};
 pub use key::{KeyError, PublicKey, SigningKey};
 pub use policy::{DigestRule, ImageKey, ImagePolicies, ImagePolicy};
 pub use reported::{Exit, Phase, Record, Reported, WorkloadStatus};
-pub use spec::{Resources, Restart, Signal, Stop, WorkloadSpec};
+pub use sealed::{ChunkError, Plaintext, SealedSecret, StreamOpener, StreamSealer};
+pub use spec::{Resources, Restart, SecretPlace, SecretUse, Signal, Stop, WorkloadSpec};
 pub use topic::{Prefix, Topic, TopicError};

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::hello::Feature;
-use crate::id::Digest;
+use crate::id::{Digest, SecretName};
 
 /// How long a workload may take to end after its stop signal unless its manifest says otherwise.
 pub const STOP_GRACE_MS_DEFAULT: u32 = 10_000;
@@ -43,6 +43,9 @@ pub struct WorkloadSpec {
     /// How the main process is asked to end.
     #[serde(rename = "s", default)]
     pub stop: Stop,
+    /// Secrets, and where the program finds them.
+    #[serde(rename = "x", default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretUse>,
 }
 
 impl WorkloadSpec {
@@ -58,6 +61,7 @@ impl WorkloadSpec {
             resources: Resources::default(),
             restart: Restart::default(),
             stop: Stop::default(),
+            secrets: Vec::new(),
         }
     }
 
@@ -73,12 +77,43 @@ impl WorkloadSpec {
             (memory_bytes.is_some(), Feature::LIMIT_MEMORY),
             (cpu_millis.is_some(), Feature::LIMIT_CPU),
             (pids.is_some(), Feature::LIMIT_PIDS),
+            (!self.secrets.is_empty(), Feature::SECRETS),
         ]
         .into_iter()
         .filter(|(needed, _)| *needed)
         .map(|(_, feature)| Feature::known(feature))
         .collect()
     }
+}
+
+/// A secret that a program is given. Revisions name its version, never its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretUse {
+    /// Its name.
+    #[serde(rename = "n")]
+    pub name: SecretName,
+    /// Its version, from 1; [`SecretUse::LATEST`] in a manifest, which names none.
+    #[serde(rename = "v")]
+    pub version: u32,
+    /// Where the program finds it.
+    #[serde(rename = "p")]
+    pub place: SecretPlace,
+}
+
+impl SecretUse {
+    /// Whichever version is the latest when the manifest is applied.
+    pub const LATEST: u32 = 0;
+}
+
+/// Where a program finds a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SecretPlace {
+    /// In a file of this absolute path, which only its user may read.
+    #[serde(rename = "f")]
+    File(String),
+    /// In this variable.
+    #[serde(rename = "e")]
+    Env(String),
 }
 
 /// Limits on one container; absent means not limited.

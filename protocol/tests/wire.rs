@@ -40,6 +40,7 @@ fn desired() -> DesiredState {
         resources: Resources { memory_bytes: Some(1 << 26), ..Resources::default() },
         restart: Restart::OnFailure,
         stop: Stop::default(),
+        secrets: vec![],
     };
     DesiredState {
         held: Held { epoch: 1, generation: 2 },
@@ -53,7 +54,26 @@ fn desired() -> DesiredState {
             requires: spec.requires(),
             policy: None,
             spec,
+            sealed: vec![],
         }],
+    }
+}
+
+/// The workload of a desired state, with secrets.
+fn with_secret() -> Workload {
+    let name: SecretName = "db".parse().unwrap();
+    let secret = |place| SecretUse { name: name.clone(), version: 3, place };
+    let file = secret(SecretPlace::File("/run/secrets/db".to_owned()));
+    let env = secret(SecretPlace::Env("DB".to_owned()));
+    let spec = WorkloadSpec { secrets: vec![file, env], ..WorkloadSpec::of("box") };
+    Workload {
+        id: "web".parse().unwrap(),
+        deployment: "web".parse().unwrap(),
+        revision: Digest([5; 32]),
+        requires: spec.requires(),
+        policy: None,
+        spec,
+        sealed: vec![SealedSecret { name, version: 3, sealed: vec![1, 2] }],
     }
 }
 
@@ -78,6 +98,7 @@ fn golden_bytes() {
         outbox: OutboxId([4; 8]),
         keep_alive_s: 600,
         controller: None,
+        sealing_key: None,
     };
     let reported = Reported {
         outbox: OutboxId([4; 8]),
@@ -124,6 +145,7 @@ fn golden_bytes() {
             tail: 10,
             follow: true,
             lease_ms: 1000,
+            key: None,
         },
     };
     let give_back = Command { nonce: Nonce([2; 16]), action: Action::ReturnDesired };
@@ -132,6 +154,13 @@ fn golden_bytes() {
         gap_bytes: 0,
         end: true,
     };
+    let sealing_key = SealingKey([9; 32]);
+    let sealed_chunk = SealedChunk { sender: sealing_key, body: vec![1, 2] };
+    let with_key = Hello { sealing_key: Some(sealing_key), ..hello.clone() };
+    let mut sealed_command = command.clone();
+    if let Action::Logs { key: none, .. } = &mut sealed_command.action {
+        *none = Some(sealing_key);
+    }
     let presence = Presence { state: PresenceState::Offline, boot: BootId([1; 16]), connection: 5 };
     let asleep = Presence { state: PresenceState::Asleep { for_ms: 9 }, ..presence };
     let lines = [
@@ -145,6 +174,10 @@ fn golden_bytes() {
         ("returned", hex(&cbor::encode(&Returned { signed: vec![1, 2] }))),
         ("result", hex(&cbor::encode(&CommandResult { error: None }))),
         ("chunk", hex(&cbor::encode(&chunk))),
+        ("sealed-chunk", hex(&cbor::encode(&sealed_chunk))),
+        ("desired-secret", hex(&cbor::encode(&with_secret()))),
+        ("hello-secret", hex(&cbor::encode(&with_key))),
+        ("command-key", hex(&cbor::encode(&sealed_command))),
         ("presence", hex(&cbor::encode(&presence))),
         ("asleep", hex(&cbor::encode(&asleep))),
         ("sealed", hex(&seal(&key(), &header(Kind::Presence), &presence))),
@@ -161,6 +194,10 @@ fn golden_bytes() {
         returned a16164420102
         result a16165f6
         chunk a3616c81a361736165617401616241786167006165f5
+        sealed-chunk a2616b582009090909090909090909090909090909090909090909090909090909090909096162420102
+        desired-secret a661696377656261646377656261765820050505050505050505050505050505050505050505050505050505050505050561718167736563726574736173a5616963626f78616ca0617261616173a16167192710617882a3616e6264626176036170a161666f2f72756e2f736563726574732f6462a3616e6264626176036170a16165624442617881a3616e6264626176036162420102
+        hello-secret ac61625001010101010101010101010101010101616305616e5002020202020202020202020202020202617665302e312e306171816a6c696d69742e70696473616ca16473697465666265726c696e6166a561616361726d617660616d01616300616b606168a2616501616702616458200303030303030303030303030303030303030303030303030303030303030303616f480404040404040404616b190258617858200909090909090909090909090909090909090909090909090909090909090909
+        command-key a2616e50020202020202020202020202020202026161a1636c6f67a6617348080808080808080861776377656261740a6166f5616c1903e8616b58200909090909090909090909090909090909090909090909090909090909090909
         presence a36173636f666661625001010101010101010101010101010101616305
         asleep a36173a16661736c656570a161660961625001010101010101010101010101010101616305
         sealed d2845847a30127045820ea4a6c63e29c520abef5507b132ec5f9954776aebebe7b92421eea691446d22c3a000100008601696c696d7065742f76316470692d316870726573656e63650102a0581da36173636f66666162500101010101010101010101010101010161630558406c386f138499e5039cf6d5ff1c47ee10b1f00a35d4b41936a5f506064cdadb0b323b657e0b43438b2da754c10ca5887b978948658486be9fb5c9a7c0a4297c0e

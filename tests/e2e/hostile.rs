@@ -78,7 +78,21 @@ fn evil_hello() -> Hello {
         outbox: limpet_protocol::OutboxId([1; 8]),
         keep_alive_s: 600,
         controller: None,
+        sealing_key: None,
     }
+}
+
+/// A hello of `evil`, whose agent says that it can do this.
+pub(crate) fn evil_hello_with(features: &[&'static str]) -> Hello {
+    let features = features.iter().map(|name| limpet_protocol::Feature::known(name)).collect();
+    Hello { features, ..evil_hello() }
+}
+
+/// Has `evil` join.
+pub(crate) fn says_hello(fleet: &Fleet, hello: &Hello) {
+    let client = format!("limpet/evil/{}", evil().public().fingerprint());
+    let (topic, bytes) = ("limpet/v1/d/evil/up/hello", sealed(Kind::Hello, hello));
+    assert_eq!(publish(&fleet.lab, fleet.controller.mqtt_port, &client, topic, &bytes), "");
 }
 
 #[test]

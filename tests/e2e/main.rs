@@ -22,5 +22,6 @@ mod presence;
 mod publish;
 mod recover;
 mod registries;
+mod secrets;
 mod start;
 mod survive;

@@ -24,6 +24,8 @@ struct Shared {
     carried: AtomicU64,
     /// Connections that were made.
     connections: AtomicU64,
+    /// All bytes of both directions, where somebody wants them.
+    record: Option<Mutex<Vec<u8>>>,
     closed: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -34,8 +36,17 @@ impl Proxy {
         Self::at("127.0.0.1", target)
     }
 
+    /// Listens, forwards to `target`, `HOST:PORT`, and keeps all that it carries.
+    pub fn recording(target: &str) -> Self {
+        Self::with("127.0.0.1", target, Some(Mutex::default()))
+    }
+
     /// Listens on this address of the machine, and forwards to `target`, `HOST:PORT`.
     pub fn at(address: &str, target: &str) -> Self {
+        Self::with(address, target, None)
+    }
+
+    fn with(address: &str, target: &str, record: Option<Mutex<Vec<u8>>>) -> Self {
         let listener = TcpListener::bind((address, 0)).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let shared = Arc::new(Shared {
@@ -45,6 +56,7 @@ impl Proxy {
             pace_us: AtomicU64::new(0),
             carried: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            record,
             closed: AtomicBool::new(false),
             open: Mutex::default(),
         });
@@ -92,6 +104,11 @@ impl Proxy {
         self.shared.carried.load(Ordering::SeqCst)
     }
 
+    /// What it has carried, in both directions, where it keeps that.
+    pub fn recorded(&self) -> Vec<u8> {
+        self.shared.record.as_ref().map(|kept| kept.lock().unwrap().clone()).unwrap_or_default()
+    }
+
     /// Cuts every connection there is.
     pub fn cut(&self) {
         for stream in self.shared.open.lock().unwrap().drain(..) {
@@ -110,7 +127,24 @@ impl Drop for Proxy {
 }
 
 impl Shared {
-    fn forward(&self, client: TcpStream) {
+    fn keep(&self, bytes: &[u8]) {
+        if let Some(kept) = &self.record {
+            kept.lock().unwrap().extend_from_slice(bytes);
+        }
+    }
+
+    /// Carries bytes to the server until either side has had enough.
+    fn up(&self, from: &mut TcpStream, to: &mut TcpStream) {
+        let mut buffer = [0; 4096];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            self.keep(&buffer[..read]);
+            if to.write_all(&buffer[..read]).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn forward(self: &Arc<Self>, client: TcpStream) {
         self.connections.fetch_add(1, Ordering::SeqCst);
         let target = self.target.lock().unwrap().clone();
         let Ok(server) = TcpStream::connect(&target) else {
@@ -119,8 +153,9 @@ impl Shared {
         let clone = |stream: &TcpStream| stream.try_clone().unwrap();
         self.open.lock().unwrap().extend([clone(&client), clone(&server)]);
         let (mut from_client, mut to_server) = (clone(&client), clone(&server));
+        let carrying = Arc::clone(self);
         let upward = std::thread::spawn(move || {
-            let _ = std::io::copy(&mut from_client, &mut to_server);
+            carrying.up(&mut from_client, &mut to_server);
             let _ = to_server.shutdown(Shutdown::Write);
         });
         match self.back(&server, &client) {
@@ -146,6 +181,7 @@ impl Shared {
             let pace_us = self.pace_us.load(Ordering::SeqCst);
             std::thread::sleep(std::time::Duration::from_micros(pace_us));
             passed += part as u64;
+            self.keep(&buffer[..part]);
             self.carried.fetch_add(part as u64, Ordering::SeqCst);
             let sent = client.write_all(&buffer[..part]).is_ok();
             if sent && part < read && patience < left {

@@ -135,6 +135,7 @@ impl Device {
             features: self.features.clone(),
             labels: self.labels.clone(),
             facts: Facts { memory_bytes: self.memory_bytes, ..Facts::default() },
+            sealing_key: None,
             desired: self.disk.desired.clone(),
             checkpoint,
             found: found.collect(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use limpet_protocol::{
     BootId, Command, ContainerId, DesiredState, EventKind, Facts, Feature, Held, Labels,
-    WorkloadId, WorkloadStatus,
+    SealingKey, WorkloadId, WorkloadStatus,
 };
 
 use crate::backoff::Jitter;
@@ -40,6 +40,8 @@ pub struct Start {
     pub labels: Labels,
     /// What the machine is.
     pub facts: Facts,
+    /// What secrets for it are sealed to.
+    pub sealing_key: Option<SealingKey>,
     /// The desired state that was stored last.
     pub desired: Option<DesiredState>,
     /// The checkpoint that was stored last; the first one is stored before this.
@@ -57,6 +59,7 @@ pub struct Agent {
     features: Vec<Feature>,
     labels: Labels,
     facts: Facts,
+    sealing_key: Option<SealingKey>,
     boot: BootId,
     jitter: Jitter,
     desired: Option<DesiredState>,
@@ -138,6 +141,7 @@ impl Agent {
             features: start.features,
             labels: start.labels,
             facts: start.facts,
+            sealing_key: start.sealing_key,
             boot: start.boot,
             jitter: Jitter(start.seed),
             desired: start.desired,

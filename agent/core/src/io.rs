@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use limpet_protocol::{
     Ack, Action, ContainerId, DesiredState, EventBatch, Exit, Held, Hello, ImagePolicies,
-    Membership, Nonce, Reported, Signal, StreamId, Workload, WorkloadId,
+    Membership, Nonce, Reported, SealingKey, Signal, StreamId, Workload, WorkloadId,
 };
 
 use crate::checkpoint::Checkpoint;
@@ -250,6 +250,8 @@ pub struct StreamOrder {
     pub follow: bool,
     /// Nothing is sent after this, in milliseconds since boot.
     pub until_ms: u64,
+    /// What it is sealed to.
+    pub key: SealingKey,
 }
 
 /// Messages to the controller.

@@ -4,8 +4,9 @@
 
 use limpet_agent_core::{Agent, Checkpoint, Effect, Input, LocalAction, Message, Start};
 use limpet_protocol::{
-    Ack, BootId, ContainerId, DesiredState, DigestRule, Event, EventKind, Facts, Held,
-    ImagePolicies, ImagePolicy, Nonce, OutboxId, Phase, Workload, WorkloadId, WorkloadSpec, cbor,
+    Ack, Action, BootId, ContainerId, DesiredState, DigestRule, Event, EventKind, Facts, Held,
+    ImagePolicies, ImagePolicy, Nonce, OutboxId, Phase, SealingKey, StreamId, Workload, WorkloadId,
+    WorkloadSpec, cbor,
 };
 
 const OUTBOX: OutboxId = OutboxId([7; 8]);
@@ -14,7 +15,7 @@ fn workload(id: &str, image: &str) -> Workload {
     let id: WorkloadId = id.parse().unwrap();
     let spec = WorkloadSpec::of(image);
     let (deployment, revision) = (id.deployment(), spec.digest());
-    Workload { id, deployment, revision, requires: vec![], policy: None, spec }
+    Workload { id, deployment, revision, requires: vec![], policy: None, spec, sealed: vec![] }
 }
 
 fn desired(generation: u64, workloads: &[(&str, &str)]) -> DesiredState {
@@ -32,6 +33,7 @@ fn agent(checkpoint: Checkpoint) -> Agent {
         features: vec![],
         labels: Default::default(),
         facts: Facts::default(),
+        sealing_key: None,
         desired: None,
         checkpoint,
         found: vec![],
@@ -247,4 +249,46 @@ fn numbers_that_the_controller_has_heard_are_not_given_out_again() {
     assert_eq!(numbers(&now), [], "not before the numbers are on disk");
     stored(&mut agent, &now);
     assert_eq!(numbers(&effects(&mut agent)), [(5, "test".to_owned())], "the start of this agent");
+}
+
+/// What becomes of a look at the log of `web`, under this key.
+fn look(key: Option<SealingKey>) -> (Option<Option<String>>, usize) {
+    let mut agent = agent(Checkpoint::first(OUTBOX));
+    let nonce = Nonce([1; 16]);
+    let ack = Ack { outbox: OUTBOX, events: 0, sequence: 0, send_whole: false };
+    let action = Action::Logs {
+        stream: StreamId([1; 8]),
+        workload: "web".parse().unwrap(),
+        tail: 1,
+        follow: false,
+        lease_ms: 1000,
+        key,
+    };
+    let state = Box::new(desired(1, &[("web", "box")]));
+    agent.handle(1, Input::LinkUp { connection: 1, nonce, keep_alive_s: 6 });
+    agent.handle(2, Input::Acked { connection: 1, ack });
+    agent.handle(3, Input::Desired { signed: cbor::encode(&state), state });
+    agent.handle(4, Input::DesiredStored(Held { epoch: 1, generation: 1 }));
+    let container: ContainerId = "web.1".parse().unwrap();
+    agent.handle(5, Input::ImageReady { container: container.clone() });
+    agent.handle(6, Input::Started { container, pid: 1 });
+    effects(&mut agent);
+    agent.handle(7, Input::Commanded { number: 1, nonce, action });
+    let (mut result, mut streams) = (None, 0);
+    for effect in effects(&mut agent) {
+        match effect {
+            Effect::Publish(Message::Result { error, .. }) => result = Some(error),
+            Effect::Stream(order) => streams += usize::from(Some(order.key) == key),
+            _ => {}
+        }
+    }
+    (result, streams)
+}
+
+#[test]
+fn no_log_leaves_a_device_in_the_open() {
+    assert_eq!(look(Some(SealingKey([9; 32]))), (Some(None), 1));
+    let (result, streams) = look(None);
+    assert!(result.flatten().unwrap().contains("names no key to seal the log to"));
+    assert_eq!(streams, 0);
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use limpet_protocol::command::CHUNK_BYTES_MAX;
-use limpet_protocol::{Kind, LogLine, Prefix, StreamChunk, StreamId, Topic, envelope};
+use limpet_protocol::{
+    Kind, LogLine, Prefix, StreamChunk, StreamId, StreamSealer, Topic, envelope,
+};
 
 use super::ring::{News, Reader};
 use crate::clock;
@@ -30,12 +32,14 @@ pub struct Sender {
     pub connection: u64,
     /// The stream.
     pub stream: StreamId,
+    /// Seals them to whoever looks.
+    pub sealer: StreamSealer,
 }
 
 /// Sends the latest `tail` lines of several containers, in order, and, where asked, what the last
 /// of them writes from then on, until it ends or the lease does.
 pub async fn run(
-    sender: Sender,
+    mut sender: Sender,
     readers: Vec<Reader>,
     tail: u32,
     follow: bool,
@@ -43,9 +47,8 @@ pub async fn run(
 ) {
     let tail = usize::try_from(tail.min(TAIL_MAX)).unwrap_or(0);
     let (lines, latest) = latest(readers, tail);
-    let mut number = 0;
     let followed = latest.filter(|_| follow);
-    sender.send(&mut number, News { lines, gap_bytes: 0 }, followed.is_none()).await;
+    sender.send(News { lines, gap_bytes: 0 }, followed.is_none()).await;
     let Some(mut reader) = followed else {
         return;
     };
@@ -54,7 +57,7 @@ pub async fn run(
         let news;
         (news, ended) = next(&mut reader).await;
         if ended || !news.lines.is_empty() || news.gap_bytes > 0 {
-            sender.send(&mut number, news, ended).await;
+            sender.send(news, ended).await;
         }
     }
 }
@@ -78,7 +81,7 @@ pub(crate) async fn next(reader: &mut Reader) -> (News, bool) {
 }
 
 impl Sender {
-    async fn send(&self, number: &mut u64, news: News, end: bool) {
+    async fn send(&mut self, news: News, end: bool) {
         let mut chunks = parts(news.lines);
         if chunks.is_empty() {
             chunks.push(Vec::new());
@@ -87,7 +90,11 @@ impl Sender {
         for (index, lines) in chunks.into_iter().enumerate() {
             let gap_bytes = if index == 0 { news.gap_bytes } else { 0 };
             let chunk = StreamChunk { lines, gap_bytes, end: end && index == last };
-            let head = header(&self.identity, Kind::Stream, 0, *number);
+            let (number, chunk) = match self.sealer.seal(&chunk) {
+                Ok(sealed) => sealed,
+                Err(error) => return log::error!("a piece of a log is not sent: {error}"),
+            };
+            let head = header(&self.identity, Kind::Stream, 0, number);
             let payload = envelope::seal(&self.identity.key, &head, &chunk);
             let topic = Topic::Stream(self.identity.device.clone(), self.stream);
             let topic = topic.under(&Prefix::default());
@@ -96,7 +103,6 @@ impl Sender {
             if self.to_link.send(message).await.is_err() {
                 return;
             }
-            *number += 1;
         }
     }
 }

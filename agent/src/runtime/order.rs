@@ -6,7 +6,8 @@
 //! state        its main process and shim, once it runs
 //! exit         how it ended
 //! log.0 log.1  its output, see `logs::ring`
-//! bundle/      config.json, rootfs (mounted only in the shim's namespace), hostname, hosts, resolv.conf
+//! bundle/      config.json, rootfs and secrets (mounted only in the shim's namespace), hostname, hosts,
+//!              resolv.conf
 //! ```
 //! Records are CBOR behind one byte, the version of the format.
 
@@ -103,6 +104,7 @@ impl StartOrder {
                 requires: vec![],
                 policy: None,
                 spec: limpet_protocol::WorkloadSpec::of("i"),
+                sealed: vec![],
             },
             hostname: "web-0".into(),
             layers_dir: "/l".into(),

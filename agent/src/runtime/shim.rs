@@ -19,6 +19,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::order::{self, StartOrder, StateRecord};
+use super::secrets::{self, Opened, WithSecrets};
 use super::{bundle, process, program, user};
 
 /// The kernel reads mount options from one page.
@@ -43,6 +44,8 @@ enum ShimError {
     User(#[from] user::UserError),
     #[error(transparent)]
     Program(#[from] program::ProgramError),
+    #[error(transparent)]
+    Secret(#[from] secrets::SecretError),
     #[error("the image names no program to run; give the workload a command")]
     NoProgram,
     #[error("cannot make the container: {}", chain(.0))]
@@ -99,6 +102,7 @@ struct Output {
 fn make(folder: &Path) -> Result<(u32, Output, Option<PathBuf>), ShimError> {
     let path = folder.join("order");
     let order: StartOrder = order::read(&path).ok_or(ShimError::Order(path))?;
+    let secrets = secrets::take()?;
     detach()?;
     // A container inherits what its maker ignores; Rust ignores SIGPIPE, shells some others.
     for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
@@ -106,7 +110,7 @@ fn make(folder: &Path) -> Result<(u32, Output, Option<PathBuf>), ShimError> {
     }
     let bundle = folder.join("bundle");
     mount_root(&order, &bundle.join("rootfs"))?;
-    write_bundle(&order, &bundle)?;
+    write_bundle(&order, &secrets, &bundle)?;
     let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
     let (stderr, stderr_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
     let null =
@@ -120,6 +124,7 @@ fn make(folder: &Path) -> Result<(u32, Output, Option<PathBuf>), ShimError> {
         .with_stdin(null.map_err(system("open /dev/null"))?)
         .with_stdout(stdout_write)
         .with_stderr(stderr_write)
+        .with_executor(WithSecrets::new(&secrets)?)
         .as_init(&bundle)
         .with_systemd(false)
         .with_detach(true)
@@ -200,7 +205,7 @@ fn mount_root(order: &StartOrder, rootfs: &Path) -> Result<(), ShimError> {
     rustix::process::chdir("/").map_err(system("enter /"))
 }
 
-fn write_bundle(order: &StartOrder, bundle: &Path) -> Result<(), ShimError> {
+fn write_bundle(order: &StartOrder, secrets: &[Opened], bundle: &Path) -> Result<(), ShimError> {
     let hosts = format!("127.0.0.1\tlocalhost {0}\n::1\tlocalhost {0}\n", order.hostname);
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let mut etc = Vec::new();
@@ -216,6 +221,7 @@ fn write_bundle(order: &StartOrder, bundle: &Path) -> Result<(), ShimError> {
     let who =
         order.workload.spec.user.as_ref().or(order.image.user.as_ref()).map_or("", String::as_str);
     let user = user::look_up(&rootfs, who)?;
+    etc.extend(secrets::place(secrets, &bundle.join("secrets"), &user)?);
     let args = bundle::args(order);
     let first = args.first().ok_or(ShimError::NoProgram)?;
     program::check(&rootfs, first, &bundle::env(order, &user))?;

@@ -11,6 +11,7 @@ pub mod placement;
 pub mod plan;
 pub mod presence;
 pub mod recover;
+pub mod secrets;
 pub mod settling;
 pub mod token;
 
@@ -18,4 +19,5 @@ pub use deployment::{Count, Deployment};
 pub use inbox::{Cursor, Inbox, Known, Told};
 pub use plan::{Deployed, Deployments};
 pub use presence::Presence;
+pub use secrets::{Secret, Secrets};
 pub use token::{Grant, Role, Scope, TokenRecord};

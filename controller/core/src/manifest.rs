@@ -6,6 +6,10 @@
 //! command: [prog]            # replaces the image's entrypoint, and drops its arguments
 //! args: [-v]                 # replaces the image's arguments
 //! env: {KEY: value}
+//! secrets:                   # by name; made with `limpet secret set`
+//!   - db-password            # as the file /run/secrets/db-password
+//!   - {name: key, file: /srv/key}
+//!   - {name: token, env: TOKEN}
 //! workdir: /srv              # absolute
 //! user: "1000:1000"          # USER[:GROUP], names or numbers
 //! replicas: 2                # 0 to 1000; 1 unless said
@@ -40,6 +44,7 @@ mod policy;
 mod quantity;
 mod reader;
 mod render;
+mod secrets;
 
 pub use policy::{image_faults, parse_policy, render_policy};
 pub use quantity::{duration_ms, memory_bytes};
@@ -219,6 +224,7 @@ fn spec(reader: &mut Reader<'_>) -> Option<WorkloadSpec> {
         let wrong = key.is_empty() || key.contains('=');
         if wrong { Err("a variable's name is not empty and has no '='".to_owned()) } else { Ok(()) }
     });
+    let secrets = secrets::secrets(reader, &env);
     let workdir = reader.text("workdir").filter(|path| {
         let absolute = path.starts_with('/');
         if !absolute {
@@ -248,6 +254,7 @@ fn spec(reader: &mut Reader<'_>) -> Option<WorkloadSpec> {
         resources,
         restart,
         stop,
+        secrets,
     })
 }
 

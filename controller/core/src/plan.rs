@@ -31,6 +31,9 @@ pub struct Deployed {
     /// It stays where devices hold it: its manifest would place it elsewhere.
     #[serde(default)]
     pub pinned: bool,
+    /// Bytes that its sealed secrets add to each workload, where a device is told of it.
+    #[serde(default)]
+    pub sealed_bytes: usize,
     /// Its workloads.
     pub slots: BTreeSet<Slot>,
     /// Workloads that found no device.
@@ -57,13 +60,14 @@ pub struct Changes {
 }
 
 /// Takes a deployment in, `fleet` being the devices as if nothing were placed on them: the devices
-/// that get another desired state.
+/// that get another desired state. `sealed_bytes` is what its secrets add to each workload.
 ///
 /// # Errors
 /// Why a device cannot be told all that it would have to run; nothing is changed.
 pub fn deploy(
     deployments: &mut Deployments,
     deployment: Deployment,
+    sealed_bytes: usize,
     now_ms: u64,
     fleet: &[Candidate],
 ) -> Result<BTreeSet<DeviceId>, String> {
@@ -87,6 +91,7 @@ pub fn deploy(
         changed_ms: now_ms,
         as_of_ms: 0,
         pinned: false,
+        sealed_bytes,
         slots,
         unplaced,
         refusals,
@@ -132,7 +137,7 @@ pub fn place_again(deployments: &mut Deployments, fleet: &[Candidate]) -> Change
     changes
 }
 
-/// What a device should run, as follows from where deployments are.
+/// What a device should run, as follows from where deployments are; its secrets are not sealed yet.
 pub fn workloads(deployments: &Deployments, id: &DeviceId) -> Vec<Workload> {
     let here = |deployed: &Deployed| -> Vec<Workload> {
         let slots = deployed.slots.iter().filter(|(device, _)| device == id);
@@ -144,6 +149,7 @@ pub fn workloads(deployments: &Deployments, id: &DeviceId) -> Vec<Workload> {
                 requires: deployed.deployment.requires(),
                 policy: deployed.deployment.image_policy.clone(),
                 spec: deployed.deployment.spec.clone(),
+                sealed: Vec::new(),
             })
             .collect()
     };
@@ -166,7 +172,11 @@ pub fn govern(desired: &mut DesiredState, policy: Option<&ImagePolicy>) {
 fn too_much(deployments: &Deployments, id: &DeviceId) -> Option<String> {
     let (held, workloads) = (Held::default(), workloads(deployments, id));
     let desired = DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, policy: None, workloads };
-    let (count, bytes) = (desired.workloads.len(), cbor::encode(&desired).len());
+    let here = |deployed: &Deployed| deployed.slots.iter().filter(|(on, _)| on == id).count();
+    let sealed = deployments.values().map(|d| here(d).saturating_mul(d.sealed_bytes));
+    let sealed = sealed.fold(0, usize::saturating_add);
+    let bytes = cbor::encode(&desired).len().saturating_add(sealed);
+    let count = desired.workloads.len();
     (count > DESIRED_WORKLOADS_MAX || bytes > DESIRED_BYTES_MAX).then(|| {
         format!(
             "device {id} would have {count} workloads in {bytes} bytes; a device takes \

@@ -5,7 +5,8 @@ use expect_test::expect;
 use limpet_controller_core::manifest::{Format, parse, parse_policy, render, render_policy};
 use limpet_controller_core::{Count, Deployment};
 use limpet_protocol::{
-    DigestRule, ImageKey, ImagePolicy, Resources, Restart, Signal, Stop, WorkloadSpec,
+    DigestRule, ImageKey, ImagePolicy, Resources, Restart, SecretPlace, SecretUse, Signal, Stop,
+    WorkloadSpec,
 };
 use proptest::prelude::*;
 
@@ -33,6 +34,52 @@ fn every_fault_is_told_with_its_place() {
         "name: Web\nimage: a\nreplicas: 5000\nimgae: b\nresources:\n  memory: 1\n  disk: 5\n\
          env: [A]\nrestart: sometimes\nworkdir: tmp\n",
     ));
+}
+
+#[test]
+fn secrets_are_named_with_their_place() {
+    let text = "name: a\nimage: b\nsecrets:\n  - db\n  - {name: key, file: /srv/key}\n  \
+                - {name: key, env: KEY}\n";
+    let deployment = parse(None, text.as_bytes(), Format::Detect).unwrap();
+    expect![[r#"
+        name: a
+        image: b
+        replicas: 1
+        secrets:
+          - name: db
+            file: /run/secrets/db
+          - name: key
+            file: /srv/key
+          - name: key
+            env: KEY
+        restart: always
+    "#]]
+    .assert_eq(&render(&deployment));
+}
+
+#[test]
+fn every_fault_of_a_secret_is_told_with_its_place() {
+    expect![[r#"
+        line 5: secrets[0]: secret name "Db": use lower-case letters, digits and '-', beginning and ending with a letter or digit
+        line 6: secrets[1]: must be one value, is a list
+        line 7: secrets[2].name: is missing: say which secret
+        line 8: secrets[3].file: must be the absolute path of a file, is "a/b"
+        line 9: secrets[4].file: must be the absolute path of a file, is "/a/../b"
+        line 10: secrets[5].file: /proc is the runtime's: use another place, such as /run/secrets
+        line 11: secrets[6].env: says where, but so does `file`: keep one, or list the secret twice
+        line 12: secrets[7].env: a variable's name is not empty and has no '='
+        line 13: secrets[8]: `env` has the variable "TAKEN" already: keep one
+        line 14: secrets[9].path: there is no such field; secrets has env, file, name
+        line 15: secrets[10]: "/run/secrets/b/c" is taken by the secret b
+        line 16: secrets[11].version: there is no such field; secrets has env, file, name
+    "#]].assert_eq(&faults(
+        "name: a\nimage: b\nenv: {TAKEN: x}\nsecrets:\n  - Db\n  - [a]\n  - {file: /a}\n  \
+         - {name: b, file: a/b}\n  - {name: b, file: /a/../b}\n  - {name: b, file: /proc/self}\n  \
+         - {name: b, file: /x, env: X}\n  - {name: b, env: A=B}\n  - {name: b, env: TAKEN}\n  \
+         - {name: b, path: /x}\n  - {name: c, file: /run/secrets/b/c}\n  - {name: d, version: 3}\n",
+    ));
+    let faults = faults("name: a\nimage: b\nsecrets: {db: x}\n");
+    assert_eq!(faults, "line 3: secrets: must be a list, is fields with values\n");
 }
 
 #[test]
@@ -188,6 +235,23 @@ proptest! {
     }
 }
 
+/// Each in a place of its own.
+fn secrets() -> impl Strategy<Value = Vec<SecretUse>> {
+    let file = "[a-z]{1,6}".prop_map(|part| SecretPlace::File(format!("/run/x {part}'#:/s")));
+    let env = "[A-Z]{1,6}0".prop_map(|key| SecretPlace::Env(format!("{key} \u{7f}")));
+    let one = ("[a-z]([a-z0-9-]{0,8}[a-z0-9])?", prop_oneof![file, env]);
+    prop::collection::vec(one, 0..4).prop_map(|all| {
+        let mut places = std::collections::BTreeSet::new();
+        let all = all.into_iter().filter(|(_, place)| places.insert(format!("{place:?}")));
+        let of = |(name, place): (String, _)| SecretUse {
+            name: name.parse().unwrap(),
+            version: SecretUse::LATEST,
+            place,
+        };
+        all.map(of).collect()
+    })
+}
+
 fn deployments() -> impl Strategy<Value = Deployment> {
     let texts = || prop::collection::vec(text(), 0..3);
     let pairs = || prop::collection::btree_map("[A-Za-z_][A-Za-z0-9_]{0,6}", text(), 0..3);
@@ -201,7 +265,7 @@ fn deployments() -> impl Strategy<Value = Deployment> {
         prop::option::of(1u32..4_000_000),
     );
     let stop = (prop::option::of(1u8..=64), 0u32..=3_600_000);
-    let rest = (count, labels, restart, limits, stop, prop::option::of(policies()));
+    let rest = (count, labels, restart, limits, stop, prop::option::of(policies()), secrets());
     let user = prop::option::of("[a-z0-9]{1,8}(:[a-z0-9]{1,8})?");
     (
         "[a-z]([a-z0-9-]{0,20}[a-z0-9])?",
@@ -213,7 +277,8 @@ fn deployments() -> impl Strategy<Value = Deployment> {
         rest,
     )
         .prop_map(|(name, image, command, args, env, user, rest)| {
-            let (count, select, restart, limits, (signal, grace_ms), image_policy) = rest;
+            let (count, select, restart, limits, stop, image_policy, secrets) = rest;
+            let (signal, grace_ms) = stop;
             let (memory_bytes, cpu_millis, pids) = limits;
             let signal = signal.map(|number| Signal::try_from(number).unwrap());
             let spec = WorkloadSpec {
@@ -226,6 +291,7 @@ fn deployments() -> impl Strategy<Value = Deployment> {
                 resources: Resources { memory_bytes, cpu_millis, pids },
                 restart,
                 stop: Stop { signal, grace_ms },
+                secrets,
             };
             Deployment { name: name.parse().unwrap(), spec, image_policy, count, select }
         })

@@ -59,9 +59,9 @@ fn a_policy_goes_where_it_is_enforced_and_is_told_without_another_revision() {
     assert_eq!(placed.refusals[0].1, "its agent or kernel cannot do image.policy");
 
     let mut deployments = Deployments::new();
-    plan::deploy(&mut deployments, bare, 1, &fleet[1..]).unwrap();
+    plan::deploy(&mut deployments, bare, 0, 1, &fleet[1..]).unwrap();
     let before = plan::workloads(&deployments, &id);
-    let touched = plan::deploy(&mut deployments, strict, 2, &fleet[1..]).unwrap();
+    let touched = plan::deploy(&mut deployments, strict, 0, 2, &fleet[1..]).unwrap();
     assert!(touched.contains(&id));
     let workloads = plan::workloads(&deployments, &id);
     assert_eq!((workloads[0].revision, &before[0].policy), (before[0].revision, &None));

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 fn workload(id: &str, image: &str) -> Workload {
     let spec = WorkloadSpec::of(image);
     Workload {
+        sealed: vec![],
         id: id.parse().unwrap(),
         deployment: "web".parse().unwrap(),
         revision: spec.digest(),

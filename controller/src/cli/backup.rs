@@ -15,8 +15,9 @@ use crate::backup;
 
 /// Write what the controller knows into a file, while it serves
 ///
-/// The file holds the store (devices, deployments, events) and the key that signs what the fleet is
-/// told: who has the file can give orders to every device. Keep it where only you can read it. A
+/// The file holds the store (devices, deployments, secrets, events), the key that signs what the
+/// fleet is told and the key that opens secrets: who has the file can give orders to every device and
+/// read every secret. Keep it where only you can read it. A
 /// file that is there already is replaced when the backup is complete, and not before.
 ///
 /// Example: limpet backup limpet-$(date +%F).backup
@@ -50,7 +51,7 @@ impl Backup {
         std::fs::rename(part, &self.file)
             .with_context(|| format!("cannot write {}", self.file.display()))?;
         Ok(format!(
-            "{}: {}, with {} and the fleet's key\n",
+            "{}: {}, with {} and the fleet's keys\n",
             self.file.display(),
             bytes(copy.bytes),
             content(&header)

@@ -120,6 +120,12 @@ impl Client {
         self.read(self.reached(response)?)
     }
 
+    /// PUT of a value.
+    pub(super) fn set<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> anyhow::Result<T> {
+        let response = self.with_token(self.agent.put(format!("{}{path}", self.server))).send(body);
+        self.read(self.reached(response)?)
+    }
+
     /// POST of a request whose answer is no deployment.
     pub(super) fn ask<T: DeserializeOwned>(
         &self,
@@ -137,7 +143,7 @@ impl Client {
         self.done(request.send_empty())
     }
 
-    /// DELETE that is done, or not.
+    /// DELETE of something whose answer is empty.
     pub(super) fn forget(&self, path: &str) -> anyhow::Result<()> {
         self.done(self.with_token(self.agent.delete(format!("{}{path}", self.server))).call())
     }

@@ -13,11 +13,13 @@ use serde::de::DeserializeOwned;
 use super::client::Client;
 use super::table::{age, bytes, known_age, table};
 use super::{pair, print};
-use crate::view::{AuditView, DeploymentView, DeviceView, EventView, ExitView, WorkloadView};
+use crate::view::{
+    AuditView, DeploymentView, DeviceView, EventView, ExitView, SecretView, WorkloadView,
+};
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
-/// List devices, deployments, workloads, events, or who did what
+/// List devices, deployments, workloads, events, secrets, or who did what
 ///
 /// Examples:
 ///   limpet get devices --select site=berlin
@@ -58,6 +60,8 @@ enum Kind {
     #[value(alias = "event", alias = "ev")]
     Events,
     Audit,
+    #[value(alias = "secret")]
+    Secrets,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -113,6 +117,10 @@ impl Get {
             }
             Kind::Workloads => self.show(self.listed(client, "workloads")?, WORKLOAD, workload),
             Kind::Events => self.show(self.listed(client, "events")?, EVENT, event),
+            Kind::Secrets => {
+                let rows: Vec<SecretView> = client.get("/api/v1/secrets")?;
+                self.show(named(rows, name, |row| &row.name)?, SECRET, secret)
+            }
             Kind::Audit => {
                 let mut rows: Vec<AuditView> = self.listed(client, "audit")?;
                 let object = |row: &AuditView| row.object.split_once('/').map(|o| o.1.to_owned());
@@ -305,6 +313,19 @@ fn audit(row: &AuditView) -> Vec<String> {
         row.outcome.clone(),
         line(&row.before),
         line(&row.after),
+    ]
+}
+
+const SECRET: Heads = (&["NAME", "VERSION", "SIZE", "AGE", "DEPLOYMENTS"], 5);
+
+fn secret(row: &SecretView) -> Vec<String> {
+    let users = row.deployments.join(",");
+    vec![
+        row.name.clone(),
+        row.version.to_string(),
+        format!("{} B", row.bytes),
+        age(row.age_s),
+        if users.is_empty() { "-".to_owned() } else { users },
     ]
 }
 

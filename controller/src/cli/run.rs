@@ -36,6 +36,12 @@ pub(super) struct Run {
     /// A variable; can be repeated
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
+    /// A secret as the file /run/secrets/NAME, or another; can be repeated
+    #[arg(long, value_name = "NAME[:PATH]")]
+    secret: Vec<String>,
+    /// A secret as a variable; can be repeated
+    #[arg(long, value_name = "KEY=NAME", value_parser = pair)]
+    secret_env: Vec<(String, String)>,
     /// USER[:GROUP], names or numbers
     #[arg(long)]
     user: Option<String>,
@@ -74,6 +80,17 @@ impl Run {
         progress::settle(client, &result, &self.waiting)
     }
 
+    fn secrets(&self) -> Option<Value> {
+        let file = |text: &String| match text.split_once(':') {
+            Some((name, path)) => json!({ "name": name, "file": path }),
+            None => json!(text),
+        };
+        let env = |(key, name): &(String, String)| json!({ "name": name, "env": key });
+        let all = self.secret.iter().map(file).chain(self.secret_env.iter().map(env));
+        let all: Vec<Value> = all.collect();
+        (!all.is_empty()).then_some(Value::Array(all))
+    }
+
     fn manifest(&self) -> Value {
         let texts = |pairs: &[(String, String)]| -> Option<Value> {
             let fields: Map<String, Value> =
@@ -97,6 +114,7 @@ impl Run {
             ("image", Some(json!(self.image))),
             ("args", (!self.args.is_empty()).then(|| json!(self.args))),
             ("env", texts(&self.env)),
+            ("secrets", self.secrets()),
             ("user", text(&self.user)),
             ("workdir", text(&self.workdir)),
             ("replicas", self.replicas.map(|count| json!(count))),

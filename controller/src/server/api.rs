@@ -34,6 +34,7 @@ mod auth;
 mod join;
 mod policy;
 mod recover;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -100,6 +101,8 @@ fn router(fleet: Handle, access: Access) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(tokens::tokens, tokens::create))
         .routes(routes!(tokens::revoke))
         .routes(routes!(tokens::audit))
+        .routes(routes!(secrets::secrets))
+        .routes(routes!(secrets::set, secrets::delete))
         .split_for_parts();
     let served = document.clone();
     let router = router

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use limpet_controller_core::presence::moved_ms;
-use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence};
+use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence, Secrets};
 use limpet_protocol::{DeviceId, Held, ImagePolicy, Prefix, SigningKey, StreamId, WorkloadId};
 use tokio::sync::mpsc;
 
@@ -30,6 +30,7 @@ mod policy;
 mod presence;
 mod record;
 mod recover;
+mod secrets;
 mod tokens;
 mod views;
 
@@ -44,6 +45,7 @@ use members::Members;
 pub(super) use members::{MemberError, Standing, Terms};
 pub(super) use policy::Breaking;
 use record::{Adoption, Device, DeviceRecord, Link};
+pub(super) use secrets::SecretRefusal;
 pub(super) use tokens::Contact;
 pub(super) use tokens::TokenError;
 use tokens::Tokens;
@@ -87,6 +89,7 @@ pub(super) struct Fleet {
     tokens: Tokens,
     members: Members,
     refusals: Refusals,
+    secrets: Secrets,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     last_command: u64,
     /// By kind and device.
@@ -133,6 +136,7 @@ impl Fleet {
             tokens,
             members: Members::new(),
             refusals: Refusals::new(),
+            secrets: Secrets::new(),
             streams: BTreeMap::new(),
             last_command: 0,
             refused: BTreeMap::new(),
@@ -153,6 +157,7 @@ impl Fleet {
     /// Makes what is known what is on disk. Connections are kept, but for those whose hello is undone
     /// with the rest: what it said of the device is not known, and the device says it again.
     fn load(&mut self) -> Result<(), StoreError> {
+        self.secrets = self.store.secrets()?;
         let mut statuses: BTreeMap<String, BTreeMap<WorkloadId, Known>> = BTreeMap::new();
         for row in self.store.reported()? {
             let ReportedRow { at_ms, status, .. } = row;

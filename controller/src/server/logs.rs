@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use limpet_protocol::{Action, DeviceId, LogLine, LogStream, StreamChunk, StreamId, WorkloadId};
+use limpet_protocol::{
+    Action, ChunkError, DeviceId, LogLine, LogStream, SealedChunk, SealingKey, StreamId,
+    StreamOpener, WorkloadId,
+};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -28,7 +31,9 @@ pub(super) enum Part {
 pub(super) struct Stream {
     pub(super) device: DeviceId,
     pub(super) command: u64,
-    next: u64,
+    opener: StreamOpener,
+    /// Parts that whoever looks has missed and was not told of.
+    lost: u64,
     parts: Sender<Part>,
 }
 
@@ -54,26 +59,36 @@ pub(super) enum LogError {
 }
 
 impl Stream {
-    pub(super) fn take(&mut self, number: u64, chunk: StreamChunk) {
-        if number < self.next {
-            return;
-        }
+    /// Takes a chunk in; the error says why it is refused.
+    pub(super) fn take(&mut self, number: u64, chunk: &SealedChunk) -> Result<(), String> {
+        let (missing, chunk) = match self.opener.open(number, chunk) {
+            Ok(opened) => opened,
+            // The broker may do that: whoever looks goes on with what comes next.
+            Err(error @ ChunkError::Late { .. }) => return Err(error.to_string()),
+            Err(error) => {
+                self.fail(error.to_string());
+                return Err(error.to_string());
+            }
+        };
+        self.lost += missing;
         let mut lines = Vec::new();
-        if number > self.next || chunk.gap_bytes > 0 {
+        if self.lost > 0 || chunk.gap_bytes > 0 {
             let line = match chunk.gap_bytes {
-                0 => format!("{} parts of the log are lost", number - self.next),
+                0 => format!("{} parts of the log are lost", self.lost),
                 bytes => format!("{bytes} bytes were overwritten before they could be sent"),
             };
             lines.push(LogLineView { stream: "gap".to_owned(), at: None, line });
         }
         lines.extend(chunk.lines.into_iter().map(line_view));
         // Who looks is slower than what is written: the next chunk that fits shows the gap.
-        if self.parts.try_send(Part::Lines(lines)).is_ok() {
-            self.next = number + 1;
+        match self.parts.try_send(Part::Lines(lines)) {
+            Ok(()) => self.lost = 0,
+            Err(_) => self.lost += 1,
         }
         if chunk.end {
             let _ = self.parts.try_send(Part::End);
         }
+        Ok(())
     }
 
     pub(super) fn fail(&mut self, error: String) {
@@ -120,47 +135,51 @@ pub(super) async fn open(fleet: &Handle, look: Look) -> Result<Open, String> {
     let drawn = SystemRandom::new().fill(&mut id);
     drawn.map_err(|_| LogError::NoRandomness.to_string())?;
     let stream = StreamId(id);
+    let opener = StreamOpener::new(look.device.clone(), stream);
+    let opener = opener.map_err(|_| LogError::NoRandomness.to_string())?;
+    let key = opener.sealing_key();
     let (sender, parts) = channel(QUEUE);
     let asked = look.clone();
-    let ordered = fleet.call(move |fleet| fleet.open_log(stream, &asked, sender)).await;
+    let ordered = fleet.call(move |fleet| fleet.open_log(&asked, opener, sender)).await;
     ordered.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
     let (renewing, device) = (fleet.clone(), look.device.clone());
     let renewal = tokio::spawn(async move {
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
             let look = look.clone();
-            renewing.tell(move |fleet| fleet.renew_log(stream, &look));
+            renewing.tell(move |fleet| fleet.renew_log(stream, &look, key));
         }
     });
     Ok(Open { parts, stream, device, fleet: fleet.clone(), renewal })
 }
 
-fn action(stream: StreamId, look: &Look) -> Action {
+fn action(stream: StreamId, look: &Look, key: SealingKey) -> Action {
     let lease_ms = u32::try_from(LEASE.as_millis()).unwrap_or(u32::MAX);
     let Look { workload, tail, follow, .. } = look.clone();
-    Action::Logs { stream, workload, tail, follow, lease_ms }
+    Action::Logs { stream, workload, tail, follow, lease_ms, key: Some(key) }
 }
 
 impl Fleet {
     fn open_log(
         &mut self,
-        stream: StreamId,
         look: &Look,
+        opener: StreamOpener,
         parts: Sender<Part>,
     ) -> Result<(), LogError> {
         let device = look.device.clone();
         if !self.knows(&device) || !self.sees(look.caller.scope(), &device) {
             return Err(LogError::NoDevice(device));
         }
-        let command = self.command(&device, action(stream, look));
+        let (stream, key) = (opener.stream(), opener.sealing_key());
+        let command = self.command(&device, action(stream, look, key));
         let command = command.ok_or_else(|| LogError::Offline(device.clone()))?;
-        self.streams.insert(stream, Stream { device, command, next: 0, parts });
+        self.streams.insert(stream, Stream { device, command, opener, lost: 0, parts });
         Ok(())
     }
 
-    fn renew_log(&mut self, stream: StreamId, look: &Look) {
+    fn renew_log(&mut self, stream: StreamId, look: &Look, key: SealingKey) {
         if self.is_still_good(&look.caller) && self.sees(look.caller.scope(), &look.device) {
-            self.command(&look.device, action(stream, look));
+            self.command(&look.device, action(stream, look, key));
         } else if let Some(stream) = self.streams.get_mut(&stream) {
             stream
                 .fail("the token that it is read with does not let it be read any more".to_owned());

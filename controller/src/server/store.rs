@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use limpet_protocol::{Held, KeyError, SigningKey, WorkloadStatus, cbor};
+use limpet_protocol::{Held, KeyError, SecretName, SigningKey, WorkloadStatus, cbor};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 mod audit;
 mod backup;
 mod events;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -30,7 +31,7 @@ const VERSION: i64 = 3;
 const STORE: &str = "limpet.db";
 const SIGNING_KEY: &str = "signing.key";
 /// Files that hold secrets, of 0600 from their first byte on; a backup holds them too.
-const KEYS: [&str; 4] = [SIGNING_KEY, "authority", "store.key", "token.key"];
+const KEYS: [&str; 4] = [SIGNING_KEY, "authority", secrets::STORE_KEY, "token.key"];
 
 const TABLES: &str = "
     CREATE TABLE devices (id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
@@ -60,7 +61,7 @@ const SETTINGS: &str = "
 ";
 
 /// What comes to those of version 2.
-const TABLES_3: [&str; 4] = [SETTINGS, MEMBERS, audit::TABLES, tokens::TABLES];
+const TABLES_3: [&str; 5] = [SETTINGS, MEMBERS, audit::TABLES, tokens::TABLES, secrets::TABLES];
 
 /// Devices that have joined.
 const MEMBERS: &str = "
@@ -89,6 +90,18 @@ pub(crate) enum StoreError {
     Sql(#[from] rusqlite::Error),
     #[error("the store holds a record that cannot be read: {0}")]
     Record(#[from] cbor::CborError),
+    #[error("the store's key {0} is damaged: it must have 32 bytes; restore it from a backup")]
+    StoreKey(PathBuf),
+    #[error(
+        "the store's key {0} is missing, and the store holds secrets under it: put it back, or \
+         restore a backup"
+    )]
+    StoreKeyGone(PathBuf),
+    #[error(
+        "the secret {name}, version {version}, does not open: is store.key the one that belongs to \
+         this store? Put that back, or restore a backup"
+    )]
+    Secret { name: SecretName, version: u32 },
     #[error("the controller's key {path}: {source}")]
     Key { path: PathBuf, source: KeyError },
     #[error(
@@ -104,6 +117,7 @@ pub(crate) enum StoreError {
 pub(super) struct Store {
     folder: PathBuf,
     connection: Connection,
+    key: secrets::StoreKey,
     _lock: File,
 }
 
@@ -123,7 +137,8 @@ impl Store {
         // Left where a backup did not come to its end.
         let _ = std::fs::remove_file(folder.join(backup::PART));
         let connection = connect(&folder.join(STORE))?;
-        Ok(Self { folder: folder.into(), connection, _lock: lock })
+        let key = secrets::StoreKey::open(folder, &connection)?;
+        Ok(Self { folder: folder.into(), connection, key, _lock: lock })
     }
 
     /// The key that signs what the fleet is told; made on first use.
@@ -251,7 +266,7 @@ impl Store {
             "INSERT OR REPLACE INTO forgotten VALUES (?1, ?2)",
             params![device, cbor::encode(&held)],
         )?;
-        for table in ["reported", "desired"] {
+        for table in ["reported", "desired", "sealed"] {
             self.writer()?.execute(&format!("DELETE FROM {table} WHERE device = ?1"), [device])?;
         }
         self.delete(Table::Devices, device)

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::*;
 use crate::{
     Ack, Command, CommandResult, DesiredState, EventBatch, Hello, Presence, Reported, Returned,
-    StreamChunk, Topic,
+    SealedChunk, StreamChunk, Topic,
 };
 
 /// Reads `data` as its first byte says: a whole message, a protected header, topics, or the body
@@ -29,7 +29,10 @@ pub fn messages(data: &[u8]) {
         8 => body::<Reported>(Kind::Reported, data),
         9 => body::<EventBatch>(Kind::Event, data),
         10 => body::<CommandResult>(Kind::Result, data),
-        11 => body::<StreamChunk>(Kind::Stream, data),
+        11 => {
+            body::<StreamChunk>(Kind::Stream, data);
+            body::<SealedChunk>(Kind::Stream, data);
+        }
         _ => body::<Returned>(Kind::Returned, data),
     }
 }

@@ -33,7 +33,7 @@ impl Controller {
             return;
         }
         let (before, fleet) = (self.deployments.clone(), self.candidates());
-        let taken = plan::deploy(&mut self.deployments, deployment, self.wall_ms, &fleet);
+        let taken = plan::deploy(&mut self.deployments, deployment, 0, self.wall_ms, &fleet);
         self.check_placement(&before, &fleet);
         let Ok(touched) = taken else { return };
         self.changed().deployments.insert(name);

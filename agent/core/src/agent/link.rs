@@ -10,6 +10,10 @@ use crate::slot::Slot;
 /// hello: the controller may take another connection for the latest.
 const RESEND_MS: u64 = 30_000;
 
+/// No log leaves a device in the open.
+const UNSEALED: &str =
+    "the controller names no key to seal the log to: it is too old for this agent";
+
 /// The connection to the controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Link {
@@ -52,6 +56,7 @@ impl Agent {
             outbox: self.outbox.id,
             keep_alive_s: self.keep_alive_s,
             controller: None,
+            sealing_key: self.sealing_key,
         };
         self.effects.push_back(Effect::Publish(Message::Hello(Box::new(hello))));
     }
@@ -92,14 +97,17 @@ impl Agent {
         }
         *last_command = number;
         let error = match command.action {
-            Action::Logs { stream, workload, tail, follow, lease_ms } => {
+            Action::Logs { stream, workload, tail, follow, lease_ms, key } => {
                 let until_ms = now_ms.saturating_add(u64::from(lease_ms));
-                if self.slots.get(&workload).is_some_and(Slot::has_run) {
-                    let order = StreamOrder { stream, workload, tail, follow, until_ms };
-                    self.effects.push_back(Effect::Stream(order));
-                    None
-                } else {
-                    Some(format!("{workload} has no container here yet"))
+                let has_run = self.slots.get(&workload).is_some_and(Slot::has_run);
+                match key.filter(|_| has_run) {
+                    Some(key) => {
+                        let order = StreamOrder { stream, workload, tail, follow, until_ms, key };
+                        self.effects.push_back(Effect::Stream(order));
+                        None
+                    }
+                    None if has_run => Some(UNSEALED.to_owned()),
+                    None => Some(format!("{workload} has no container here yet")),
                 }
             }
             Action::ReturnDesired => {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use limpet_agent_core::Input;
-use limpet_protocol::{ContainerId, ImagePolicies, Workload};
+use limpet_protocol::{ContainerId, ImagePolicies, OpeningKey, SealedSecret, Workload};
 use smol::Async;
 
 use super::super::tell;
 use super::Shell;
 use crate::image::{Image, ImageName, NameError};
-use crate::runtime::{Running, Runtime};
+use crate::runtime::secrets::{self, Opened};
+use crate::runtime::{Content, Running, Runtime};
 
 /// What would not be removed is tried again after this long.
 const REMOVE_AGAIN: Duration = Duration::from_secs(5);
@@ -29,6 +30,12 @@ impl Shell {
                 return tell(&self.inputs, Input::StartFailed { container, reason }).await;
             }
         };
+        let secrets = match self.secrets_of(&workload) {
+            Ok(secrets) => secrets,
+            Err(reason) => {
+                return tell(&self.inputs, Input::StartFailed { container, reason }).await;
+            }
+        };
         let started = {
             let _turn = self.starts.acquire().await;
             let (runtime, id) = (Arc::clone(&self.runtime), container.clone());
@@ -36,7 +43,7 @@ impl Shell {
             smol::unblock(move || {
                 // Without a folder on disk the log goes where it always can.
                 let logs = logs.begin(&id).unwrap_or_default();
-                runtime.start(&id, &image, workload, logs)
+                runtime.start(&id, &image, Content { workload, secrets, logs })
             })
             .await
         };
@@ -51,6 +58,18 @@ impl Shell {
                 tell(&self.inputs, Input::StartFailed { container, reason }).await;
             }
         }
+    }
+
+    /// The secrets of a workload, opened: they are in memory for as long as its container is made.
+    fn secrets_of(&self, workload: &Workload) -> Result<Vec<Opened>, String> {
+        let identity = self.identity();
+        let key = OpeningKey::of(&identity.key);
+        secrets::open(&workload.spec.secrets, |wanted| {
+            let is_it = |s: &&SealedSecret| (&s.name, s.version) == (&wanted.name, wanted.version);
+            let sealed = workload.sealed.iter().find(is_it);
+            let sealed = sealed.ok_or("it was not sealed to this device")?;
+            sealed.open(&key, &identity.device).map_err(|e| e.to_string())
+        })
     }
 
     /// The image that was made ready for a workload, or is here from before. Where anything is asked

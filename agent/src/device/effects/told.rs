@@ -5,14 +5,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use limpet_agent_core::{Message, StreamOrder};
+use limpet_agent_core::{Input, Message, StreamOrder};
 use limpet_protocol::{
-    CommandResult, DesiredState, Header, Kind, Prefix, Presence, PresenceState, Returned, Topic,
-    envelope,
+    CommandResult, DesiredState, Header, Kind, Prefix, Presence, PresenceState, Returned,
+    StreamSealer, Topic, envelope,
 };
 
 use serde::Serialize;
 
+use super::super::tell;
 use super::Shell;
 use crate::clock;
 use crate::link::{Order, ToLink};
@@ -113,14 +114,24 @@ impl Shell {
         let Some(connection) = self.connection.get() else {
             return;
         };
+        let identity = self.identity();
+        let sealer = StreamSealer::new(&order.key, identity.device.clone(), order.stream);
+        let sealer = match sealer {
+            Ok(sealer) => sealer,
+            Err(error) => {
+                let (inputs, reason) = (self.inputs.clone(), format!("a log's key: {error}"));
+                return self.spawn(async move { tell(&inputs, Input::Refused { reason }).await });
+            }
+        };
         let until_ms = Rc::new(Cell::new(order.until_ms));
         let readers = self.readers(&order.workload);
         let id = order.stream;
         let sender = stream::Sender {
-            identity: self.identity(),
+            identity,
             to_link: self.pieces.clone(),
             connection,
             stream: id,
+            sealer,
         };
         let work = stream::run(sender, readers, order.tail, order.follow, Rc::clone(&until_ms));
         streams.insert(id, (until_ms, self.executor.spawn(work)));

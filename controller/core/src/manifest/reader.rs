@@ -15,6 +15,14 @@ pub(super) struct Reader<'a> {
     pub(super) faults: Vec<Fault>,
 }
 
+/// An item of a list.
+pub(super) enum Item<'r, 'a> {
+    /// One value.
+    Word(&'a str),
+    /// Fields; what is wrong with them is gathered as it is read.
+    Fields(&'r mut Reader<'a>),
+}
+
 impl<'a> Reader<'a> {
     pub(super) fn new(root: &'a Node) -> Self {
         Self::of(String::new(), root)
@@ -187,6 +195,39 @@ impl<'a> Reader<'a> {
             }
         }
         all
+    }
+
+    /// A list whose items are values or fields. Where `read` gives an error, it is of the item.
+    pub(super) fn each(
+        &mut self,
+        key: &'static str,
+        items_max: usize,
+        mut read: impl FnMut(Item<'_, 'a>) -> Result<(), String>,
+    ) {
+        let Some(node) = self.node(key) else {
+            return;
+        };
+        let Value::List(items) = &node.value else {
+            return self.fault(key, format!("must be a list, is {}", describe(&node.value)));
+        };
+        if items.len() > items_max {
+            self.fault(key, format!("has {} items, at most {items_max}", items.len()));
+        }
+        for (index, item) in items.iter().enumerate() {
+            let path = format!("{key}[{index}]");
+            let done = if matches!(item.value, Value::Map(_)) {
+                let mut inner = Reader::of(path.clone(), item);
+                let done = read(Item::Fields(&mut inner));
+                inner.finish(key);
+                self.faults.extend(inner.faults);
+                done
+            } else {
+                scalar(&item.value).and_then(|word| read(Item::Word(word)))
+            };
+            if let Err(message) = done {
+                self.fault_at(&path, item.line, message);
+            }
+        }
     }
 
     /// A map of scalars.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use limpet_protocol::spec::STOP_GRACE_MS_DEFAULT;
-use limpet_protocol::{Restart, WorkloadSpec};
+use limpet_protocol::{Restart, SecretPlace, SecretUse, WorkloadSpec};
 
 use super::Texts;
 use super::policy::render_policy;
@@ -42,6 +42,9 @@ pub fn render(deployment: &Deployment) -> String {
             line(format!("{key}:{}", fields(texts)));
         }
     }
+    if !spec.secrets.is_empty() {
+        line(format!("secrets:{}", secrets(&spec.secrets)));
+    }
     if let Some(policy) = image_policy {
         line("image_policy:".to_owned());
         out += &render_policy(policy, "  ");
@@ -78,6 +81,18 @@ fn limits(spec: &WorkloadSpec) -> String {
         let _ = writeln!(out, "stop:{stop}");
     }
     out
+}
+
+/// Their versions are the store's: a manifest asks for the latest.
+fn secrets(secrets: &[SecretUse]) -> String {
+    let item = |secret: &SecretUse| {
+        let place = match &secret.place {
+            SecretPlace::File(path) => format!("file: {}", quote(path)),
+            SecretPlace::Env(key) => format!("env: {}", quote(key)),
+        };
+        format!("\n  - name: {}\n    {place}", quote(secret.name.as_str()))
+    };
+    secrets.iter().map(item).collect()
 }
 
 fn fields(texts: &Texts) -> String {

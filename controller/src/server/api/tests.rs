@@ -446,3 +446,57 @@ fn a_join_token_is_used_up_and_says_so() {
         listed.as_array().unwrap().iter().map(|t| t["status"].as_str().unwrap()).collect();
     assert_eq!(listed, ["good", "used up", "revoked"]);
 }
+
+#[test]
+fn a_secret_is_set_by_who_is_not_restricted_and_is_told_to_nobody() {
+    let served = Served::start(Access::Tokens);
+    let admin = served.admin();
+    let ci = served.token(&admin, &json!({"name": "ci", "role": "operator"}));
+    let berlin = json!({"name": "berlin", "role": "operator", "select": {"site": "berlin"}});
+    let berlin = served.token(&admin, &berlin);
+    let path = "/api/v1/secrets/db";
+    let set = |token: &str, value: &str| {
+        served.ask(Method::PUT, path, token, Some(&json!({"password": value})))
+    };
+    assert_eq!(set(&berlin, "hunter1").status, 403);
+    assert_eq!(set(&ci, "hunter2").body["version"], 1);
+    assert_eq!(set(&ci, "hunter3").body["version"], 2);
+    let apply = |token: &str, image: &str, secrets: Value| {
+        let select = json!({"site": "berlin"});
+        let body = json!({"name": "ours", "image": image, "select": select, "secrets": secrets});
+        served.ask(Method::POST, "/api/v1/deployments", token, Some(&body))
+    };
+    // Nobody takes a secret that the deployment was not given; whoever may change it keeps it.
+    let said = apply(&berlin, "box", json!(["db"]));
+    let why = said.body["faults"][0]["message"].as_str().unwrap();
+    assert_eq!(said.status, 422);
+    assert!(why.contains("does not have the secret db yet"), "{why}");
+    assert_eq!(served.get("/api/v1/secrets", &berlin).body, json!([]));
+    assert_eq!(apply(&ci, "box", json!(["db"])).status, 200);
+    assert_eq!(apply(&berlin, "another", json!(["db"])).status, 200);
+    assert_eq!(apply(&berlin, "another", json!(["db", "none"])).status, 422);
+    let seen = served.get("/api/v1/secrets", &berlin).body;
+    assert_eq!((&seen[0]["name"], &seen[0]["version"]), (&json!("db"), &json!(2)));
+    assert_eq!(served.ask(Method::DELETE, path, &berlin, None).status, 403);
+    assert_eq!(served.ask(Method::DELETE, path, &ci, None).status, 409);
+    assert_eq!(set(&ci, "hunter4").body["deployments"][0]["action"], "updated");
+    served.ask(Method::DELETE, "/api/v1/deployments/ours", &ci, None);
+    assert_eq!(served.ask(Method::DELETE, path, &ci, None).status, 204);
+    assert_eq!(served.ask(Method::DELETE, path, &ci, None).status, 404);
+    let log = served.audit(&admin).join("\n");
+    for line in [
+        "secret.set | secret/db | refused: this token is restricted to site=berlin",
+        "secret.set | secret/db | ok",
+        "secret.delete | secret/db | refused: the secret db is in use: ours name it",
+        "secret.delete | secret/db | ok",
+    ] {
+        assert!(log.contains(line), "{line}\n{log}");
+    }
+    for path in ["/api/v1/audit", "/api/v1/events", "/api/v1/secrets", "/api/v1/deployments"] {
+        assert!(!served.get(path, &admin).body.to_string().contains("hunter"), "{path}");
+    }
+    for name in ["limpet.db", "limpet.db-wal"] {
+        let bytes = std::fs::read(served.folder.path().join(name)).unwrap();
+        assert!(!bytes.windows(6).any(|part| part == b"hunter"), "{name}");
+    }
+}

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use limpet_controller_core::manifest::{self, Fault, Format};
 use limpet_controller_core::placement::Candidate;
-use limpet_controller_core::{Count, Deployment, Scope, plan};
-use limpet_protocol::{DeploymentName, DeviceId, Topic};
+use limpet_controller_core::{Count, Deployment, Scope, plan, secrets};
+use limpet_protocol::{DeploymentName, DeviceId, Feature, SecretName, Topic};
 
-use super::{Caller, Deployed, Entry, Fleet};
+use super::{Caller, Deployed, DeviceRecord, Entry, Fleet};
 use crate::server::store::{EventRow, Table};
 use crate::view::{DeployResult, FaultView};
 
@@ -95,8 +95,10 @@ impl Fleet {
         bytes: &[u8],
         format: Format,
     ) -> Result<DeployResult, OutOfScope> {
-        let read = manifest::parse(name, bytes, format);
-        match read.and_then(|deployment| self.permitted(deployment)) {
+        let read = manifest::parse(name, bytes, format)
+            .and_then(|deployment| self.permitted(deployment))
+            .and_then(|deployment| self.with_secrets(by, deployment));
+        match read {
             Ok(deployment) => self.change(by, "deployment.apply", deployment),
             Err(faults) => {
                 let name = name.map(ToString::to_string).unwrap_or_default();
@@ -115,6 +117,31 @@ impl Fleet {
                 let faults = faults.into_iter().map(fault_view).collect();
                 Ok(DeployResult { accepted: false, name, action: None, revision: None, faults })
             }
+        }
+    }
+
+    /// Gives a deployment the latest versions of its secrets. Whoever is restricted may keep those that
+    /// it has, and name no others: a secret that any program could be given would be everybody's.
+    fn with_secrets(
+        &self,
+        by: &Caller,
+        mut deployment: Deployment,
+    ) -> Result<Deployment, Vec<Fault>> {
+        let before = self.deployments.get(&deployment.name).map(|d| &d.deployment.spec);
+        let has = |name| before.is_some_and(|spec| secrets::names(spec, name));
+        let wanted = deployment.spec.secrets.iter().enumerate();
+        let foreign = wanted.filter(|(_, wanted)| !by.scope().is_all() && !has(&wanted.name));
+        let foreign = foreign.map(|(index, wanted)| (index, restricted(&wanted.name)));
+        let foreign: Vec<(usize, String)> = foreign.collect();
+        let fault =
+            |(index, message)| Fault { path: format!("secrets[{index}]"), line: None, message };
+        let resolved = match foreign.is_empty() {
+            true => secrets::resolve(&mut deployment.spec, &self.secrets),
+            false => Err(foreign),
+        };
+        match resolved {
+            Ok(()) => Ok(deployment),
+            Err(faults) => Err(faults.into_iter().map(fault).collect()),
         }
     }
 
@@ -222,7 +249,7 @@ impl Fleet {
         Some(result)
     }
 
-    fn deploy(&mut self, deployment: Deployment) -> DeployResult {
+    pub(super) fn deploy(&mut self, deployment: Deployment) -> DeployResult {
         let name = deployment.name.clone();
         let revision = deployment.spec.digest();
         let action = match self.deployments.get(&name) {
@@ -241,7 +268,9 @@ impl Fleet {
             return result;
         }
         let candidates = self.candidates();
-        let taken = plan::deploy(&mut self.deployments, deployment, self.now_ms, &candidates);
+        let sealed = self.sealed_bytes(&deployment.spec);
+        let taken =
+            plan::deploy(&mut self.deployments, deployment, sealed, self.now_ms, &candidates);
         let touched = match taken {
             Ok(touched) => touched,
             Err(why) => {
@@ -284,11 +313,11 @@ impl Fleet {
     }
 
     /// The devices as placement sees them, as if nothing were placed on them.
-    fn candidates(&self) -> Vec<Candidate> {
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
         let candidate = |(id, device): (&DeviceId, &super::Device)| Candidate {
             id: id.clone(),
             labels: device.record.labels.clone(),
-            features: device.record.features.clone(),
+            features: features(&device.record),
             presence: device.presence,
             on_hold: device.record.ahead.is_some(),
             memory_free_bytes: device.record.facts.memory_bytes,
@@ -315,6 +344,20 @@ fn outcome(result: &DeployResult) -> String {
         (None, Some(fault)) => format!("refused: {}", fault.message),
         (None, None) => "refused".to_owned(),
     }
+}
+
+/// What a device can do. Without a key to seal to it takes no secrets, whatever its agent says.
+fn features(record: &DeviceRecord) -> Vec<Feature> {
+    let sealable = record.sealing_key.is_some();
+    let can = |feature: &&Feature| sealable || feature.as_str() != Feature::SECRETS;
+    record.features.iter().filter(can).cloned().collect()
+}
+
+fn restricted(name: &SecretName) -> String {
+    format!(
+        "the token is restricted, and the deployment does not have the secret {name} yet: somebody whose \
+         token is not must give it that"
+    )
 }
 
 fn refused(name: &str, why: &str) -> DeployResult {

@@ -8,7 +8,7 @@ use limpet_protocol::{DesiredState, DeviceId, Envelope, Header, Held, Kind, Topi
 use super::Fleet;
 
 impl Fleet {
-    /// The desired state that follows from where deployments are.
+    /// The desired state that follows from where deployments are; its secrets are not sealed yet.
     pub(super) fn desired(&self, id: &DeviceId, held: Held) -> DesiredState {
         let workloads = plan::workloads(&self.deployments, id);
         let reconnect_spread_ms = reconnect_spread_ms(self.devices.len());
@@ -30,7 +30,7 @@ impl Fleet {
         if is_told {
             device.record.told = held;
         }
-        let desired = self.desired(id, held);
+        let desired = self.sealed_desired(id, held);
         let header = Header {
             prefix: self.prefix.to_string(),
             device: id.clone(),
@@ -86,7 +86,7 @@ impl Fleet {
             workloads.sort_by(|a, b| a.id.cmp(&b.id));
             workloads
         };
-        if latest.map(sorted) != Some(sorted(self.desired(id, Held::default()))) {
+        if latest.map(sorted) != Some(sorted(self.sealed_desired(id, Held::default()))) {
             self.publish_desired(id);
         }
     }

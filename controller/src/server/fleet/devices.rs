@@ -8,7 +8,7 @@ use limpet_protocol::envelope::{self, Expected};
 use limpet_protocol::hello::KEEP_ALIVE_S;
 use limpet_protocol::{
     Action, Command, CommandResult, DeviceId, EventBatch, Header, Held, Hello, Kind, PublicKey,
-    Reported, Returned, StreamChunk, StreamId, Topic, WorkloadId,
+    Reported, Returned, SealedChunk, StreamId, Topic, WorkloadId,
 };
 use serde::Serialize;
 
@@ -92,8 +92,8 @@ impl Fleet {
                 return self.returned(&id, number, returned.signed);
             }
             Kind::Stream => {
-                let chunk: StreamChunk = message.read().map_err(malformed)?;
-                self.stream_chunk(&id, stream, number, chunk);
+                let chunk = message.read::<SealedChunk>().map_err(malformed);
+                return self.stream_chunk(&id, stream, number, chunk);
             }
             Kind::Desired | Kind::Command | Kind::Ack => {
                 return Err("only the controller says that".to_owned());
@@ -134,6 +134,10 @@ impl Fleet {
         let fits_anew = before.as_ref().is_none_or(|before| {
             (&before.labels, &before.features, before.facts.memory_bytes)
                 != (&device.record.labels, &hello.features, hello.facts.memory_bytes)
+                || before.sealing_key != hello.sealing_key
+        });
+        let rekeyed = before.as_ref().is_some_and(|before| {
+            before.sealing_key.is_some() && before.sealing_key != hello.sealing_key
         });
         if before.is_none() {
             let fingerprint = key.fingerprint();
@@ -150,6 +154,8 @@ impl Fleet {
         }
         match before {
             _ if on_hold => self.tell_of_hold(id),
+            // What was sealed to its former key opens no more.
+            Some(_) if rekeyed => self.publish_desired(id),
             Some(_) if !was_on_hold => self.bring_up_to_date(id, hello.accepted()),
             // It is new here, or has lost what it held beyond this store.
             Some(_) | None => self.publish_desired(id),
@@ -180,6 +186,7 @@ impl Fleet {
             labels: self.labels(id, hello),
             facts: hello.facts.clone(),
             features: hello.features.clone(),
+            sealing_key: hello.sealing_key,
             keep_alive_s: match hello.keep_alive_s {
                 0 => KEEP_ALIVE_S,
                 seconds => seconds,
@@ -283,12 +290,15 @@ impl Fleet {
         id: &DeviceId,
         stream: Option<StreamId>,
         number: u64,
-        chunk: StreamChunk,
-    ) {
+        chunk: Result<SealedChunk, String>,
+    ) -> Result<(), String> {
         let stream = stream.and_then(|stream| self.streams.get_mut(&stream));
-        if let Some(stream) = stream.filter(|stream| stream.device == *id) {
-            stream.take(number, chunk);
-        }
+        // Nobody looks any more: what is still on its way is of no use.
+        let Some(stream) = stream.filter(|stream| stream.device == *id) else {
+            return chunk.map(drop);
+        };
+        let chunk = chunk.inspect_err(|why| stream.fail(why.clone()))?;
+        stream.take(number, &chunk)
     }
 
     pub(super) fn put_device(&mut self, id: &DeviceId) {

@@ -2,7 +2,7 @@
 
 use limpet_controller_core::{Inbox, Presence};
 use limpet_protocol::hello::KEEP_ALIVE_S;
-use limpet_protocol::{BootId, Facts, Feature, Held, Labels, Nonce, PublicKey};
+use limpet_protocol::{BootId, Facts, Feature, Held, Labels, Nonce, PublicKey, SealingKey};
 use serde::{Deserialize, Serialize};
 
 /// A device, as it is stored and as it is connected.
@@ -36,6 +36,9 @@ pub(super) struct DeviceRecord {
     pub(super) labels: Labels,
     pub(super) facts: Facts,
     pub(super) features: Vec<Feature>,
+    /// What secrets for it are sealed to.
+    #[serde(default)]
+    pub(super) sealing_key: Option<SealingKey>,
     #[serde(default = "keep_alive_s")]
     pub(super) keep_alive_s: u16,
     /// Of its desired state.

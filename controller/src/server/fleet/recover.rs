@@ -206,6 +206,7 @@ impl Fleet {
         device.adoption = None;
         let put = self.store.put_desired(id.as_str(), signed);
         self.stored(put);
+        self.keep_sealed(id, document);
         self.put_device(id);
         self.note("device-adopted", Some(id), format!("it holds {}", document.held));
         let mut held: BTreeMap<DeploymentName, Vec<&Workload>> = BTreeMap::new();
@@ -221,7 +222,8 @@ impl Fleet {
                 continue;
             };
             touched.extend(known.slots.iter().map(|(id, _)| id.clone()));
-            self.deployments.insert(name.clone(), adopted(known));
+            let sealed_bytes = self.sealed_bytes(&known.deployment.spec);
+            self.deployments.insert(name.clone(), Deployed { sealed_bytes, ..adopted(known) });
             self.put_deployed(name);
         }
         // Releases those that are where their manifest places them.
@@ -245,6 +247,7 @@ fn adopted(known: Known) -> Deployed {
         changed_ms,
         as_of_ms,
         pinned: true,
+        sealed_bytes: 0,
         slots,
         unplaced: 0,
         refusals: Vec::new(),

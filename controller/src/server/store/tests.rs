@@ -28,12 +28,15 @@ fn a_store_of_the_first_version_is_taken_over() {
 }
 
 #[test]
-fn a_store_of_the_second_version_gets_settings() {
+fn a_store_of_the_second_version_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let old = Connection::open(folder.path().join(STORE)).unwrap();
     old.execute_batch(&[TABLES, TABLES_2, "PRAGMA user_version = 2;"].concat()).unwrap();
     drop(old);
     let store = Store::open(folder.path()).unwrap();
+    let fresh_folder = tempfile::tempdir().unwrap();
+    let fresh = Store::open(fresh_folder.path()).unwrap();
+    assert_eq!(tables(&store.connection), tables(&fresh.connection));
     assert_eq!(store.record::<u8>(Table::Settings, "policy").unwrap(), None);
     store.begin().unwrap();
     store.put(Table::Settings, "policy", &7).unwrap();
@@ -70,6 +73,8 @@ fn backed_up() -> (tempfile::TempDir, PathBuf, [u8; 32]) {
     let key = store.signing_key().unwrap();
     store.begin().unwrap();
     store.put_event(&EventRow { kind: "first".to_owned(), ..EventRow::default() }).unwrap();
+    let secret = ("db".parse().unwrap(), 1, 5);
+    store.put_secret(&secret, &b"hunter2".to_vec().into()).unwrap();
     store.commit().unwrap();
     // What is not committed is in no backup, and does not keep one from being made.
     store.begin().unwrap();
@@ -93,6 +98,8 @@ fn a_backup_is_the_store_of_one_moment_and_its_key() {
     let filter = EventFilter { limit: 10, ..EventFilter::default() };
     let kinds: Vec<String> = store.events(&filter).unwrap().into_iter().map(|e| e.kind).collect();
     assert_eq!(kinds, ["first"]);
+    let secret = store.secret(&"db".parse().unwrap(), 1).unwrap();
+    assert_eq!(secret.unwrap().expose(), b"hunter2");
 }
 
 #[test]
