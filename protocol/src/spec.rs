@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::hello::Feature;
+use crate::host::{DeviceAccess, HostAccess};
 use crate::id::Digest;
 
 /// How long a workload may take to end after its stop signal unless its manifest says otherwise.
@@ -43,6 +44,9 @@ pub struct WorkloadSpec {
     /// How the main process is asked to end.
     #[serde(rename = "s", default)]
     pub stop: Stop,
+    /// What it is given of its host.
+    #[serde(rename = "h", default, skip_serializing_if = "HostAccess::is_empty")]
+    pub host: HostAccess,
 }
 
 impl WorkloadSpec {
@@ -58,6 +62,7 @@ impl WorkloadSpec {
             resources: Resources::default(),
             restart: Restart::default(),
             stop: Stop::default(),
+            host: HostAccess::default(),
         }
     }
 
@@ -69,10 +74,16 @@ impl WorkloadSpec {
     /// What an agent must be able to enforce to run this.
     pub fn requires(&self) -> Vec<Feature> {
         let Resources { memory_bytes, cpu_millis, pids } = self.resources;
+        let HostAccess { privileged, mounts, devices } = &self.host;
+        let limited = devices.iter().any(|device| device.access != DeviceAccess::ReadWrite);
         [
             (memory_bytes.is_some(), Feature::LIMIT_MEMORY),
             (cpu_millis.is_some(), Feature::LIMIT_CPU),
             (pids.is_some(), Feature::LIMIT_PIDS),
+            (*privileged, Feature::PRIVILEGED),
+            (!mounts.is_empty(), Feature::HOST_PATHS),
+            (!devices.is_empty(), Feature::HOST_DEVICES),
+            (limited, Feature::DEVICE_ACCESS),
         ]
         .into_iter()
         .filter(|(needed, _)| *needed)

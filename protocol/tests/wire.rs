@@ -40,6 +40,7 @@ fn desired() -> DesiredState {
         resources: Resources { memory_bytes: Some(1 << 26), ..Resources::default() },
         restart: Restart::OnFailure,
         stop: Stop::default(),
+        host: HostAccess::default(),
     };
     DesiredState {
         held: Held { epoch: 1, generation: 2 },

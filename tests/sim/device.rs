@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use limpet_agent_core::{Agent, Checkpoint, Found, FoundState, Start};
+use limpet_agent_core::{Agent, Checkpoint, Found, FoundState, Owner, Start};
 use limpet_protocol::{
     BootId, ContainerId, Digest, Event, Exit, Facts, Feature, Held, Labels, Workload, WorkloadId,
 };
@@ -135,6 +135,7 @@ impl Device {
             features: self.features.clone(),
             labels: self.labels.clone(),
             facts: Facts { memory_bytes: self.memory_bytes, ..Facts::default() },
+            owner: Owner::default(),
             desired: self.disk.desired.clone(),
             checkpoint,
             found: found.collect(),

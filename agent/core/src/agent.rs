@@ -11,6 +11,7 @@ use crate::backoff::Jitter;
 use crate::checkpoint::Checkpoint;
 use crate::io::{Effect, Found, FoundState, Input};
 use crate::outbox::{Note, Outbox};
+use crate::owner::{Memory, Owner};
 use crate::slot::Slot;
 
 mod disk;
@@ -40,6 +41,8 @@ pub struct Start {
     pub labels: Labels,
     /// What the machine is.
     pub facts: Facts,
+    /// What the device's owner allows.
+    pub owner: Owner,
     /// The desired state that was stored last.
     pub desired: Option<DesiredState>,
     /// The checkpoint that was stored last; the first one is stored before this.
@@ -57,6 +60,7 @@ pub struct Agent {
     features: Vec<Feature>,
     labels: Labels,
     facts: Facts,
+    owner: Owner,
     boot: BootId,
     jitter: Jitter,
     desired: Option<DesiredState>,
@@ -92,6 +96,9 @@ pub(crate) struct Turn<'a> {
     pub(crate) now_ms: u64,
     pub(crate) jitter: &'a mut Jitter,
     pub(crate) features: &'a [Feature],
+    pub(crate) owner: &'a Owner,
+    /// What all workloads may take.
+    pub(crate) memory: Memory,
     /// Desired states whose images are on their way.
     pub(crate) fetching: &'a BTreeSet<Held>,
     next_container: &'a mut u32,
@@ -135,9 +142,10 @@ impl Agent {
             .collect();
         let mut agent = Self {
             version: start.version,
-            features: start.features,
+            features: start.owner.features(start.features),
             labels: start.labels,
             facts: start.facts,
+            owner: start.owner,
             boot: start.boot,
             jitter: Jitter(start.seed),
             desired: start.desired,
@@ -212,6 +220,12 @@ impl Agent {
             Input::ImageFailed { container, reason } => {
                 self.image_failed = true;
                 self.with(now_ms, &container, |slot, n, turn| slot.image_failed(n, reason, turn));
+            }
+            Input::NotAllowed { container, refusal } => {
+                self.with(now_ms, &container, |slot, number, _| slot.not_allowed(number, refusal));
+            }
+            Input::HostLacks { container, reason } => {
+                self.with(now_ms, &container, |slot, n, turn| slot.host_lacks(n, reason, turn));
             }
             Input::Started { container, pid } => {
                 self.with(now_ms, &container, |slot, number, turn| slot.started(number, pid, turn));
@@ -344,7 +358,11 @@ impl Agent {
 
     /// The slots, and what they may touch of the rest.
     fn turn(&mut self, now_ms: u64) -> (&mut BTreeMap<WorkloadId, Slot>, Turn<'_>) {
+        let taken = self.slots.values().map(Slot::memory_bytes);
+        let taken = taken.fold(0, u64::saturating_add);
         let turn = Turn {
+            owner: &self.owner,
+            memory: Memory { machine: self.facts.memory_bytes, taken },
             now_ms,
             jitter: &mut self.jitter,
             features: &self.features,

@@ -94,7 +94,9 @@ impl Agent {
         let error = match command.action {
             Action::Logs { stream, workload, tail, follow, lease_ms } => {
                 let until_ms = now_ms.saturating_add(u64::from(lease_ms));
-                if self.slots.get(&workload).is_some_and(Slot::has_run) {
+                if let Err(refusal) = self.owner.logs() {
+                    Some(refusal.to_string())
+                } else if self.slots.get(&workload).is_some_and(Slot::has_run) {
                     let order = StreamOrder { stream, workload, tail, follow, until_ms };
                     self.effects.push_back(Effect::Stream(order));
                     None
