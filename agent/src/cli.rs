@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use lexopt::prelude::*;
 
 use crate::config::{self, Config, Flags};
+use crate::privilege;
 use crate::runtime::wait::Waited;
 use crate::runtime::{shim, wait};
 
@@ -61,6 +62,13 @@ it has a link: they are for root and the group `limpet` (if there is one when it
 the controller that the device is away on purpose, and keeps off the network until then; containers
 go on. TIME is RFC 3339, as 2026-11-26T06:00:00Z; DURATION is a number with s, m, h or d.
 
+The section [owner] of the configuration file says what a controller may not do on this device,
+whoever asks: privileged = false, host_paths = [] (\"/srv/data\" with all below it, \"/run/foo:ro\"
+for reading), host_devices = [] (\"/dev/ttyUSB*\"; * stands for anything but a slash), host_network =
+true, registries (any unless it is there; \"docker.io\", \"ghcr.io/acme\"), memory_share (0.8 of this
+machine's memory for all workloads together, which then need a limit each), remote_logs = true. Links
+are followed before paths are compared. It is read when the agent begins; what runs then goes on.
+
 Several agents can run on one machine, each with its own --device-id, --data-dir, --run-dir and
 --cgroup-parent. Ending an agent ends no container: the next one goes on with them.
 
@@ -102,6 +110,9 @@ pub fn main() -> ExitCode {
 
 fn run(flags: Flags) -> ExitCode {
     begin_logging();
+    if let Err(error) = privilege::drop_unneeded() {
+        log::warn!("{error}");
+    }
     report(Config::load(flags).map_err(Into::into).and_then(crate::device::run))
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use limpet_agent_core::Owner;
 use limpet_protocol::{DeviceId, Labels};
 use serde::Deserialize;
 
@@ -38,6 +39,7 @@ struct File {
     labels: BTreeMap<String, String>,
     registries: Registries,
     join_file: Option<PathBuf>,
+    owner: Owner,
 }
 
 /// What the flags of `limpet-agent run` may say.
@@ -82,6 +84,8 @@ pub struct Config {
     pub labels: Labels,
     /// How images are had.
     pub registries: Registries,
+    /// What the device's owner allows the controller.
+    pub owner: Owner,
 }
 
 /// Why a configuration is refused.
@@ -159,6 +163,7 @@ impl Config {
             logs: file.logs,
             labels: labels(file.labels)?,
             registries: file.registries,
+            owner: file.owner,
         })
     }
 }
@@ -277,6 +282,7 @@ mod tests {
         assert_eq!(config.broker, Some(("10.0.0.1".to_owned(), 1883)));
         assert_eq!(config.labels.len(), 1);
         assert_eq!(config.run_dir, Path::new("/run/limpet"));
+        assert_eq!(config.owner, Owner::default());
     }
 
     #[test]
@@ -290,6 +296,13 @@ mod tests {
             ("insecure = true\nbroker='mqtt://h:1'\ndevice_id='a/b'", "device_id = \"a/b\""),
             ("insecure = true\nbroker='mqtt://h:1'\ncgroup_parent='/a/../b'", "cgroup_parent"),
             ("insecure = true\nbroker='mqtt://h:1'\nkeep_alive_s=5", "6 seconds or more"),
+            ("[owner]\nprivilegd = true", "unknown field `privilegd`"),
+            ("[owner]\nhost_paths = ['/a/../b']", "line 2"),
+            ("[owner]\nhost_paths = ['/a/../b']", "host_paths"),
+            ("[owner]\nhost_paths = ['/a/../b']", "write an absolute path without . and .."),
+            ("[owner]\nhost_devices = ['sda']", "write a path below /dev"),
+            ("[owner]\nmemory_share = 80", "write a part of 1, such as 0.8"),
+            ("[owner]\nregistries = ['https://x']", "write HOST[:PORT][/PATH]"),
             ("[registries]\nstall_timeout_s = 1", "a stall timeout of 1 s: use 5 to 600 seconds"),
         ] {
             let error = load(text).unwrap_err();

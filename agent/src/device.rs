@@ -47,12 +47,13 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (identity, route) = route(&state, identity, &config)?;
     let way = Arc::new(Way::new(route));
     let boot = clock::boot_id();
-    let runtime = Runtime::open(Folders {
+    let folders = Folders {
         run_dir: config.run_dir.clone(),
         data_dir: config.data_dir.clone(),
         cgroup_parent: config.cgroup_parent.clone(),
         program: "/proc/self/exe".into(),
-    })?;
+    };
+    let runtime = Runtime::open(folders, config.owner.clone())?;
     let images = Images::open(&config.data_dir.join("images"), config.registries)?;
     let logs = Logs::new(config.logs, &config.data_dir, runtime.containers());
     let (mut seen, mut running) = (Vec::new(), Vec::new());
@@ -64,10 +65,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     for lost in &lost {
         log::error!("{lost}");
     }
-    let checkpoint = match checkpoint {
-        Some(checkpoint) => checkpoint,
-        None => first_checkpoint(&state)?,
-    };
+    let checkpoint = checkpoint.map_or_else(|| first_checkpoint(&state), Ok)?;
     let agent = Agent::new(Start {
         now_ms: clock::boot_ms(),
         boot,
@@ -77,6 +75,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         labels: config.labels,
         facts: facts::gather(),
         sealing_key: Some(OpeningKey::of(&identity.key).public()),
+        owner: config.owner,
         desired,
         checkpoint,
         found: seen,

@@ -13,6 +13,7 @@ pub mod join;
 pub mod link;
 pub mod local;
 pub mod logs;
+pub mod privilege;
 pub mod runtime;
 pub mod state;
 pub mod tls;

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use limpet_agent_core::{Found, FoundState};
-use limpet_protocol::{ContainerId, Exit, Feature, Signal, Workload};
+use limpet_agent_core::{Found, FoundState, Owner};
+use limpet_protocol::{ContainerId, Exit, Feature, HostAccess, Signal, Workload};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::image::Image;
@@ -23,6 +23,7 @@ mod bundle;
 mod cgroup;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod host;
 mod order;
 mod process;
 mod program;
@@ -33,6 +34,7 @@ mod user;
 pub mod wait;
 
 use cgroup::Hierarchies;
+pub use host::HostError;
 use order::{ExitRecord, Process, StartOrder, StateRecord};
 use secrets::Opened;
 
@@ -49,6 +51,7 @@ pub struct Runtime {
     cgroup_parent: String,
     program: PathBuf,
     hierarchies: Hierarchies,
+    owner: Owner,
     _lock: File,
 }
 
@@ -131,7 +134,7 @@ impl Runtime {
     ///
     /// # Errors
     /// When they cannot be made.
-    pub fn open(folders: Folders) -> Result<Self, RuntimeError> {
+    pub fn open(folders: Folders, owner: Owner) -> Result<Self, RuntimeError> {
         make_folder(&folders.run_dir)?;
         let path = folders.run_dir.join("lock");
         let lock = File::create(&path).map_err(io("write", &path))?;
@@ -148,6 +151,7 @@ impl Runtime {
             cgroup_parent: folders.cgroup_parent,
             program: folders.program,
             hierarchies: Hierarchies::find(),
+            owner,
             _lock: lock,
         };
         for path in [&runtime.containers, &runtime.writable] {
@@ -170,9 +174,18 @@ impl Runtime {
 
     /// What can be enforced here.
     pub fn features(&self) -> Vec<Feature> {
-        let mut features = self.hierarchies.features();
-        features.push(Feature::known(Feature::SECRETS));
-        features
+        let given =
+            [Feature::SECRETS, Feature::PRIVILEGED, Feature::HOST_PATHS, Feature::HOST_DEVICES];
+        let given = given.into_iter().map(Feature::known);
+        self.hierarchies.features().into_iter().chain(given).collect()
+    }
+
+    /// Whether a container could be given what it wants of the host, as things are.
+    ///
+    /// # Errors
+    /// When it could not, or may not.
+    pub fn look_at_host(&self, wanted: &HostAccess) -> Result<(), HostError> {
+        host::open(&self.owner, wanted).map(drop)
     }
 
     /// The folder that run folders are in.
@@ -208,6 +221,7 @@ impl Runtime {
             writable: self.writable.join(container.as_str()),
             cgroup: self.cgroup(container),
             logs,
+            owner: self.owner.clone(),
         };
         let path = folder.join("order");
         order::write(&path, &order).map_err(io("write", &path))?;

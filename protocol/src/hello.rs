@@ -151,10 +151,25 @@ impl Feature {
     pub const IMAGE_POLICY: &'static str = "image.policy";
     /// Secrets are opened in memory only.
     pub const SECRETS: &'static str = "secrets";
+    /// Containers can be privileged.
+    pub const PRIVILEGED: &'static str = "privileged";
+    /// Containers can be given paths of the host.
+    pub const HOST_PATHS: &'static str = "host.paths";
+    /// Containers can be given devices of the host.
+    pub const HOST_DEVICES: &'static str = "host.devices";
+    /// A device can be given for reading or writing only.
+    pub const DEVICE_ACCESS: &'static str = "device.access";
+    /// In front of a feature that the agent has and the owner of the device does not allow.
+    const DENIED: &'static str = "denied:";
 
     /// One of the constants above.
     pub fn known(name: &'static str) -> Self {
         Self(name.chars().take(32).collect())
+    }
+
+    /// The same feature, as a device has it whose owner does not allow its use.
+    pub fn denied(&self) -> Self {
+        Self(Self::DENIED.chars().chain(self.0.chars()).take(32).collect())
     }
 
     /// Its name.

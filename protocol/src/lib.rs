@@ -10,6 +10,7 @@ pub mod desired;
 pub mod envelope;
 pub mod event;
 pub mod hello;
+pub mod host;
 mod hpke;
 pub mod id;
 pub mod image;
@@ -29,6 +30,7 @@ pub use desired::{DesiredState, Held, Workload};
 pub use envelope::{Envelope, EnvelopeError, Expected, Header, Kind};
 pub use event::{Event, EventBatch, EventKind};
 pub use hello::{BootId, Facts, Feature, Hello, Labels, Nonce, Presence, PresenceState};
+pub use host::{DeviceAccess, HostAccess, HostDevice, HostMount};
 pub use hpke::{OpeningKey, SealError, SealingKey};
 pub use id::{
     ContainerId, DeploymentName, DeviceId, Digest, IdError, OutboxId, SecretName, StreamId,

@@ -134,7 +134,7 @@ impl RegistryPath {
     }
 
     /// Whether an image belongs there: to the registry, and below the path, by whole parts.
-    fn holds(&self, image: &ImageName) -> bool {
+    pub fn holds(&self, image: &ImageName) -> bool {
         let (host, path) = self.0.split_once('/').unwrap_or((&self.0, ""));
         let below = || image.repository().strip_prefix(path)?.chars().next();
         host == image.registry()

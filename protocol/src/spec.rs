@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::hello::Feature;
+use crate::host::{DeviceAccess, HostAccess};
 use crate::id::{Digest, SecretName};
 
 /// How long a workload may take to end after its stop signal unless its manifest says otherwise.
@@ -46,6 +47,9 @@ pub struct WorkloadSpec {
     /// Secrets, and where the program finds them.
     #[serde(rename = "x", default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretUse>,
+    /// What it is given of its host.
+    #[serde(rename = "h", default, skip_serializing_if = "HostAccess::is_empty")]
+    pub host: HostAccess,
 }
 
 impl WorkloadSpec {
@@ -62,6 +66,7 @@ impl WorkloadSpec {
             restart: Restart::default(),
             stop: Stop::default(),
             secrets: Vec::new(),
+            host: HostAccess::default(),
         }
     }
 
@@ -73,11 +78,17 @@ impl WorkloadSpec {
     /// What an agent must be able to enforce to run this.
     pub fn requires(&self) -> Vec<Feature> {
         let Resources { memory_bytes, cpu_millis, pids } = self.resources;
+        let HostAccess { privileged, mounts, devices } = &self.host;
+        let limited = devices.iter().any(|device| device.access != DeviceAccess::ReadWrite);
         [
             (memory_bytes.is_some(), Feature::LIMIT_MEMORY),
             (cpu_millis.is_some(), Feature::LIMIT_CPU),
             (pids.is_some(), Feature::LIMIT_PIDS),
             (!self.secrets.is_empty(), Feature::SECRETS),
+            (*privileged, Feature::PRIVILEGED),
+            (!mounts.is_empty(), Feature::HOST_PATHS),
+            (!devices.is_empty(), Feature::HOST_DEVICES),
+            (limited, Feature::DEVICE_ACCESS),
         ]
         .into_iter()
         .filter(|(needed, _)| *needed)

@@ -41,6 +41,7 @@ fn desired() -> DesiredState {
         restart: Restart::OnFailure,
         stop: Stop::default(),
         secrets: vec![],
+        host: HostAccess::default(),
     };
     DesiredState {
         held: Held { epoch: 1, generation: 2 },

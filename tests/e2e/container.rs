@@ -73,6 +73,42 @@ fn a_container_may_do_little_to_its_host() {
     assert_eq!(says(&fleet, "apart", &[], "ls /new 2>/dev/null; echo fresh"), "fresh\n");
 }
 
+/// What a container has of its own, and what it shares with its host until there are networks.
+#[test]
+fn a_container_sees_nothing_of_its_host() {
+    let fleet = Fleet::start(1);
+    let names = ["pid", "ipc", "uts", "mnt", "cgroup", "net", "user"];
+    let script = format!(
+        "for n in {}; do ls -l /proc/self/ns/$n; done; cat /proc/self/cgroup; echo end; \
+         cat /proc/sysvipc/shm; echo end; ls /proc; echo end; ls /dev; echo end; ls /sys/fs/cgroup",
+        names.join(" ")
+    );
+    // Memory that a process of the host shares: none of it is in the container's list.
+    let made = limpet_tests::run("ipcmk", &["-M", "4096"]);
+    let id = made.trim().rsplit(' ').next().unwrap().to_owned();
+    let said = says(&fleet, "inside", &[], &script);
+    limpet_tests::run("ipcrm", &["-m", &id]);
+    let mut parts = said.split("end\n");
+    let mut part = || parts.next().unwrap().to_owned();
+    let own = part();
+    for name in names {
+        let host = std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        let shared = own.contains(&host.display().to_string());
+        assert_eq!(shared, ["net", "user"].contains(&name), "{name}: {own}");
+    }
+    let groups = own.lines().filter(|line| !line.contains("->") && line.contains(':'));
+    assert!(groups.clone().count() > 0 && groups.into_iter().all(|l| l.ends_with(":/")), "{own}");
+    assert_eq!(part().lines().count(), 1, "a head and no memory of the host");
+    let processes = part().lines().filter(|name| name.parse::<u32>().is_ok()).count();
+    assert!(processes <= 2, "{processes} processes are seen");
+    let devices = part();
+    let known = [
+        "console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm",
+        "stderr", "stdin", "stdout", "tty", "urandom", "zero",
+    ];
+    assert!(devices.lines().all(|device| known.contains(&device)), "{devices}");
+}
+
 #[test]
 fn limits_hold() {
     let fleet = Fleet::start(1);

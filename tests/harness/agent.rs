@@ -205,7 +205,8 @@ pub fn hierarchies() -> Vec<PathBuf> {
     lines.filter_map(|line| Some(PathBuf::from(line.split(' ').nth(4)?))).collect()
 }
 
-fn clear(group: &Path) {
+/// Ends what is in a control group, and takes it away.
+pub(crate) fn clear(group: &Path) {
     eventually(&format!("the end of {}", group.display()), || {
         // Each time anew: what is killed in the midst of making a group may make it all the same.
         end_below(group);

@@ -6,7 +6,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::process::Output;
-use crate::{Lab, Process, eventually, free_port, output, program};
+use crate::unit::{Told, Unit};
+use crate::{Lab, Process, eventually, free_port, output, processes_with, program};
 
 /// A controller on ports of its own.
 pub struct Controller {
@@ -76,6 +77,26 @@ impl Controller {
         };
         controller.process.until_said("Next, on this machine");
         controller
+    }
+
+    /// Starts one as its unit does, with its user, in its sandbox, and logs in; gives its process,
+    /// too. None where units cannot be run.
+    pub fn as_unit(lab: &Lab) -> Option<(Self, Unit, u32)> {
+        let (api, mqtt_port) = (free_port(), free_port());
+        let (listen, mqtt) = (format!("127.0.0.1:{api}"), format!("127.0.0.1:{mqtt_port}"));
+        let flags = format!("--listen {listen} --mqtt-listen {mqtt}");
+        let told = Told { flags, ..Told::default() };
+        let (mut process, unit) = Unit::start(lab, "limpet-controller", "limpet", &told)?;
+        process.until_said("Next, on this machine");
+        let log = lab.path("limpet-controller.log");
+        let (api, mqtt, args) = (format!("http://{listen}"), format!("mqtt://{mqtt}"), Vec::new());
+        let login = Some(lab.path("login"));
+        let controller = Self { api, mqtt, mqtt_port, process, args, log, login };
+        let own = processes_with("/run/bin/limpet\0up").into_iter().find(|pid| unit.holds(*pid));
+        let pid = own.unwrap().cast_unsigned();
+        let file = format!("/proc/{pid}/root/var/lib/limpet-controller/login");
+        controller.ok(&["login", "--file", &file]);
+        Some((controller, unit, pid))
     }
 
     /// SIGKILL: the power is gone.

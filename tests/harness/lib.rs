@@ -12,6 +12,7 @@ pub mod process;
 pub mod proxy;
 pub mod registry;
 pub mod signer;
+pub mod unit;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ pub use proxy::Proxy;
 pub use registry::Registry;
 pub use serde_json::{Value, json};
 pub use signer::Signer;
+pub use unit::{Told, Unit};
 
 /// A folder for one test, and names that nothing else on this machine uses.
 pub struct Lab {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use limpet_agent_core::{Agent, Checkpoint, Found, FoundState, Start};
+use limpet_agent_core::{Agent, Checkpoint, Found, FoundState, Owner, Start};
 use limpet_protocol::{
     BootId, ContainerId, Digest, Event, Exit, Facts, Feature, Held, Labels, Workload, WorkloadId,
 };
@@ -136,6 +136,7 @@ impl Device {
             labels: self.labels.clone(),
             facts: Facts { memory_bytes: self.memory_bytes, ..Facts::default() },
             sealing_key: None,
+            owner: Owner::default(),
             desired: self.disk.desired.clone(),
             checkpoint,
             found: found.collect(),

@@ -11,6 +11,7 @@ use crate::backoff::Jitter;
 use crate::checkpoint::Checkpoint;
 use crate::io::{Effect, Found, FoundState, Input};
 use crate::outbox::{Note, Outbox};
+use crate::owner::{Memory, Owner};
 use crate::slot::Slot;
 
 mod disk;
@@ -42,6 +43,8 @@ pub struct Start {
     pub facts: Facts,
     /// What secrets for it are sealed to.
     pub sealing_key: Option<SealingKey>,
+    /// What the device's owner allows.
+    pub owner: Owner,
     /// The desired state that was stored last.
     pub desired: Option<DesiredState>,
     /// The checkpoint that was stored last; the first one is stored before this.
@@ -60,6 +63,7 @@ pub struct Agent {
     labels: Labels,
     facts: Facts,
     sealing_key: Option<SealingKey>,
+    owner: Owner,
     boot: BootId,
     jitter: Jitter,
     desired: Option<DesiredState>,
@@ -95,6 +99,9 @@ pub(crate) struct Turn<'a> {
     pub(crate) now_ms: u64,
     pub(crate) jitter: &'a mut Jitter,
     pub(crate) features: &'a [Feature],
+    pub(crate) owner: &'a Owner,
+    /// What all workloads may take.
+    pub(crate) memory: Memory,
     /// Desired states whose images are on their way.
     pub(crate) fetching: &'a BTreeSet<Held>,
     next_container: &'a mut u32,
@@ -138,10 +145,11 @@ impl Agent {
             .collect();
         let mut agent = Self {
             version: start.version,
-            features: start.features,
+            features: start.owner.features(start.features),
             labels: start.labels,
             facts: start.facts,
             sealing_key: start.sealing_key,
+            owner: start.owner,
             boot: start.boot,
             jitter: Jitter(start.seed),
             desired: start.desired,
@@ -216,6 +224,12 @@ impl Agent {
             Input::ImageFailed { container, reason } => {
                 self.image_failed = true;
                 self.with(now_ms, &container, |slot, n, turn| slot.image_failed(n, reason, turn));
+            }
+            Input::NotAllowed { container, refusal } => {
+                self.with(now_ms, &container, |slot, number, _| slot.not_allowed(number, refusal));
+            }
+            Input::HostLacks { container, reason } => {
+                self.with(now_ms, &container, |slot, n, turn| slot.host_lacks(n, reason, turn));
             }
             Input::Started { container, pid } => {
                 self.with(now_ms, &container, |slot, number, turn| slot.started(number, pid, turn));
@@ -348,7 +362,11 @@ impl Agent {
 
     /// The slots, and what they may touch of the rest.
     fn turn(&mut self, now_ms: u64) -> (&mut BTreeMap<WorkloadId, Slot>, Turn<'_>) {
+        let taken = self.slots.values().map(Slot::memory_bytes);
+        let taken = taken.fold(0, u64::saturating_add);
         let turn = Turn {
+            owner: &self.owner,
+            memory: Memory { machine: self.facts.memory_bytes, taken },
             now_ms,
             jitter: &mut self.jitter,
             features: &self.features,

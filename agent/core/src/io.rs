@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use limpet_protocol::{
-    Ack, Action, ContainerId, DesiredState, EventBatch, Exit, Held, Hello, ImagePolicies,
-    Membership, Nonce, Reported, SealingKey, Signal, StreamId, Workload, WorkloadId,
+    Ack, Action, ContainerId, DesiredState, EventBatch, Exit, Held, Hello, HostAccess,
+    ImagePolicies, Membership, Nonce, Reported, SealingKey, Signal, StreamId, Workload, WorkloadId,
 };
 
 use crate::checkpoint::Checkpoint;
+use crate::owner::Refusal;
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -109,6 +110,21 @@ pub enum Input {
         /// Why.
         reason: String,
     },
+    /// The owner of this device does not allow what the container wants: its image, or what it wants
+    /// of the host.
+    NotAllowed {
+        /// The container it is for.
+        container: ContainerId,
+        /// Which rule, and why.
+        refusal: Refusal,
+    },
+    /// What the container wants of the host is not there.
+    HostLacks {
+        /// The container it is for.
+        container: ContainerId,
+        /// What.
+        reason: String,
+    },
     /// A container's main process runs.
     Started {
         /// Which container.
@@ -160,7 +176,8 @@ pub enum Effect {
         /// Its content.
         checkpoint: Box<Checkpoint>,
     },
-    /// Have an image ready, then [`Input::ImageReady`] or [`Input::ImageFailed`].
+    /// Look at what a container wants of the host and have its image ready, then
+    /// [`Input::ImageReady`], [`Input::ImageFailed`], [`Input::NotAllowed`] or [`Input::HostLacks`].
     Prepare {
         /// The container it is for.
         container: ContainerId,
@@ -168,6 +185,8 @@ pub enum Effect {
         image: String,
         /// What it must be.
         policies: Box<ImagePolicies>,
+        /// What the container wants of the host.
+        host: HostAccess,
     },
     /// Make and start a container, then [`Input::Started`] or [`Input::StartFailed`], and
     /// [`Input::Exited`] when it ends.

@@ -13,10 +13,14 @@ mod backoff;
 mod checkpoint;
 mod io;
 mod outbox;
+mod owner;
 mod reconnect;
 mod slot;
 
 pub use agent::{Agent, Start};
 pub use checkpoint::{Checkpoint, RecordedLife, SlotRecord};
 pub use io::{Effect, Found, FoundState, Input, LocalAction, Message, StreamOrder};
+pub use owner::{
+    DeviceRule, MemoryShare, Owner, PathRule, PathUse, Refusal, RegistryRule, Rule, RuleError,
+};
 pub use reconnect::{KeepAlive, Reconnect};

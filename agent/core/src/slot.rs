@@ -26,9 +26,11 @@ use crate::agent::Turn;
 use crate::backoff::wait_ms;
 use crate::io::Effect;
 use crate::outbox::{Note, clip};
+use crate::owner::{Refusal, Rule};
 
 mod image;
 mod local;
+mod owner;
 mod restart;
 mod status;
 
@@ -70,6 +72,10 @@ pub(crate) struct Slot {
     message: String,
     /// Why it ended is not written to flash again before this.
     keep_log_at_ms: u64,
+    /// This revision wants what the shell was not allowed to give it.
+    not_allowed: Option<(Digest, Refusal)>,
+    /// The refusal that the latest event told of.
+    told: Option<(Digest, Rule)>,
 }
 
 /// The life of the latest container.
@@ -95,7 +101,7 @@ enum Life {
     Finished {
         success: bool,
     },
-    /// This agent cannot enforce what this revision requires. Another start of it may.
+    /// This agent cannot enforce what this revision requires, or its owner does not allow it.
     Unable {
         revision: Digest,
     },
@@ -120,6 +126,8 @@ impl Slot {
             exit: None,
             message: String::new(),
             keep_log_at_ms: 0,
+            not_allowed: None,
+            told: None,
         }
     }
 
@@ -173,7 +181,7 @@ impl Slot {
                 return true;
             }
             (Some(true), Life::Waiting { until_ms }) if until_ms > turn.now_ms => {}
-            (Some(true), Life::Finished { .. } | Life::Unable { .. } | Life::Running { .. }) => {}
+            (Some(true), Life::Finished { .. } | Life::Running { .. }) => {}
             (Some(false), Life::Running { pid, .. }) => {
                 let able = self.able(turn) && self.ready(turn);
                 if able && !turn.fetching.contains(&self.asked_by) {
@@ -232,16 +240,25 @@ impl Slot {
         self.made.as_ref().map(|made| made.revision)
     }
 
-    /// Whether this agent can enforce what is wanted; says so where it cannot.
-    fn able(&mut self, turn: &Turn<'_>) -> bool {
+    /// Whether this agent can enforce what is wanted, and may; says so where not.
+    fn able(&mut self, turn: &mut Turn<'_>) -> bool {
         let Some(wanted) = &self.wanted else {
             return false;
         };
+        let revision = wanted.revision;
         let lacking = wanted.requires.iter().find(|needed| !turn.features.contains(needed));
-        let (Some(lacking), revision) = (lacking.cloned(), wanted.revision) else {
+        let lacking =
+            lacking.map(|lacking| format!("this agent or its kernel cannot do {lacking}"));
+        let refusal = self.refusal(wanted, turn);
+        let why = refusal.as_ref().map(Refusal::to_string).or(lacking);
+        self.tell_refusal(refusal, revision, turn);
+        let Some(why) = why else {
+            if matches!(self.life, Life::Unable { .. }) {
+                self.life = Life::Absent;
+            }
             return true;
         };
-        self.say(format!("this agent or its kernel cannot do {lacking}"));
+        self.say(why);
         // Another revision that was made before goes on.
         let nothing_runs = match self.life {
             Life::Absent | Life::Waiting { .. } | Life::Finished { .. } | Life::Unable { .. } => {
@@ -260,7 +277,8 @@ impl Slot {
     /// While what is wanted cannot run, what ran before it does: unless it waits, or had ended for
     /// good.
     fn fall_back(&mut self, turn: &mut Turn<'_>) {
-        if self.life == Life::Absent && self.current() == Some(false) {
+        let allowed = self.made.as_ref().is_some_and(|made| self.refusal(made, turn).is_none());
+        if self.life == Life::Absent && self.current() == Some(false) && allowed {
             self.start(self.made.clone(), turn);
         }
     }
@@ -385,6 +403,7 @@ impl Slot {
 
     fn start(&mut self, workload: Option<Workload>, turn: &mut Turn<'_>) {
         let Some(workload) = workload else { return };
+        let others = turn.memory.taken.saturating_sub(self.memory_bytes());
         if self.revision() != Some(workload.revision) {
             self.failures = 0;
             self.restarts = 0;
@@ -399,6 +418,7 @@ impl Slot {
         let policies = Box::new(self.policies.clone());
         turn.order(Effect::Start { container, workload: Box::new(workload.clone()), policies });
         self.made = Some(workload);
+        turn.memory.taken = others.saturating_add(self.memory_bytes());
     }
 
     fn clear(&mut self, turn: &mut Turn<'_>) {

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one kind of effect")]
 
-use limpet_agent_core::{Agent, Checkpoint, Effect, Input, LocalAction, Message, Start};
+use limpet_agent_core::{Agent, Checkpoint, Effect, Input, LocalAction, Message, Owner, Start};
 use limpet_protocol::{
     Ack, Action, BootId, ContainerId, DesiredState, DigestRule, Event, EventKind, Facts, Held,
     ImagePolicies, ImagePolicy, Nonce, OutboxId, Phase, SealingKey, StreamId, Workload, WorkloadId,
@@ -25,6 +25,10 @@ fn desired(generation: u64, workloads: &[(&str, &str)]) -> DesiredState {
 }
 
 fn agent(checkpoint: Checkpoint) -> Agent {
+    agent_of(checkpoint, Owner::default())
+}
+
+fn agent_of(checkpoint: Checkpoint, owner: Owner) -> Agent {
     Agent::new(Start {
         now_ms: 0,
         boot: BootId([1; 16]),
@@ -32,7 +36,8 @@ fn agent(checkpoint: Checkpoint) -> Agent {
         version: "test".try_into().unwrap(),
         features: vec![],
         labels: Default::default(),
-        facts: Facts::default(),
+        facts: Facts { memory_bytes: 1 << 30, ..Facts::default() },
+        owner,
         sealing_key: None,
         desired: None,
         checkpoint,
@@ -57,7 +62,11 @@ struct Device {
 
 impl Device {
     fn new() -> Self {
-        let agent = agent(Checkpoint::first(OUTBOX));
+        Self::of(Owner::default())
+    }
+
+    fn of(owner: Owner) -> Self {
+        let agent = agent_of(Checkpoint::first(OUTBOX), owner);
         Self { agent, now_ms: 0, asked: vec![], running: vec![], policies: vec![] }
     }
 
@@ -76,7 +85,7 @@ impl Device {
             Effect::StoreCheckpoint { version, .. } => {
                 Some(Input::CheckpointStored { version, done: true })
             }
-            Effect::Prepare { container, image, policies } => {
+            Effect::Prepare { container, image, policies, .. } => {
                 self.policies.push(*policies);
                 self.asked.push((image, container));
                 None
@@ -115,8 +124,13 @@ impl Device {
     }
 
     fn phase(&self, workload: &str) -> Phase {
+        self.status(workload).0
+    }
+
+    fn status(&self, workload: &str) -> (Phase, String) {
         let mut all = self.agent.workloads();
-        all.find(|(id, ..)| id.as_str() == workload).unwrap().1.phase
+        let (_, status, _) = all.find(|(id, ..)| id.as_str() == workload).unwrap();
+        (status.phase, status.message)
     }
 }
 
@@ -291,4 +305,108 @@ fn no_log_leaves_a_device_in_the_open() {
     let (result, streams) = look(None);
     assert!(result.flatten().unwrap().contains("names no key to seal the log to"));
     assert_eq!(streams, 0);
+}
+
+/// A desired state of one workload, changed.
+fn changed(generation: u64, id: &str, change: impl Fn(&mut WorkloadSpec)) -> DesiredState {
+    let mut state = desired(generation, &[(id, "a1")]);
+    for workload in &mut state.workloads {
+        change(&mut workload.spec);
+        workload.revision = workload.spec.digest();
+    }
+    state
+}
+
+#[test]
+fn what_the_owner_does_not_allow_is_refused_with_its_rule_and_what_ran_goes_on() {
+    let mut device = Device::new();
+    device.want(desired(1, &[("a", "a1")]));
+    device.image("a1", None);
+    let before = device.runs();
+    device.want(changed(2, "a", |spec| spec.host.privileged = true));
+    let why = "refused by this device's owner: privileged is not allowed";
+    assert_eq!(device.status("a"), (Phase::Running, why.to_owned()));
+    assert_eq!((device.runs(), device.asked.len()), (before, 0));
+    let waiting = device.agent.events_waiting();
+    device.tell(Input::Tick);
+    assert_eq!(device.agent.events_waiting(), waiting, "it is told once");
+    assert_eq!(device.agent.poll_timeout(), None, "and not tried again");
+    device.want(changed(3, "b", |spec| spec.host.privileged = true));
+    assert_eq!(device.status("b"), (Phase::Failed, why.to_owned()));
+    device.want(changed(4, "b", |_| {}));
+    device.image("a1", None);
+    assert_eq!((device.phase("b"), device.runs().len()), (Phase::Running, 1));
+}
+
+#[test]
+fn what_the_shell_was_not_allowed_is_not_tried_again() {
+    let owner = Owner { privileged: true, ..Owner::default() };
+    let refusal = owner.host_path("/srv", "/etc").unwrap_err();
+    let mut device = Device::of(owner);
+    let change =
+        |generation, arg: &str| changed(generation, "a", |spec| spec.args = vec![arg.to_owned()]);
+    device.want(change(1, "one"));
+    let (_, container) = device.asked.remove(0);
+    device.tell(Input::NotAllowed { container, refusal });
+    let why = "refused by this device's owner: host_paths does not allow /etc, which /srv leads to";
+    assert_eq!(device.status("a"), (Phase::Failed, why.to_owned()));
+    device.tell(Input::Tick);
+    assert_eq!((device.asked.len(), device.agent.poll_timeout()), (0, None));
+    device.want(change(2, "two"));
+    assert_eq!(device.asked.len(), 1, "another revision is another question");
+    let (_, container) = device.asked.remove(0);
+    device.tell(Input::HostLacks { container, reason: "no /srv".to_owned() });
+    assert_eq!(device.status("a"), (Phase::Backoff, "no /srv".to_owned()));
+    assert!(device.agent.poll_timeout().is_some(), "it may come yet");
+}
+
+#[test]
+fn memory_is_shared_out_in_order_and_given_on_when_it_is_free() {
+    let owner: Owner = Owner { memory_share: Some(0.5.try_into().unwrap()), ..Owner::default() };
+    let mut device = Device::of(owner);
+    let want = |generation, ids: &[&str], mib: u64| {
+        let ids: Vec<(&str, &str)> = ids.iter().map(|id| (*id, "a1")).collect();
+        let mut state = desired(generation, &ids);
+        for workload in &mut state.workloads {
+            workload.spec.resources.memory_bytes = Some(mib << 20);
+            workload.revision = workload.spec.digest();
+        }
+        state
+    };
+    // Of 1 GiB.
+    device.want(want(1, &["a", "b"], 300));
+    device.image("a1", None);
+    device.image("a1", None);
+    assert_eq!(device.phase("a"), Phase::Running);
+    let (phase, why) = device.status("b");
+    assert_eq!(phase, Phase::Failed);
+    assert!(why.contains("memory_share leaves 536 MB to workloads"), "{why}");
+    device.want(want(2, &["b"], 300));
+    while !device.asked.is_empty() {
+        device.image("a1", None);
+    }
+    assert_eq!((device.phase("b"), device.runs().len()), (Phase::Running, 1));
+    device.want(changed(3, "c", |_| {}));
+    let (_, why) = device.status("c");
+    assert!(why.contains("memory_share needs workloads with a limit"), "{why}");
+}
+
+#[test]
+fn logs_that_the_owner_keeps_to_itself_are_not_sent() {
+    let owner = Owner { remote_logs: false, ..Owner::default() };
+    let mut agent = agent_of(Checkpoint::first(OUTBOX), owner);
+    let nonce = Nonce([1; 16]);
+    agent.handle(1, Input::LinkUp { connection: 1, nonce, keep_alive_s: 600 });
+    let ack = Ack { outbox: OUTBOX, events: 0, sequence: 0, send_whole: false };
+    agent.handle(2, Input::Acked { connection: 1, ack });
+    let stream = StreamId([1; 8]);
+    let workload = "a".parse().unwrap();
+    let action = Action::Logs { stream, workload, tail: 1, follow: false, lease_ms: 1, key: None };
+    agent.handle(3, Input::Commanded { number: 1, nonce, action });
+    let answers = effects(&mut agent).into_iter().filter_map(|effect| match effect {
+        Effect::Publish(Message::Result { error, .. }) => error,
+        _ => None,
+    });
+    let answers: Vec<String> = answers.collect();
+    assert_eq!(answers, ["refused by this device's owner: remote_logs is not allowed"]);
 }

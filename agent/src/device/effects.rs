@@ -143,9 +143,14 @@ impl Shell {
                     Input::CheckpointStored { version, done: stored.is_ok() }
                 });
             }
-            Effect::Prepare { container, image, policies } => {
+            Effect::Prepare { container, image, policies, host } => {
                 let shell = Rc::clone(self);
-                self.spawn(async move { shell.prepare(container, image, *policies).await });
+                self.spawn(async move {
+                    match shell.look(host).await {
+                        Ok(()) => shell.prepare(container, image, *policies).await,
+                        Err(error) => shell.lacks(container, error).await,
+                    }
+                });
             }
             Effect::Start { container, workload, policies } => {
                 let shell = Rc::clone(self);

@@ -6,44 +6,15 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
+use super::host::{Node, Staged};
 use super::order::StartOrder;
-use super::seccomp;
 use super::user::User;
 
-/// What a container may do beyond an ordinary process: own, change and signal its own files and
-/// processes, change its user, and serve ports below 1024. Of Docker's default set MKNOD, NET_RAW,
-/// SYS_CHROOT, SETFCAP and AUDIT_WRITE are left out: cgroup v2 device rules are not enforced here,
-/// and the host's network is shared.
-const CAPABILITIES: [&str; 9] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-];
+mod rights;
+
+use rights::Rights;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-const MASKED: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/firmware",
-];
-
-const READ_ONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// CPU quotas are counted over this long, in microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -52,8 +23,19 @@ const CPU_PERIOD_US: u64 = 100_000;
 /// for, far from the kernel's own limit.
 const OPEN_FILES_MAX: u64 = 65_536;
 
-/// The configuration, with `rootfs` beside it. `etc` are the files to be mounted over the image's.
-pub(super) fn config(order: &StartOrder, user: &User, etc: &[(String, String)]) -> Value {
+/// What a container is given beside its image.
+pub(super) struct Given {
+    /// Files to be mounted over the image's: source and destination.
+    pub(super) etc: Vec<(String, String)>,
+    /// Of the host's files.
+    pub(super) mounts: Vec<Staged>,
+    /// Of the host's devices.
+    pub(super) devices: Vec<Node>,
+}
+
+/// The configuration, with `rootfs` beside it.
+pub(super) fn config(order: &StartOrder, user: &User, given: &Given) -> Value {
+    let rights = Rights::of(&order.workload.spec.host);
     let cwd = order.workload.spec.workdir.as_deref().or(order.image.working_dir.as_deref());
     let cwd = cwd.filter(|cwd| cwd.starts_with('/')).unwrap_or("/");
     let open_files = getrlimit(Resource::Nofile).maximum;
@@ -68,26 +50,23 @@ pub(super) fn config(order: &StartOrder, user: &User, etc: &[(String, String)]) 
             "args": args(order),
             "env": env(order, user),
             "cwd": cwd,
-            "capabilities": {
-                "bounding": CAPABILITIES,
-                "effective": CAPABILITIES,
-                "permitted": CAPABILITIES,
-            },
-            "noNewPrivileges": true,
+            "capabilities": rights.capabilities(),
+            "noNewPrivileges": rights == Rights::Default,
             "oomScoreAdj": 0,
             "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files }],
         },
-        "mounts": mounts(etc),
+        "mounts": mounts(rights, given),
         "linux": {
             "cgroupsPath": order.cgroup,
-            "resources": resources(order),
+            "resources": resources(order, rights, &given.devices),
+            "devices": given.devices.iter().map(device).collect::<Vec<_>>(),
             "namespaces": [
                 { "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
                 { "type": "cgroup" },
             ],
-            "maskedPaths": MASKED,
-            "readonlyPaths": READ_ONLY,
-            "seccomp": seccomp::profile(),
+            "maskedPaths": rights.masked(),
+            "readonlyPaths": rights.read_only(),
+            "seccomp": rights.seccomp(),
         },
     })
 }
@@ -114,7 +93,8 @@ pub(super) fn env(order: &StartOrder, user: &User) -> Vec<String> {
     env.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
-fn mounts(etc: &[(String, String)]) -> Vec<Value> {
+fn mounts(rights: Rights, given: &Given) -> Vec<Value> {
+    let kernel = rights.kernel_mounts();
     let tmpfs = |destination: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": "tmpfs", "source": source, "options": options });
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc",
@@ -126,24 +106,45 @@ fn mounts(etc: &[(String, String)]) -> Vec<Value> {
         json!({ "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
                 "options": ["nosuid", "noexec", "nodev"] }),
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
-                "options": ["nosuid", "noexec", "nodev", "ro"] }),
+                "options": ["nosuid", "noexec", "nodev", kernel] }),
     ];
     // Of cgroup v1 libcontainer 0.7 mounts every hierarchy writable, whatever the options say: a
     // container could lift its own limits.
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-                    "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }));
+                    "options": ["nosuid", "noexec", "nodev", "relatime", kernel] }));
     }
-    mounts.extend(etc.iter().map(|(source, destination)| {
+    mounts.extend(given.etc.iter().map(|(source, destination)| {
         json!({ "destination": destination, "type": "bind", "source": source,
                 "options": ["bind", "nosuid", "nodev", "rprivate", "ro"] })
+    }));
+    mounts.extend(given.mounts.iter().map(|Staged { source, path, read_only }| {
+        let read_only = read_only.then_some("rro");
+        let flags = rights.bind_flags().iter().copied().chain(read_only);
+        let options: Vec<&str> = ["rbind", "rprivate"].into_iter().chain(flags).collect();
+        json!({ "destination": path, "type": "bind", "source": source, "options": options })
     }));
     mounts
 }
 
-fn resources(order: &StartOrder) -> Value {
+fn device(node: &Node) -> Value {
+    let ((major, minor), (uid, gid)) = (node.number, node.owner);
+    json!({
+        "path": node.path, "type": node.kind, "major": major, "minor": minor,
+        "fileMode": node.mode, "uid": uid, "gid": gid,
+    })
+}
+
+fn resources(order: &StartOrder, rights: Rights, nodes: &[Node]) -> Value {
     let limits = order.workload.spec.resources;
-    let mut out = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
+    let all = json!({ "allow": rights == Rights::Privileged, "access": "rwm" });
+    let devices = nodes.iter().filter(|_| rights == Rights::Default).map(|node| {
+        let (major, minor) = node.number;
+        let access = node.access.letters();
+        json!({ "allow": true, "type": node.kind, "major": major, "minor": minor, "access": access })
+    });
+    let devices: Vec<Value> = [all].into_iter().chain(devices).collect();
+    let mut out = json!({ "devices": devices });
     if let Some(bytes) = limits.memory_bytes {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         out["memory"] = json!({ "limit": bytes });

@@ -26,12 +26,14 @@ impl Hierarchies {
         Self(text.lines().filter_map(hierarchy).collect())
     }
 
-    /// What can be limited per container.
+    /// What can be limited per container. Rules for devices are there on cgroup v1 only: libcontainer
+    /// makes none on v2.
     pub(super) fn features(&self) -> Vec<Feature> {
         [
             ("memory", Feature::LIMIT_MEMORY),
             ("cpu", Feature::LIMIT_CPU),
             ("pids", Feature::LIMIT_PIDS),
+            ("devices", Feature::DEVICE_ACCESS),
         ]
         .into_iter()
         .filter(|(name, _)| self.0.iter().any(|h| h.controllers.iter().any(|c| c == name)))

@@ -6,14 +6,17 @@
 //! state        its main process and shim, once it runs
 //! exit         how it ended
 //! log.0 log.1  its output, see `logs::ring`
-//! bundle/      config.json, rootfs and secrets (mounted only in the shim's namespace), hostname, hosts,
-//!              resolv.conf
+//! bundle/      config.json, hostname, hosts, resolv.conf; rootfs, secrets and host/N, what it is given of
+//!              the host, are mounted only in the shim's namespace
 //! ```
 //! Records are CBOR behind one byte, the version of the format.
 
+use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use limpet_agent_core::Owner;
 use limpet_protocol::{ContainerId, Exit, Workload, cbor};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -46,6 +49,9 @@ pub(super) struct StartOrder {
     /// Folder of its log, where that is not the run folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logs: Option<PathBuf>,
+    /// What the device's owner allows.
+    #[serde(default)]
+    pub owner: Owner,
 }
 
 /// A process, told apart from a later one with its number.
@@ -75,7 +81,9 @@ pub(super) struct ExitRecord {
 /// Writes a record so that a reader sees all of it or none.
 pub(super) fn write<T: Serialize>(path: &Path, record: &T) -> std::io::Result<()> {
     let fresh = path.with_extension("new");
-    let mut file = std::fs::File::create(&fresh)?;
+    // An order holds variables of the workload's environment.
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     file.write_all(&[&[VERSION], cbor::encode(record).as_slice()].concat())?;
     file.sync_data()?;
     std::fs::rename(fresh, path)
@@ -113,6 +121,7 @@ impl StartOrder {
             writable: "/w".into(),
             cgroup: "/limpet/web.0.1".into(),
             logs: None,
+            owner: Owner::default(),
         }
     }
 }

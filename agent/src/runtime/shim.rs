@@ -4,8 +4,10 @@
 //! one, from its first instruction to its last. It has a mount namespace of its own, so that a
 //! container's overlay is seen nowhere else and goes away with it.
 
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +22,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::order::{self, StartOrder, StateRecord};
 use super::secrets::{self, Opened, WithSecrets};
-use super::{bundle, process, program, user};
+use super::{bundle, host, process, program, user};
 
 /// The kernel reads mount options from one page.
 const MOUNT_OPTIONS_MAX: usize = 4095;
@@ -40,6 +42,8 @@ enum ShimError {
     Overlay { layers: usize, rootfs: PathBuf, writable: PathBuf, source: std::io::Error },
     #[error("the image has too many layers for one overlay mount")]
     Layers,
+    #[error(transparent)]
+    Host(#[from] host::HostError),
     #[error(transparent)]
     User(#[from] user::UserError),
     #[error(transparent)]
@@ -225,9 +229,15 @@ fn write_bundle(order: &StartOrder, secrets: &[Opened], bundle: &Path) -> Result
     let args = bundle::args(order);
     let first = args.first().ok_or(ShimError::NoProgram)?;
     program::check(&rootfs, first, &bundle::env(order, &user))?;
-    let config = bundle::config(order, &user, &etc);
+    let host = host::open(&order.owner, &order.workload.spec.host)?;
+    let mounts = host.stage(&bundle.join("host"))?;
+    let given = bundle::Given { etc, mounts, devices: host.devices };
+    let config = bundle::config(order, &user, &given);
     let path = bundle.join("config.json");
-    std::fs::write(&path, config.to_string()).map_err(|source| ShimError::Write { path, source })
+    // It holds variables of the workload's environment.
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+    file.and_then(|mut file| file.write_all(config.to_string().as_bytes()))
+        .map_err(|source| ShimError::Write { path, source })
 }
 
 /// Replaces this process: its memory goes, its child and its open pipes stay.

@@ -25,6 +25,10 @@
 //! stop:
 //!   signal: SIGTERM          # the image's unless said
 //!   grace: 10s               # until SIGKILL; ms, s, m; at most 1h
+//! mounts:                    # of the host, with what is mounted below; as the device's owner allows
+//!   - {host: /srv/data, path: /data, read_only: true}
+//! devices: [/dev/ttyUSB0]    # or {host: /dev/ttyUSB0, path: /dev/gps, access: rw}; access r, w, rw
+//! privileged: true           # every capability and device, and no seccomp
 //! ```
 
 use std::collections::BTreeMap;
@@ -39,6 +43,7 @@ use crate::deployment::{Count, Deployment, REPLICAS_MAX};
 
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod host;
 mod node;
 mod policy;
 mod quantity;
@@ -243,6 +248,7 @@ fn spec(reader: &mut Reader<'_>) -> Option<WorkloadSpec> {
         ],
     );
     let stop = stop(reader);
+    let host = host::host(reader);
     let restart = restart.unwrap_or_default();
     Some(WorkloadSpec {
         image: image?,
@@ -255,6 +261,7 @@ fn spec(reader: &mut Reader<'_>) -> Option<WorkloadSpec> {
         restart,
         stop,
         secrets,
+        host,
     })
 }
 

@@ -132,6 +132,11 @@ fn unfit(deployment: &Deployment, candidate: &Candidate) -> Option<String> {
         }
     }
     let missing = deployment.requires().into_iter().find(|f| !candidate.features.contains(f));
+    if let Some(feature) = &missing
+        && candidate.features.contains(&feature.denied())
+    {
+        return Some(format!("its owner does not allow {feature}"));
+    }
     if let Some(feature) = missing {
         return Some(format!("its agent or kernel cannot do {feature}"));
     }

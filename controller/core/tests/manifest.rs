@@ -5,8 +5,8 @@ use expect_test::expect;
 use limpet_controller_core::manifest::{Format, parse, parse_policy, render, render_policy};
 use limpet_controller_core::{Count, Deployment};
 use limpet_protocol::{
-    DigestRule, ImageKey, ImagePolicy, Resources, Restart, SecretPlace, SecretUse, Signal, Stop,
-    WorkloadSpec,
+    DeviceAccess, DigestRule, HostAccess, HostDevice, HostMount, ImageKey, ImagePolicy, Resources,
+    Restart, SecretPlace, SecretUse, Signal, Stop, WorkloadSpec,
 };
 use proptest::prelude::*;
 
@@ -80,6 +80,29 @@ fn every_fault_of_a_secret_is_told_with_its_place() {
     ));
     let faults = faults("name: a\nimage: b\nsecrets: {db: x}\n");
     assert_eq!(faults, "line 3: secrets: must be a list, is fields with values\n");
+}
+
+#[test]
+fn what_is_wanted_of_the_host_is_told_with_its_place() {
+    expect![[r#"
+        line 4: mounts[0].path: nothing can be mounted over /proc/sys
+        line 5: mounts[1].host: must be an absolute path without . and .., is "/srv/../etc"
+        line 5: mounts[1].path: is missing
+        line 6: mounts[2]: must be fields: host, path and, if need be, read_only
+        line 7: mounts[3].readonly: there is no such field; did you mean `read_only`?
+        line 8: devices[0]: must be below /dev
+        line 8: devices[1].access: must be rw or r or w, is "rwm"
+    "#]]
+    .assert_eq(&faults(
+        "name: a\nimage: a\nmounts:\n  - {host: /srv, path: /proc/sys}\n  - {host: /srv/../etc}\n  \
+         - /srv:/data\n  - {host: /srv, path: /data, readonly: true}\n\
+         devices: [/sys/gpio, {host: /dev/a, access: rwm}]\n",
+    ));
+    let twice = "name: a\nimage: a\ndevices: [/dev/a, {host: /dev/b, path: /dev/a}]\n";
+    assert_eq!(faults(twice), "line 3: devices: \"/dev/a\" is there twice\n");
+    let read = parse(None, b"name: a\nimage: a\ndevices: [/dev/a]\n", Format::Yaml).unwrap();
+    assert_eq!(read.spec.requires()[0].as_str(), "host.devices");
+    assert_ne!(read.spec.digest(), WorkloadSpec::of("a").digest());
 }
 
 #[test]
@@ -252,6 +275,32 @@ fn secrets() -> impl Strategy<Value = Vec<SecretUse>> {
     })
 }
 
+fn hosts() -> impl Strategy<Value = HostAccess> {
+    let part = "[a-zA-Z0-9 :,{}#_-]{1,6}";
+    let mount = (part, prop::collection::vec(part, 1..3), any::<bool>());
+    let mount = mount.prop_map(|(host, path, read_only)| HostMount {
+        host: format!("/{host}"),
+        path: format!("/in/{}", path.join("/")),
+        read_only,
+    });
+    let access =
+        [DeviceAccess::ReadWrite, DeviceAccess::Read, DeviceAccess::Write].map(Just).to_vec();
+    let device = (part, prop::option::of(part), prop::strategy::Union::new(access));
+    let device = device.prop_map(|(host, path, access)| HostDevice {
+        host: format!("/dev/a/{host}"),
+        path: path.map(|path| format!("/dev/b/{path}")),
+        access,
+    });
+    let lists = (prop::collection::vec(mount, 0..3), prop::collection::vec(device, 0..3));
+    (any::<bool>(), lists).prop_map(|(privileged, (mut mounts, mut devices))| {
+        mounts.sort_by(|a, b| a.path.cmp(&b.path));
+        mounts.dedup_by(|a, b| a.path == b.path);
+        devices.sort_by(|a, b| a.path().cmp(b.path()));
+        devices.dedup_by(|a, b| a.path() == b.path());
+        HostAccess { privileged, mounts, devices }
+    })
+}
+
 fn deployments() -> impl Strategy<Value = Deployment> {
     let texts = || prop::collection::vec(text(), 0..3);
     let pairs = || prop::collection::btree_map("[A-Za-z_][A-Za-z0-9_]{0,6}", text(), 0..3);
@@ -265,7 +314,8 @@ fn deployments() -> impl Strategy<Value = Deployment> {
         prop::option::of(1u32..4_000_000),
     );
     let stop = (prop::option::of(1u8..=64), 0u32..=3_600_000);
-    let rest = (count, labels, restart, limits, stop, prop::option::of(policies()), secrets());
+    let rest =
+        (count, labels, restart, limits, stop, (prop::option::of(policies()), secrets(), hosts()));
     let user = prop::option::of("[a-z0-9]{1,8}(:[a-z0-9]{1,8})?");
     (
         "[a-z]([a-z0-9-]{0,20}[a-z0-9])?",
@@ -277,8 +327,8 @@ fn deployments() -> impl Strategy<Value = Deployment> {
         rest,
     )
         .prop_map(|(name, image, command, args, env, user, rest)| {
-            let (count, select, restart, limits, stop, image_policy, secrets) = rest;
-            let (signal, grace_ms) = stop;
+            let (count, select, restart, limits, (signal, grace_ms), rest) = rest;
+            let (image_policy, secrets, host) = rest;
             let (memory_bytes, cpu_millis, pids) = limits;
             let signal = signal.map(|number| Signal::try_from(number).unwrap());
             let spec = WorkloadSpec {
@@ -292,6 +342,7 @@ fn deployments() -> impl Strategy<Value = Deployment> {
                 restart,
                 stop: Stop { signal, grace_ms },
                 secrets,
+                host,
             };
             Deployment { name: name.parse().unwrap(), spec, image_policy, count, select }
         })

@@ -120,6 +120,21 @@ fn who_is_away_longest_comes_last() {
 }
 
 #[test]
+fn a_device_whose_owner_forbids_something_says_so() {
+    let privileged = Feature::known(Feature::PRIVILEGED);
+    let (mut forbids, mut allows, older) = (device(0, true), device(1, true), device(2, true));
+    forbids.features.push(privileged.denied());
+    allows.features.push(privileged);
+    let mut deployment = deployment(Count::Everywhere);
+    deployment.spec.host.privileged = true;
+    let placed = place(&deployment, &[forbids, allows, older], &BTreeSet::new());
+    assert_eq!(shown(&placed.slots), ["dev-1/web"]);
+    let why: Vec<&str> = placed.refusals.iter().map(|(_, why)| why.as_str()).collect();
+    let old = "its agent or kernel cannot do privileged";
+    assert_eq!(why, ["its owner does not allow privileged", old]);
+}
+
+#[test]
 fn each_unfit_device_says_why() {
     let (mut small, mut old, mut elsewhere) = (device(0, true), device(1, true), device(2, true));
     small.memory_free_bytes = 1 << 20;

@@ -8,6 +8,8 @@ use super::client::Client;
 use super::progress::{self, Waiting};
 use super::{apply, pair};
 
+mod host;
+
 /// Run an image on the fleet, as a deployment
 ///
 /// Words after `--` replace the image's arguments. Run again with other values, it changes the
@@ -67,6 +69,8 @@ pub(super) struct Run {
     #[arg(long, value_name = "TIME")]
     stop_grace: Option<String>,
     #[command(flatten)]
+    host: host::Host,
+    #[command(flatten)]
     waiting: Waiting,
     /// Replaces the image's arguments
     #[arg(last = true, value_name = "ARG")]
@@ -124,6 +128,7 @@ impl Run {
             ("restart", Some(json!(self.restart))),
             ("stop", fields(stop)),
         ];
+        let all = all.into_iter().chain(self.host.manifest()).collect();
         fields(all).unwrap_or_default()
     }
 }

@@ -345,6 +345,11 @@ pub(super) fn write_key(path: &Path, seed: &[u8]) -> Result<()> {
     written().map_err(|source| StoreError::Io { action: "write", path: path.into(), source })
 }
 
+/// Makes a file where it is missing, for this user alone: SQLite would make it for all to read.
+fn create(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
 fn sync_folder(folder: &Path) -> Result<()> {
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
     synced.map_err(|source| StoreError::Io { action: "write", path: folder.into(), source })
@@ -352,6 +357,7 @@ fn sync_folder(folder: &Path) -> Result<()> {
 
 fn connect(path: &Path) -> Result<Connection> {
     let open = |source| StoreError::Open { path: path.into(), source };
+    create(path).map_err(|source| StoreError::Io { action: "open", path: path.into(), source })?;
     let connection = Connection::open(path).map_err(open)?;
     // FULL: what is acknowledged to a device survives a power cut.
     connection

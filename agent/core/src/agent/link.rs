@@ -100,14 +100,15 @@ impl Agent {
             Action::Logs { stream, workload, tail, follow, lease_ms, key } => {
                 let until_ms = now_ms.saturating_add(u64::from(lease_ms));
                 let has_run = self.slots.get(&workload).is_some_and(Slot::has_run);
-                match key.filter(|_| has_run) {
-                    Some(key) => {
+                match (self.owner.logs(), key.filter(|_| has_run)) {
+                    (Err(refusal), _) => Some(refusal.to_string()),
+                    (Ok(()), Some(key)) => {
                         let order = StreamOrder { stream, workload, tail, follow, until_ms, key };
                         self.effects.push_back(Effect::Stream(order));
                         None
                     }
-                    None if has_run => Some(UNSEALED.to_owned()),
-                    None => Some(format!("{workload} has no container here yet")),
+                    (Ok(()), None) if has_run => Some(UNSEALED.to_owned()),
+                    (Ok(()), None) => Some(format!("{workload} has no container here yet")),
                 }
             }
             Action::ReturnDesired => {

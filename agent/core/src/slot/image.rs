@@ -61,11 +61,12 @@ impl Slot {
         let Some(wanted) = &self.wanted else {
             return false;
         };
-        let image = wanted.spec.image.clone();
+        let (image, host) = (wanted.spec.image.clone(), wanted.spec.host.clone());
         let number = turn.take_number();
         self.image = Image::Asked { number, pulling: false };
         let policies = Box::new(self.policies.clone());
-        turn.order(Effect::Prepare { container: self.id_of(number), image, policies });
+        let container = self.id_of(number);
+        turn.order(Effect::Prepare { container, image, policies, host });
         false
     }
 
@@ -106,6 +107,14 @@ impl Slot {
     }
 
     pub(crate) fn image_failed(&mut self, number: u32, reason: String, turn: &mut Turn<'_>) {
+        self.not_ready(number, EventKind::PullFailed, reason, turn);
+    }
+
+    pub(crate) fn host_lacks(&mut self, number: u32, reason: String, turn: &mut Turn<'_>) {
+        self.not_ready(number, EventKind::StartFailed, reason, turn);
+    }
+
+    fn not_ready(&mut self, number: u32, kind: EventKind, reason: String, turn: &mut Turn<'_>) {
         if !matches!(self.image, Image::Asked { number: asked, .. } if asked == number) {
             return;
         }
@@ -114,6 +123,6 @@ impl Slot {
         let retry_at_ms = turn.now_ms.saturating_add(wait);
         self.image = Image::Failed { retry_at_ms };
         self.say(reason.clone());
-        self.note(turn, EventKind::PullFailed, None, reason);
+        self.note(turn, kind, None, reason);
     }
 }

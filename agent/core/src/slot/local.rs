@@ -21,6 +21,8 @@ impl Slot {
         }
         self.message.clear();
         self.failures = 0;
+        // They may have made room for it, or a link lead elsewhere.
+        (self.not_allowed, self.told) = (None, None);
         if matches!(self.image, Image::Failed { .. }) {
             self.image = Image::Unknown;
         }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use limpet_agent_core::Input;
-use limpet_protocol::{ContainerId, ImagePolicies};
+use limpet_protocol::{ContainerId, HostAccess, ImagePolicies};
 
 use super::super::tell;
 use super::Shell;
 use crate::image::{Image, ImageName, Progress};
+use crate::runtime::HostError;
 
 /// How often at most a pull says how far it has come: each time costs a report.
 const PROGRESS_STEPS: u64 = 10;
@@ -28,6 +29,26 @@ impl Shell {
                 Input::ImageReady { container }
             }
             Err(reason) => Input::ImageFailed { container, reason },
+        };
+        tell(&self.inputs, input).await;
+    }
+
+    /// Whether a container could be given what it wants of the host.
+    pub(super) async fn look(&self, host: HostAccess) -> Result<(), HostError> {
+        if host.is_empty() {
+            return Ok(());
+        }
+        let runtime = Arc::clone(&self.runtime);
+        smol::unblock(move || runtime.look_at_host(&host)).await
+    }
+
+    /// Tells why it could not.
+    pub(super) async fn lacks(&self, container: ContainerId, why: HostError) {
+        let input = match why {
+            HostError::Refused(refusal) => Input::NotAllowed { container, refusal },
+            why @ (HostError::Open { .. } | HostError::NoDevice(_) | HostError::Mount { .. }) => {
+                Input::HostLacks { container, reason: why.to_string() }
+            }
         };
         tell(&self.inputs, input).await;
     }

@@ -96,6 +96,32 @@ impl<'a> Reader<'a> {
         Some(value)
     }
 
+    /// A list whose items have fields, or are one value each.
+    pub(super) fn entries<T>(
+        &mut self,
+        key: &'static str,
+        items_max: usize,
+        short: impl Fn(&str) -> Result<T, String>,
+        read: impl Fn(&mut Reader<'a>) -> Option<T>,
+    ) -> Vec<T> {
+        let mut items = Vec::new();
+        for (index, node) in self.nodes(key, items_max).iter().enumerate() {
+            let place = format!("{key}[{index}]");
+            if let Value::Scalar { .. } = node.value {
+                match scalar(&node.value).and_then(&short) {
+                    Ok(item) => items.push(item),
+                    Err(message) => self.fault_at(&place, node.line, message),
+                }
+                continue;
+            }
+            let mut inner = Reader::of(place, node);
+            items.extend(read(&mut inner));
+            inner.finish(key);
+            self.faults.extend(inner.faults);
+        }
+        items
+    }
+
     /// A scalar, as it was written.
     pub(super) fn scalar(&mut self, key: &'static str) -> Option<String> {
         let node = self.node(key)?;
@@ -177,18 +203,8 @@ impl<'a> Reader<'a> {
         items_max: usize,
         read: impl Fn(&str) -> Result<T, String>,
     ) -> Vec<T> {
-        let Some(node) = self.node(key) else {
-            return Vec::new();
-        };
-        let Value::List(items) = &node.value else {
-            self.fault(key, format!("must be a list, is {}", describe(&node.value)));
-            return Vec::new();
-        };
-        if items.len() > items_max {
-            self.fault(key, format!("has {} items, at most {items_max}", items.len()));
-        }
         let mut all = Vec::new();
-        for (index, item) in items.iter().enumerate() {
+        for (index, item) in self.nodes(key, items_max).iter().enumerate() {
             match scalar(&item.value).and_then(&read) {
                 Ok(value) => all.push(value),
                 Err(message) => self.fault_at(&format!("{key}[{index}]"), item.line, message),
@@ -204,16 +220,7 @@ impl<'a> Reader<'a> {
         items_max: usize,
         mut read: impl FnMut(Item<'_, 'a>) -> Result<(), String>,
     ) {
-        let Some(node) = self.node(key) else {
-            return;
-        };
-        let Value::List(items) = &node.value else {
-            return self.fault(key, format!("must be a list, is {}", describe(&node.value)));
-        };
-        if items.len() > items_max {
-            self.fault(key, format!("has {} items, at most {items_max}", items.len()));
-        }
-        for (index, item) in items.iter().enumerate() {
+        for (index, item) in self.nodes(key, items_max).iter().enumerate() {
             let path = format!("{key}[{index}]");
             let done = if matches!(item.value, Value::Map(_)) {
                 let mut inner = Reader::of(path.clone(), item);
@@ -228,6 +235,21 @@ impl<'a> Reader<'a> {
                 self.fault_at(&path, item.line, message);
             }
         }
+    }
+
+    /// The items of a list.
+    fn nodes(&mut self, key: &'static str, items_max: usize) -> &'a [Node] {
+        let Some(node) = self.node(key) else {
+            return &[];
+        };
+        let Value::List(items) = &node.value else {
+            self.fault(key, format!("must be a list, is {}", describe(&node.value)));
+            return &[];
+        };
+        if items.len() > items_max {
+            self.fault(key, format!("has {} items, at most {items_max}", items.len()));
+        }
+        items
     }
 
     /// A map of scalars.

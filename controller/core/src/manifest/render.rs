@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use limpet_protocol::spec::STOP_GRACE_MS_DEFAULT;
-use limpet_protocol::{Restart, SecretPlace, SecretUse, WorkloadSpec};
+use limpet_protocol::{
+    HostAccess, HostDevice, HostMount, Restart, SecretPlace, SecretUse, WorkloadSpec,
+};
 
 use super::Texts;
 use super::policy::render_policy;
@@ -49,7 +51,31 @@ pub fn render(deployment: &Deployment) -> String {
         line("image_policy:".to_owned());
         out += &render_policy(policy, "  ");
     }
-    out + &limits(spec)
+    out + &limits(spec) + &host(&spec.host)
+}
+
+fn host(host: &HostAccess) -> String {
+    let HostAccess { privileged, mounts, devices } = host;
+    let mount = |HostMount { host, path, read_only }: &HostMount| {
+        let read_only = if *read_only { ", read_only: true" } else { "" };
+        format!("\n  - {{host: {}, path: {}{read_only}}}", quote(host), quote(path))
+    };
+    let device = |HostDevice { host, path, access }: &HostDevice| {
+        let path = path.as_ref().map(|path| format!(", path: {}", quote(path)));
+        let path = path.unwrap_or_default();
+        format!("\n  - {{host: {}{path}, access: {}}}", quote(host), access.letters())
+    };
+    let mut out = String::new();
+    if !mounts.is_empty() {
+        let _ = writeln!(out, "mounts:{}", mounts.iter().map(mount).collect::<String>());
+    }
+    if !devices.is_empty() {
+        let _ = writeln!(out, "devices:{}", devices.iter().map(device).collect::<String>());
+    }
+    if *privileged {
+        let _ = writeln!(out, "privileged: true");
+    }
+    out
 }
 
 fn limits(spec: &WorkloadSpec) -> String {

@@ -50,6 +50,7 @@ impl Source {
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let part = self.folder.join(PART);
         remove(&part)?;
+        super::create(&part).map_err(io("make", &part))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
         let connection = Connection::open_with_flags(self.folder.join(STORE), flags)?;
         let copied = connection.execute("VACUUM INTO ?1", [part.display().to_string()]);
@@ -121,7 +122,8 @@ pub(crate) fn restore(
 }
 
 fn unpack(source: File, fresh: &Path) -> Result<Header, BackupError> {
-    let mut store = File::create(fresh).map_err(BackupError::Write)?;
+    let mut store = super::create(fresh).map_err(BackupError::Write)?;
+    store.set_len(0).map_err(BackupError::Write)?;
     let header = backup::read(std::io::BufReader::new(source), &mut store)?;
     store.sync_all().map_err(BackupError::Write)?;
     Ok(header)
