@@ -3,7 +3,8 @@
 use std::net::TcpStream;
 
 use limpet_tests::{
-    Agent, Controller, Image, Lab, Registry, Value, eventually, eventually_or, output, program,
+    Agent, Controller, Image, Lab, Place, Registry, Value, eventually, eventually_or, output,
+    program,
 };
 
 /// A secured fleet of one.
@@ -83,25 +84,14 @@ fn a_flashed_device_joins_in_1970_with_the_string_in_a_file_which_is_deleted() {
     let lab = Lab::new();
     let controller = Controller::secured(&lab, &[]);
     let file = lab.file("join", controller.join_string(&[]));
-    let data = lab.path("dev-0.data").display().to_string();
-    let config = lab.file("agent.toml", format!("join_file = \"{}\"\n", file.display()));
-    let [config, run] = [config, lab.in_memory("run")].map(|path| path.display().to_string());
-    let cgroup = format!("/{}", lab.name("dev-0"));
-    let args = ["LIMPET_WALL_CLOCK_S=0", &program("limpet-agent").display().to_string(), "run"]
-        .map(str::to_owned);
-    let args: Vec<&str> = args
-        .iter()
-        .map(String::as_str)
-        .chain(["--config", &config, "--device-id", "dev-0", "--data-dir", &data])
-        .chain(["--run-dir", &run, "--cgroup-parent", &cgroup])
-        .collect();
-    let mut agent =
-        limpet_tests::Process::start(&lab.path("agent.log"), "/usr/bin/env".as_ref(), &args);
+    let config = format!("join_file = \"{}\"\n", file.display());
+    let through = ["env", "LIMPET_WALL_CLOCK_S=0"].map(str::to_owned).to_vec();
+    let place = Place { through, ..Place::default() };
+    let _agent = Agent::flashed(&lab, "dev-0", &config, place);
     eventually("dev-0 online", || {
         (device(&controller, "dev-0")?["presence"] == "online").then_some(())
     });
     assert!(!file.exists(), "the used string is still there");
-    agent.kill();
 }
 
 #[test]

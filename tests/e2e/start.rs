@@ -23,7 +23,6 @@ fn plain_text_is_for_loopback_and_must_be_asked_for() {
     let data = lab.path("data").display().to_string();
     let up =
         |args: &[&str]| output(program("limpet"), &[&["up", "--data-dir", &data], args].concat());
-    refused(&up(&[]), 1, &["limpet up --insecure"]);
     refused(
         &up(&["--insecure", "--listen", "0.0.0.0:0"]),
         1,
@@ -46,6 +45,7 @@ fn plain_text_is_for_loopback_and_must_be_asked_for() {
     let run = |args: &[&str]| {
         output(program("limpet-agent"), &[&["run", "--data-dir", &data], args].concat())
     };
+    refused(&run(&[]), 1, &["has not joined a fleet", "limpet-agent join STRING"]);
     refused(&run(&["--broker", "mqtt://127.0.0.1:1"]), 2, &["--insecure"]);
     refused(&run(&["--insecure"]), 2, &["--broker mqtt://HOST:PORT"]);
     refused(&run(&["--insecure", "--broker", "http://x"]), 2, &["write mqtt://HOST:PORT"]);
@@ -137,7 +137,7 @@ fn a_second_agent_with_the_same_id_is_refused_and_the_first_goes_on() {
     let lab = Lab::new();
     let mut twin = Agent::with_config(&lab, "dev-0", &fleet.controller.mqtt, &config);
     twin.process.until_said("the controller refused this device");
-    twin.process.until_said("choose another with --device-id");
+    twin.process.until_said("another device has its id");
     fleet.eventually("the controller's event", || {
         let events = fleet.controller.list("/api/v1/events?device=dev-0");
         events

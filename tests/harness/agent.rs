@@ -67,6 +67,11 @@ impl Agent {
         Self::begin(lab, id, &["run"], config, Place::default())
     }
 
+    /// A device that finds its join string in a file that its configuration names.
+    pub fn flashed(lab: &Lab, id: &str, config: &str, place: Place) -> Self {
+        Self::begin(lab, id, &["run", "--device-id", id], config, place)
+    }
+
     /// A device that is somewhere else.
     pub fn placed(lab: &Lab, id: &str, broker: &str, config: &str, place: Place) -> Self {
         let door = ["run", "--insecure", "--broker", broker, "--device-id", id];
