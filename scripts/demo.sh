@@ -74,9 +74,10 @@ start() {
 }
 
 api=127.0.0.1:$(free_port) mqtt_port=$(free_port) registry=127.0.0.1:$(free_port)
-export WEB=$(free_port) PATH=$bin:$PATH LIMPET_SERVER=http://$api
+export WEB=$(free_port) PATH=$bin:$PATH XDG_CONFIG_HOME=$work/config
+unset LIMPET_SERVER LIMPET_CONTEXT LIMPET_TOKEN
 
-controller() { start controller limpet up --insecure --data-dir "$work/controller" --listen "$api" --mqtt-listen "127.0.0.1:$mqtt_port"; }
+controller() { start controller limpet up --data-dir "$work/controller" --listen "$api" --mqtt-listen "127.0.0.1:$mqtt_port"; }
 
 say "A registry with one small image, built from Debian's busybox"
 cat >"$work/registry.yml" <<YML
@@ -89,15 +90,19 @@ start registry docker-registry serve "$work/registry.yml"
 until_ok "curl -fs http://$registry/v2/"
 scripts/image.sh "$registry" library/web:1
 
-say "A controller, and three devices that find docker.io's images in that registry"
+say "A controller. It makes its own certificates, and a string for its first admin"
 controller
-until_ok "curl -fs $LIMPET_SERVER/healthz"
+until_ok "grep -q 'limpet run' $work/controller.log"
 cat "$work/controller.log"
+show "limpet login --file $work/controller/login"
+
+say "One line lets devices join, here three. Each makes its own key, and gets a certificate"
+show 'export JOIN=$(limpet token create --join --uses 3 --ttl 10m)'
 for device in berlin-1 berlin-2 oslo-1; do
     printf '[labels]\nsite = "%s"\n[registries.mirrors]\n"docker.io" = ["%s"]\n' "${device%-*}" "$registry" >"$work/$device.toml"
-    start "$device" limpet-agent run --insecure --broker "mqtt://127.0.0.1:$mqtt_port" --device-id "$device" \
-        --config "$work/$device.toml" --data-dir "$work/$device" --run-dir "$work/$device.run" \
-        --cgroup-parent "/$name-$device"
+    show "limpet-agent join \$JOIN --device-id $device --data-dir $work/$device"
+    start "$device" limpet-agent run --config "$work/$device.toml" --data-dir "$work/$device" \
+        --run-dir "$work/$device.run" --cgroup-parent "/$name-$device"
 done
 until_ok '[ "$(limpet get devices | grep -c online)" = 3 ]'
 show "limpet get devices"
@@ -121,8 +126,10 @@ show "limpet get workloads web"
 say "Any MQTT client can deploy: here mosquitto's, with a manifest of three lines"
 printf 'image: web:1\neverywhere: true\ncommand: [sh, -c, "while :; do echo tick; sleep 1; done"]\n' >"$work/ticker.yaml"
 show "cat $work/ticker.yaml"
-show "mosquitto_pub -p $mqtt_port -q 1 -t limpet/v1/deploy/ticker -f $work/ticker.yaml"
-show "mosquitto_sub -p $mqtt_port -t limpet/v1/deploy/ticker/result -C 1 -W 10"
+show "limpet token create --publisher ci --out $work/ci"
+mqtt="-h 127.0.0.1 -p $mqtt_port --cafile $work/ci/ca.pem --cert $work/ci/cert.pem --key $work/ci/key.pem"
+show "mosquitto_pub $mqtt -q 1 -t limpet/v1/deploy/ticker -f $work/ticker.yaml"
+show "mosquitto_sub $mqtt -t limpet/v1/deploy/ticker/result -C 1 -W 10"
 until_ok 'limpet get deployments | grep -q "ticker.*3/3.*settled"'
 show "limpet get deployments"
 show "limpet logs ticker --device oslo-1 --tail 2"
@@ -138,12 +145,15 @@ say "Started again, it knows everything that it knew"
 show "limpet get deployments"
 show "limpet get events web"
 
+say "Who did what, and from where"
+show "limpet get audit"
+
 if [ -n "${KEEP:-}" ]; then
     say "It stays up until Ctrl-C. In another terminal:"
-    echo "  export PATH=$bin:\$PATH LIMPET_SERVER=$LIMPET_SERVER"
+    echo "  export PATH=$bin:\$PATH XDG_CONFIG_HOME=$XDG_CONFIG_HOME"
     echo "  limpet get workloads -o wide          limpet logs ticker -f"
     echo "  limpet describe deployment web        limpet scale web --replicas=5"
-    echo "  mosquitto_pub -p $mqtt_port -t limpet/v1/deploy/again -m 'image: web:1'"
+    echo "  mosquitto_pub $mqtt -t limpet/v1/deploy/again -m 'image: web:1'"
     while :; do sleep 1; done
 fi
 

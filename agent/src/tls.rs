@@ -15,10 +15,6 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::clock;
 
-/// PKCS #8 (RFC 5958) around the 32 bytes of an Ed25519 seed (RFC 8410 section 7).
-const PKCS8_ED25519: [u8; 16] =
-    *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
-
 /// What this device does cryptography with.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
@@ -38,11 +34,10 @@ pub fn client(
         roots.add(certificate(root))?;
     }
     let chain = membership.certificates.iter().map(certificate).collect();
-    let key = [PKCS8_ED25519.as_slice(), key.seed()].concat();
     let config = ClientConfig::builder_with_details(provider(), Arc::new(ClockFloor))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
-        .with_client_auth_cert(chain, PrivatePkcs8KeyDer::from(key).into())?;
+        .with_client_auth_cert(chain, PrivatePkcs8KeyDer::from(key.pkcs8()).into())?;
     Ok(Arc::new(config))
 }
 

@@ -4,5 +4,6 @@
 
 mod backup;
 pub mod cli;
+pub mod pem;
 pub mod server;
 pub mod view;

@@ -9,7 +9,9 @@ use utoipa::ToSchema;
 
 mod trust;
 
-pub use trust::{AuditView, TokenMade, TokenRequest, TokenView, WhoView};
+pub use trust::{
+    AuditView, PublisherMade, PublisherRequest, TokenMade, TokenRequest, TokenView, WhoView,
+};
 
 /// A device.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

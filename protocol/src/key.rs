@@ -52,6 +52,12 @@ impl SigningKey {
         &self.seed
     }
 
+    /// The key as PKCS #8 (RFC 5958, RFC 8410 section 7), as TLS libraries read it.
+    pub fn pkcs8(&self) -> Vec<u8> {
+        const HEAD: [u8; 16] = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+        [HEAD.as_slice(), &self.seed].concat()
+    }
+
     /// The public half.
     pub fn public(&self) -> PublicKey {
         let mut bytes = [0; 32];

@@ -175,6 +175,146 @@ fn certificates_are_renewed_over_the_link_and_one_that_has_expired_over_https() 
 }
 
 #[test]
+fn a_publisher_reaches_manifests_and_nothing_else_until_it_is_revoked() {
+    let fleet = Secured::start(&[]);
+    let controller = &fleet.controller;
+    let folder = fleet.lab.path("ci").display().to_string();
+    let said = controller.ok(&["token", "create", "--publisher", "ci", "--out", &folder]);
+    let id = said.trim_start_matches("token/").split(' ').next().unwrap();
+    let port = controller.mqtt_port.to_string();
+    let [ca, cert, key] = ["ca", "cert", "key"].map(|name| format!("{folder}/{name}.pem"));
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&key).unwrap());
+    assert_eq!(mode & 0o777, 0o600);
+    let own = ["-h", "127.0.0.1", "-p", &port, "--cafile", &ca, "--cert", &cert, "--key", &key];
+    let publish = |topic: &str, more: &[&str]| {
+        let topic = format!("limpet/v1/{topic}");
+        let message = ["-V", "mqttv5", "-q", "1", "-t", &topic, "-m", "image: box"];
+        let done = output("mosquitto_pub", &[&own[..], &message, more].concat());
+        (done.out + &done.err).to_lowercase()
+    };
+    assert_eq!(publish("deploy/web", &[]), "");
+    let web = || {
+        let all = controller.ok(&["get", "deployments", "-o", "json"]);
+        let all: Vec<Value> = serde_json::from_str(&all).unwrap();
+        all.iter().any(|deployment| deployment["name"] == "web")
+    };
+    assert!(web(), "published, and not there");
+    let audit = controller.ok(&["get", "audit"]);
+    assert!(audit.contains(&format!("publisher {id} ci")), "{audit}");
+    for topic in ["d/dev-0/desired", "d/dev-0/command", "d/dev-0/up/hello", "deploy/web/result"] {
+        assert!(publish(topic, &[]).contains("not authorized"), "{topic}");
+    }
+    for filter in ["#", "limpet/v1/#", "limpet/v1/d/dev-0/desired", "$SYS/#"] {
+        let filter = ["-V", "mqttv5", "-t", filter, "-W", "1"];
+        let done = output("mosquitto_sub", &[&own[..], &filter].concat());
+        let said = (done.out + &done.err).to_lowercase();
+        assert!(
+            said.contains("not authorized")
+                || said.contains("all subscription requests were denied"),
+            "{filter:?}: {said}"
+        );
+    }
+    // No device's session, and no will.
+    let device = device(controller, "dev-0").unwrap();
+    let taken = publish("deploy/web", &["-i", "limpet/dev-0/0011223344556677"]);
+    assert!(taken.contains("not authorized"), "{taken}");
+    let will = ["--will-topic", "limpet/v1/deploy/evil", "--will-payload", "image: box"];
+    assert!(publish("deploy/web", &will).contains("not authorized"));
+    assert_eq!(device["presence"], "online");
+    controller.ok(&["token", "revoke", id]);
+    assert!(publish("deploy/web", &[]).contains("not authorized"));
+}
+
+#[test]
+fn a_device_speaks_for_itself_alone() {
+    let fleet = Secured::start(&[]);
+    let controller = &fleet.controller;
+    // A member that means no good, and has all that a member has.
+    let join = controller.join_string(&[]);
+    let evil = Agent::member(&fleet.lab, "evil", &join, "keep_alive_s = 6\n");
+    eventually("evil online", || {
+        (device(controller, "evil")?["presence"] == "online").then_some(())
+    });
+    let [ca, cert, key] = credentials(&fleet.lab, &evil);
+    let port = controller.mqtt_port.to_string();
+    let own = ["-h", "127.0.0.1", "-p", &port, "--cafile", &ca, "--cert", &cert, "--key", &key];
+    let with = |program: &str, more: &[&str]| {
+        let done = output(program, &[&own[..], &["-V", "mqttv5", "-q", "1"], more].concat());
+        (done.out + &done.err).to_lowercase()
+    };
+    let known = device(controller, "dev-0").unwrap();
+    // As anybody but itself it does not even connect: the other's session goes on.
+    for id in ["limpet/dev-0/0011223344556677", "operator", "limpet/evil/0011223344556677"] {
+        let said = with("mosquitto_pub", &["-i", id, "-t", "limpet/v1/deploy/web", "-m", "x"]);
+        assert!(said.contains("not authorized"), "{id}: {said}");
+    }
+    drop(evil);
+    let id = format!("limpet/evil/{}", fingerprint(&cert));
+    for topic in [
+        "d/dev-0/up/hello",
+        "d/dev-0/up/presence",
+        "d/dev-0/desired",
+        "d/evil/desired",
+        "deploy/web",
+        "deploy/web/result",
+        "other",
+    ] {
+        let topic = format!("limpet/v1/{topic}");
+        let said = with("mosquitto_pub", &["-i", &id, "-t", &topic, "-m", "image: box"]);
+        assert!(said.contains("not authorized"), "{topic}: {said}");
+    }
+    for filter in
+        ["#", "+/+/d/+/desired", "limpet/v1/d/dev-0/desired", "limpet/v1/deploy/+", "$share/x/#"]
+    {
+        let said = with("mosquitto_sub", &["-i", &id, "-t", filter, "-W", "1"]);
+        assert!(
+            said.contains("not authorized")
+                || said.contains("all subscription requests were denied"),
+            "{filter}: {said}"
+        );
+    }
+    assert_eq!(device(controller, "dev-0").unwrap()["presence"], known["presence"]);
+}
+
+/// What a device proves itself with, taken out of its data folder: files of authority, certificate
+/// and key.
+fn credentials(lab: &Lab, agent: &Agent) -> [String; 3] {
+    #[derive(serde::Deserialize)]
+    struct Identity {
+        #[serde(with = "serde_bytes")]
+        seed: Vec<u8>,
+        membership: limpet_protocol::Membership,
+    }
+    let bytes = std::fs::read(agent.data.join("identity")).unwrap();
+    // The document's content is the CBOR map in it.
+    let identity = (0..bytes.len())
+        .find_map(|at| {
+            let mut read = serde_cbor::Deserializer::from_slice(&bytes[at..]);
+            <Identity as serde::Deserialize>::deserialize(&mut read).ok()
+        })
+        .unwrap();
+    let key = limpet_protocol::SigningKey::from_seed(&identity.seed).unwrap();
+    let write = |name: &str, form: &str, der: &[u8]| {
+        let der = lab.file(&format!("{name}.der"), der).display().to_string();
+        let pem = lab.path(&format!("{name}.pem")).display().to_string();
+        let done = output("openssl", &[form, "-inform", "DER", "-in", &der, "-out", &pem]);
+        assert_eq!(done.status, 0, "{done:?}");
+        pem
+    };
+    [
+        write("evil-ca", "x509", &identity.membership.roots[0]),
+        write("evil-cert", "x509", &identity.membership.certificates[0]),
+        write("evil-key", "pkey", &key.pkcs8()),
+    ]
+}
+
+/// The organization that a certificate names.
+fn fingerprint(certificate: &str) -> String {
+    let done = output("openssl", &["x509", "-in", certificate, "-noout", "-subject"]);
+    done.out.split("O = ").nth(1).unwrap().split(',').next().unwrap().trim().to_owned()
+}
+
+#[test]
 fn whoever_has_no_certificate_of_the_fleet_gets_nowhere() {
     let fleet = Secured::start(&[]);
     let port = fleet.controller.mqtt_port.to_string();

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+
+mod publisher;
 
 use super::client::Client;
 use super::table::table;
@@ -39,6 +42,7 @@ enum Verb {
 ///
 /// Examples:
 ///   limpet token create --join --ttl 1h --uses 20 --label site=berlin
+///   limpet token create --publisher ci --out ./ci
 ///   limpet token create --role operator --name ci --select site=berlin --ttl 90d
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
@@ -46,13 +50,19 @@ struct Create {
     /// For devices that join
     #[arg(long, conflicts_with_all = ["role", "select"])]
     join: bool,
+    /// For a client that publishes manifests over MQTT: a key and a certificate, in --out
+    #[arg(long, value_name = "NAME", requires = "out", conflicts_with_all = ["join", "role", "select", "name"])]
+    publisher: Option<String>,
+    /// The folder for ca.pem, cert.pem and key.pem
+    #[arg(long, value_name = "DIR", requires = "publisher")]
+    out: Option<PathBuf>,
     /// For a person or a program: viewer, operator or admin
-    #[arg(long, required_unless_present = "join")]
+    #[arg(long, required_unless_present_any = ["join", "publisher"])]
     role: Option<String>,
     /// What it is called, in lists and in the audit log
-    #[arg(long, required_unless_present = "join")]
+    #[arg(long, required_unless_present_any = ["join", "publisher"])]
     name: Option<String>,
-    /// How long it lives: 30m, 1h, 90d, never [1h for --join, else 90d]
+    /// How long it lives: 30m, 1h, 90d, never [1h for --join, 365d for --publisher, else 90d]
     #[arg(long, value_name = "TIME", value_parser = ttl)]
     ttl: Option<Ttl>,
     /// Only devices with this label; can be repeated
@@ -118,6 +128,16 @@ impl Token {
 
 impl Create {
     fn run(self, client: &Client) -> anyhow::Result<()> {
+        let ttl_s = match self.ttl {
+            Some(Ttl::Seconds(seconds)) => Some(seconds),
+            Some(Ttl::Never) | None => None,
+        };
+        if let (Some(name), Some(out)) = (&self.publisher, &self.out) {
+            if self.ttl == Some(Ttl::Never) {
+                return Err(Usage("a publisher's certificate ends: say --ttl 365d").into());
+            }
+            return publisher::create(client, name, ttl_s, out);
+        }
         let name = self.name.clone().unwrap_or_else(|| "join".to_owned());
         let map = |pairs: &[(String, String)]| -> BTreeMap<String, String> {
             pairs.iter().cloned().collect()
@@ -125,10 +145,7 @@ impl Create {
         let request = TokenRequest {
             name,
             role: self.role.clone().unwrap_or_else(|| "join".to_owned()),
-            ttl_s: match self.ttl {
-                Some(Ttl::Seconds(seconds)) => Some(seconds),
-                Some(Ttl::Never) | None => None,
-            },
+            ttl_s,
             never_expires: self.ttl == Some(Ttl::Never),
             select: map(&self.select),
             uses: self.uses,

@@ -100,6 +100,7 @@ fn router(fleet: Handle, access: Access) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(tokens::whoami))
         .routes(routes!(tokens::tokens, tokens::create))
         .routes(routes!(tokens::revoke))
+        .routes(routes!(tokens::publisher))
         .routes(routes!(tokens::audit))
         .routes(routes!(secrets::secrets))
         .routes(routes!(secrets::set, secrets::delete))

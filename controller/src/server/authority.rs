@@ -2,16 +2,17 @@
 //!
 //! Certificates are valid from 1970 on, so that a device whose clock begins there believes them. The
 //! authority is an ECDSA key on P-256, which everybody's TLS knows; a device's certificate is over
-//! its own Ed25519 key. Subjects: `CN=DEVICE, O=FINGERPRINT of its key`.
+//! its own Ed25519 key. Subjects: `CN=DEVICE, O=FINGERPRINT of its key`, and for those who publish
+//! manifests `CN=publisher/NAME, O=TOKEN`; no device's id has a slash.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use limpet_protocol::{DeviceId, Digest, PublicKey, cbor};
+use limpet_protocol::{DeviceId, Digest, PublicKey, TokenId, cbor};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::CertificateDer;
@@ -20,9 +21,12 @@ use serde_bytes::ByteBuf;
 use time::OffsetDateTime;
 
 use super::store;
+use crate::pem::pem;
 
 /// The file of the authority in the data folder; it holds its key.
 pub(super) const AUTHORITY: &str = "authority";
+/// What the names of publishers begin with in certificates.
+pub(super) const PUBLISHER: &str = "publisher/";
 /// The authority's own certificate lives this long.
 const AUTHORITY_DAYS: u64 = 20 * 365;
 /// The controller's certificate lives this long; it is made anew at each start.
@@ -128,11 +132,35 @@ impl Authority {
         now_ms: u64,
         lives_ms: u64,
     ) -> Result<Vec<u8>, AuthorityError> {
-        let mut params = params(CertificateParams::default(), now_ms, lives_ms)?;
-        params.distinguished_name.push(DnType::CommonName, device.as_str());
-        params.distinguished_name.push(DnType::OrganizationName, key.fingerprint());
+        let params = params(CertificateParams::default(), now_ms, lives_ms)?;
+        let made = self.client(params, device.as_str(), &key.fingerprint(), key)?;
+        Ok(made.der().to_vec())
+    }
+
+    /// A certificate, in PEM, for a publisher's key, which the broker knows by its token.
+    pub(super) fn certify_publisher(
+        &self,
+        name: &str,
+        token: TokenId,
+        key: &PublicKey,
+        (now_ms, lives_ms): (u64, u64),
+    ) -> Result<String, AuthorityError> {
+        let params = params(CertificateParams::default(), now_ms, lives_ms)?;
+        let name = format!("{PUBLISHER}{name}");
+        Ok(self.client(params, &name, &token.to_string(), key)?.pem())
+    }
+
+    fn client(
+        &self,
+        mut params: CertificateParams,
+        name: &str,
+        organization: &str,
+        key: &PublicKey,
+    ) -> Result<Certificate, AuthorityError> {
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name.push(DnType::OrganizationName, organization);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        Ok(params.signed_by(&DeviceKey(*key), &self.issuer)?.der().to_vec())
+        Ok(params.signed_by(&ClientKey(*key), &self.issuer)?)
     }
 }
 
@@ -175,10 +203,10 @@ fn params(
     Ok(params)
 }
 
-/// A device's key, of which only the public half is here.
-struct DeviceKey(PublicKey);
+/// A client's key, of which only the public half is here.
+struct ClientKey(PublicKey);
 
-impl PublicKeyData for DeviceKey {
+impl PublicKeyData for ClientKey {
     fn der_bytes(&self) -> &[u8] {
         &self.0.0
     }
@@ -186,14 +214,6 @@ impl PublicKeyData for DeviceKey {
     fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
         &rcgen::PKCS_ED25519
     }
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    use base64::Engine;
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<String> =
-        text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 /// Names that a controller on this address is reached by.

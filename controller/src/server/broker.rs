@@ -12,18 +12,20 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use async_trait::async_trait;
-use limpet_protocol::{DeviceId, Kind, Prefix, Topic};
+use limpet_protocol::{DeviceId, IdError, Kind, Prefix, TokenId, Topic};
+use rmqtt::codec::cert::CertInfo;
 use rmqtt::context::ServerContext;
 use rmqtt::hook::{Handler, HookResult, Parameter, ReturnType, Type};
 use rmqtt::net::Builder;
 use rmqtt::server::MqttServer;
-use rmqtt::session::SessionState;
+use rmqtt::session::{Session, SessionState};
 use rmqtt::types::{
     AuthResult, CodecPublish, ConnectInfo, From, FromType, Id, LastWill, Publish, PublishAclResult,
     QoS, SubscribeAclResult,
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::authority::PUBLISHER;
 use super::fleet::{Caller, Handle, Outgoing, Who};
 
 /// MQTT packets at most: the largest message of Limpet, and its topic.
@@ -35,7 +37,15 @@ const EXPIRY: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Whom a connection belongs to.
 enum Client {
-    Device { id: DeviceId, fingerprint: String },
+    Device {
+        id: DeviceId,
+        fingerprint: String,
+    },
+    Publisher {
+        name: String,
+        token: TokenId,
+    },
+    /// On this machine, where nobody is asked for a certificate.
     Operator,
 }
 
@@ -47,7 +57,7 @@ impl FromStr for Client {
             return Ok(Self::Operator);
         };
         let (device, fingerprint) = rest.split_once('/').ok_or("no key in the client id")?;
-        let id = device.parse().map_err(|e: limpet_protocol::IdError| e.to_string())?;
+        let id = device.parse().map_err(|e: IdError| e.to_string())?;
         Ok(Self::Device { id, fingerprint: fingerprint.to_owned() })
     }
 }
@@ -187,12 +197,13 @@ impl Handler for Hook {
     async fn hook(&self, parameter: &Parameter, before: Option<HookResult>) -> ReturnType {
         match parameter {
             Parameter::ClientAuthenticate(info) => {
-                let allowed = self.is_certified(info)
-                    && self.may_leave(info)
-                    && self.may_connect(info.client_id()).await;
-                let result = match allowed {
-                    true => AuthResult::Allow(false, None),
-                    false => AuthResult::NotAuthorized,
+                let result = match self.let_in(info).await {
+                    Ok(()) => AuthResult::Allow(false, None),
+                    Err(why) => {
+                        let client: String = info.client_id().chars().take(200).collect();
+                        log::warn!("refused: client {client}: {why:.512}");
+                        AuthResult::NotAuthorized
+                    }
                 };
                 (false, Some(HookResult::AuthResult(result)))
             }
@@ -219,7 +230,8 @@ impl Handler for Hook {
                 (true, before)
             }
             Parameter::ClientSubscribeCheckAcl(session, subscribe) => {
-                let allowed = self.may_subscribe(&session.id.client_id, &subscribe.topic_filter);
+                let client = self.client_of(session).await;
+                let allowed = client.is_ok_and(|c| self.may_subscribe(&c, &subscribe.topic_filter));
                 let result = match allowed {
                     true => SubscribeAclResult::new_success(subscribe.opts.qos(), None),
                     false => SubscribeAclResult::new_failure(
@@ -231,7 +243,10 @@ impl Handler for Hook {
             Parameter::MessagePublish(_, from, publish) => {
                 // Wills meet no other hook.
                 if matches!(from.typ(), FromType::LastWill) {
-                    let _ = self.take(&from.id, publish).await;
+                    // Only devices have one.
+                    if let Ok(client) = from.id.client_id.parse() {
+                        let _ = self.take(client, &from.id, publish).await;
+                    }
                 }
                 // An order is a live publish: a copy that stays would be one without a sender.
                 if publish.retain && !matches!(from.typ(), FromType::System) {
@@ -242,7 +257,7 @@ impl Handler for Hook {
                 (true, before)
             }
             Parameter::MessagePublishCheckAcl(session, publish) => {
-                let result = match self.take(&session.id, publish).await {
+                let result = match self.publish(session, publish).await {
                     Ok(()) => PublishAclResult::allow(),
                     Err(why) => PublishAclResult::rejected(false, Some(why.into())),
                 };
@@ -254,67 +269,104 @@ impl Handler for Hook {
 }
 
 impl Hook {
+    /// Who a client is: whom its id says and its certificate names.
+    fn client(&self, id: &str, certificate: Option<&CertInfo>) -> Result<Client, String> {
+        if self.door == Door::Open {
+            return id.parse();
+        }
+        let certificate = certificate.ok_or("it shows no certificate")?;
+        let name = certificate.common_name.as_deref().unwrap_or_default();
+        let organization = certificate.organization.as_deref().unwrap_or_default();
+        if let Some(name) = name.strip_prefix(PUBLISHER) {
+            // Devices' sessions are theirs.
+            if id.starts_with("limpet/") {
+                return Err("a publisher takes no device's id".to_owned());
+            }
+            let token = organization.parse().map_err(|e: IdError| e.to_string())?;
+            return Ok(Client::Publisher { name: name.to_owned(), token });
+        }
+        match id.parse()? {
+            Client::Device { id, fingerprint }
+                if name == id.as_str() && organization == fingerprint =>
+            {
+                Ok(Client::Device { id, fingerprint })
+            }
+            Client::Device { .. } | Client::Publisher { .. } | Client::Operator => {
+                Err(format!("its certificate names {name:.200} ({organization:.200})"))
+            }
+        }
+    }
+
+    async fn client_of(&self, session: &Session) -> Result<Client, String> {
+        let info = session.connect_info().await.map_err(|e| e.to_string())?;
+        self.client(&session.id.client_id, info.cert())
+    }
+
+    async fn publish(&self, session: &Session, publish: &Publish) -> Result<(), String> {
+        let client = self.client_of(session).await?;
+        self.take(client, &session.id, publish).await
+    }
+
+    async fn let_in(&self, info: &ConnectInfo) -> Result<(), String> {
+        let client = self.client(info.client_id(), info.cert())?;
+        self.may_leave(&client, info)?;
+        let known = self.fleet.call(move |fleet| match client {
+            Client::Device { id, fingerprint } => fleet.may_connect(&id, &fingerprint),
+            Client::Publisher { token, .. } => fleet.may_publish(token),
+            Client::Operator => true,
+        });
+        match known.await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("it is not let in".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// Wills meet no other hook before they are delivered: a device's is its presence, and nobody
     /// else has one.
-    fn may_leave(&self, info: &ConnectInfo) -> bool {
+    fn may_leave(&self, client: &Client, info: &ConnectInfo) -> Result<(), String> {
         let topic = match info.last_will() {
-            None => return true,
+            None => return Ok(()),
             Some(LastWill::V3(will)) => will.topic.to_string(),
             Some(LastWill::V5(will)) => will.topic.to_string(),
         };
-        match info.client_id().parse() {
-            Ok(Client::Device { id, .. }) => {
-                topic == Topic::Device(id, Kind::Presence).under(&self.prefix)
+        match client {
+            Client::Device { id, .. }
+                if topic == Topic::Device(id.clone(), Kind::Presence).under(&self.prefix) =>
+            {
+                Ok(())
             }
-            Ok(Client::Operator) | Err(_) => false,
+            Client::Device { .. } | Client::Publisher { .. } | Client::Operator => {
+                Err(format!("it may leave no will on {topic:.200}"))
+            }
         }
     }
 
-    /// Whether a client is whom its certificate names: `CN=DEVICE, O=FINGERPRINT`.
-    fn is_certified(&self, info: &ConnectInfo) -> bool {
-        let certified = match (self.door, info.client_id().parse(), info.cert()) {
-            (Door::Open, ..) => true,
-            (Door::Certificates, Ok(Client::Device { id, fingerprint }), Some(certificate)) => {
-                certificate.common_name.as_deref() == Some(id.as_str())
-                    && certificate.organization.as_deref() == Some(fingerprint.as_str())
+    fn may_subscribe(&self, client: &Client, filter: &str) -> bool {
+        match client {
+            Client::Device { id, .. } => self.prefix.device_filters(id).iter().any(|f| f == filter),
+            Client::Publisher { .. } | Client::Operator => {
+                filter.starts_with(&format!("{}/deploy/", self.prefix))
             }
-            (Door::Certificates, ..) => false,
-        };
-        if !certified {
-            let client: String = info.client_id().chars().take(200).collect();
-            log::warn!("refused: client {client} is not whom its certificate names");
-        }
-        certified
-    }
-
-    async fn may_connect(&self, client_id: &str) -> bool {
-        match client_id.parse() {
-            Ok(Client::Operator) => true,
-            Ok(Client::Device { id, fingerprint }) => {
-                self.fleet.call(move |fleet| fleet.may_connect(&id, &fingerprint)).await == Ok(true)
-            }
-            Err(_) => false,
-        }
-    }
-
-    fn may_subscribe(&self, client_id: &str, filter: &str) -> bool {
-        match client_id.parse() {
-            Ok(Client::Device { id, .. }) => {
-                self.prefix.device_filters(&id).iter().any(|f| f == filter)
-            }
-            Ok(Client::Operator) => filter.starts_with(&format!("{}/deploy/", self.prefix)),
-            Err(_) => false,
         }
     }
 
     /// Hands a publish to the fleet, and waits until it is stored.
-    async fn take(&self, from: &Id, publish: &Publish) -> Result<(), String> {
+    async fn take(&self, client: Client, from: &Id, publish: &Publish) -> Result<(), String> {
         let (topic, payload) = (publish.topic.to_string(), publish.payload.to_vec());
-        let client = from.client_id.parse()?;
-        let by = Caller { who: Who::Mqtt(from.client_id.to_string()), from: from.remote_addr };
+        let (id, from) = (from.client_id.to_string(), from.remote_addr);
         let taken = self.fleet.call(move |fleet| match client {
             Client::Device { id, .. } => fleet.device_message(&id, &topic, &payload),
-            Client::Operator => fleet.manifest_published(&by, &topic, &payload),
+            Client::Publisher { token, .. } if !fleet.may_publish(token) => {
+                Err("this publisher's certificate was revoked, or has ended".to_owned())
+            }
+            Client::Publisher { name, token } => {
+                let by = Caller { who: Who::Publisher { name, token }, from };
+                fleet.manifest_published(&by, &topic, &payload)
+            }
+            Client::Operator => {
+                fleet.manifest_published(&Caller { who: Who::Mqtt(id), from }, &topic, &payload)
+            }
         });
         taken.await.map_err(|e| e.to_string())?
     }

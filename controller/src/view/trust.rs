@@ -106,3 +106,29 @@ pub struct AuditView {
     /// `ok`, a word for what was done, or `refused: ` and why.
     pub outcome: String,
 }
+
+/// Asks for a certificate to publish manifests with.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PublisherRequest {
+    /// What people will call it: lower-case letters, digits and '-'.
+    pub name: String,
+    /// Its Ed25519 public key, in 64 hexadecimal digits.
+    pub key: String,
+    /// Seconds that it lives; a year where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
+}
+
+/// A publisher's certificate.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PublisherMade {
+    /// What it is revoked by.
+    pub token: TokenView,
+    /// In PEM.
+    pub certificate: String,
+    /// Of the authorities that the broker's certificate comes from, in PEM.
+    pub authorities: String,
+    /// `mqtts://HOST:PORT`
+    pub broker: String,
+}

@@ -80,6 +80,7 @@ pub(super) const ROUTES: &[(Method, &str, Needs)] = &[
     (Method::GET,    "/api/v1/tokens", ADMIN),
     (Method::POST,   "/api/v1/tokens", ADMIN),
     (Method::DELETE, "/api/v1/tokens/{id}", ADMIN),
+    (Method::POST,   "/api/v1/publishers", ADMIN),
     (Method::GET,    "/api/v1/audit", ADMIN),
     (Method::GET,    "/api/v1/authorities", NOTHING),
     (Method::POST,   "/api/v1/join", NOTHING),
@@ -151,9 +152,12 @@ fn with_token(
             fleet.audit_refused(&caller, *id, entry);
             Err(refusal)
         }
-        Who::Token { .. } | Who::Local | Who::Mqtt(_) | Who::Device(_) | Who::Stranger => {
-            Ok(caller)
-        }
+        Who::Token { .. }
+        | Who::Local
+        | Who::Mqtt(_)
+        | Who::Publisher { .. }
+        | Who::Device(_)
+        | Who::Stranger => Ok(caller),
     }
 }
 

@@ -10,7 +10,10 @@ use utoipa::IntoParams;
 
 use super::{Answer, Failure, absent, parse};
 use crate::server::fleet::{Caller, Handle, TokenError};
-use crate::view::{AuditView, ErrorView, TokenMade, TokenRequest, TokenView, WhoView};
+use crate::view::{
+    AuditView, ErrorView, PublisherMade, PublisherRequest, TokenMade, TokenRequest, TokenView,
+    WhoView,
+};
 
 const AUDIT_DEFAULT: u32 = 100;
 const AUDIT_MAX: u32 = 10_000;
@@ -42,14 +45,31 @@ pub(super) async fn create(
 ) -> Answer<Json<TokenMade>> {
     let wish = wish(request);
     let made = fleet.call(move |fleet| fleet.create_token(&caller, wish)).await?;
-    made.map(Json).map_err(|error| {
-        let status = match error {
-            TokenError::Insecure | TokenError::Many => StatusCode::CONFLICT,
-            TokenError::Wish(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            TokenError::Key(_) => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        Failure(status, error.to_string())
-    })
+    made.map(Json).map_err(failure)
+}
+
+/// Makes a certificate for a client that publishes manifests over MQTT, with a key that it has.
+#[utoipa::path(post, path = "/api/v1/publishers", request_body = PublisherRequest,
+    responses((status = 200, body = PublisherMade), (status = 409, body = ErrorView),
+              (status = 422, body = ErrorView)))]
+pub(super) async fn publisher(
+    State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
+    Json(request): Json<PublisherRequest>,
+) -> Answer<Json<PublisherMade>> {
+    let made = fleet.call(move |fleet| fleet.create_publisher(&caller, &request)).await?;
+    made.map(Json).map_err(failure)
+}
+
+fn failure(error: TokenError) -> Failure {
+    let status = match error {
+        TokenError::Insecure | TokenError::Many => StatusCode::CONFLICT,
+        TokenError::Wish(_) | TokenError::PublisherKey | TokenError::PublisherName(_) => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
+        TokenError::Key(_) | TokenError::Authority(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Failure(status, error.to_string())
 }
 
 fn wish(request: TokenRequest) -> Wish {

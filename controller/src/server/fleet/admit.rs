@@ -218,7 +218,9 @@ impl Fleet {
                 let record = self.tokens.records.get(id);
                 record.is_some_and(|record| record.ended(self.now_ms).is_none())
             }
-            Who::Local | Who::Mqtt(_) | Who::Device(_) | Who::Stranger => true,
+            Who::Local | Who::Mqtt(_) | Who::Publisher { .. } | Who::Device(_) | Who::Stranger => {
+                true
+            }
         }
     }
 }

@@ -85,7 +85,9 @@ impl Fleet {
     pub(super) fn audit_failed(&mut self, by: &Caller, entry: Entry) {
         match &by.who {
             Who::Token { id, .. } => self.audit_refused(by, *id, entry),
-            Who::Local | Who::Mqtt(_) | Who::Device(_) | Who::Stranger => self.audit(by, entry),
+            Who::Local | Who::Mqtt(_) | Who::Publisher { .. } | Who::Device(_) | Who::Stranger => {
+                self.audit(by, entry)
+            }
         }
     }
 

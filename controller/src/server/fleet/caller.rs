@@ -25,6 +25,8 @@ pub(in crate::server) enum Who {
     Token { id: TokenId, name: String, role: Role, scope: Scope },
     /// A client of the broker, by its id: nobody has asked who it is.
     Mqtt(String),
+    /// Somebody with a publisher's certificate.
+    Publisher { name: String, token: TokenId },
     /// Somebody who would be this device.
     Device(DeviceId),
     /// Somebody whose token opens nothing.
@@ -37,7 +39,7 @@ impl Caller {
         match &self.who {
             Who::Local => Some(Role::Admin),
             Who::Token { role, .. } => Some(*role),
-            Who::Mqtt(_) | Who::Device(_) | Who::Stranger => None,
+            Who::Mqtt(_) | Who::Publisher { .. } | Who::Device(_) | Who::Stranger => None,
         }
     }
 
@@ -45,7 +47,9 @@ impl Caller {
     pub(in crate::server) fn scope(&self) -> &Scope {
         match &self.who {
             Who::Token { scope, .. } => scope,
-            Who::Local | Who::Mqtt(_) | Who::Device(_) | Who::Stranger => &ALL,
+            Who::Local | Who::Mqtt(_) | Who::Publisher { .. } | Who::Device(_) | Who::Stranger => {
+                &ALL
+            }
         }
     }
 }
@@ -56,6 +60,7 @@ impl fmt::Display for Who {
             Self::Local => f.write_str("local"),
             Self::Token { id, name, .. } => write!(f, "token {id} {name}"),
             Self::Mqtt(client) => write!(f, "mqtt {client:.100}"),
+            Self::Publisher { name, token } => write!(f, "publisher {token} {name}"),
             Self::Device(id) => write!(f, "device {id}"),
             Self::Stranger => f.write_str("stranger"),
         }

@@ -90,6 +90,11 @@ impl Members {
         Self { records: BTreeMap::new(), offered: BTreeMap::new(), terms: None }
     }
 
+    /// What members are told, where there are members.
+    pub(super) fn terms(&self) -> Option<&Terms> {
+        self.terms.as_ref()
+    }
+
     /// The key of a device, where it must be a member's.
     pub(super) fn key(&self, id: &DeviceId) -> Option<PublicKey> {
         self.records.get(id).map(|member| member.key)

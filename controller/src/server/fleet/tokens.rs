@@ -9,21 +9,27 @@ use std::collections::BTreeMap;
 
 use limpet_controller_core::token::{Ended, Ttl, Wish, WishError};
 use limpet_controller_core::{Grant, Role, TokenRecord};
-use limpet_protocol::{Digest, Invitation, KeyError, Purpose, Token, TokenId};
+use limpet_protocol::{
+    DeploymentName, Digest, Invitation, KeyError, PublicKey, Purpose, Token, TokenId,
+};
 use ring::hmac;
 
 use super::Fleet;
 use super::admit::Counts;
 use super::audit::Entry;
 use super::caller::{Caller, Who};
+use crate::server::authority::AuthorityError;
 use crate::server::clock::rfc3339;
 use crate::server::store::Table;
-use crate::view::{TokenMade, TokenView};
+use crate::view::{PublisherMade, PublisherRequest, TokenMade, TokenView};
 
 /// Tokens at most, those included that have ended and are still listed.
 pub(super) const TOKENS_MAX: usize = 10_000;
 /// How long those that have ended are listed, and said to have ended to whoever uses them.
 const ENDED_KEPT_MS: u64 = 30 * 24 * 3_600_000;
+
+/// A publisher's certificate lives this long unless somebody says otherwise.
+const PUBLISHER_TTL_MS: u64 = 365 * 24 * 3_600_000;
 
 /// How this controller is reached and known: what an invitation says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +61,15 @@ pub(in crate::server) enum TokenError {
     Insecure,
     #[error(transparent)]
     Wish(#[from] WishError),
+    #[error("a publisher's key is an Ed25519 public key, in 64 hexadecimal digits")]
+    PublisherKey,
+    #[error(
+        "publisher {0:?}: use lower-case letters, digits and '-', beginning and ending with a letter \
+         or digit"
+    )]
+    PublisherName(String),
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
     #[error("there are {TOKENS_MAX} tokens: revoke some; they go 30 days after their end")]
     Many,
     #[error(transparent)]
@@ -132,6 +147,64 @@ impl Fleet {
         let Contact { servers, pin } = contact;
         let text = Invitation { purpose, servers, pin, token }.to_string();
         Ok(TokenMade { token: view, text })
+    }
+
+    /// Makes a certificate for somebody who publishes manifests over MQTT with this key.
+    pub(in crate::server) fn create_publisher(
+        &mut self,
+        by: &Caller,
+        request: &PublisherRequest,
+    ) -> Result<PublisherMade, TokenError> {
+        let (name, now_ms) = (&request.name, self.now_ms);
+        let key: PublicKey = request.key.parse().map_err(|_| TokenError::PublisherKey)?;
+        if name.parse::<DeploymentName>().is_err() {
+            return Err(TokenError::PublisherName(name.chars().take(80).collect()));
+        }
+        self.forget_ended_tokens();
+        if self.tokens.records.len() >= TOKENS_MAX {
+            return Err(TokenError::Many);
+        }
+        let lives_ms = request.ttl_s.map_or(PUBLISHER_TTL_MS, |ttl_s| ttl_s.saturating_mul(1000));
+        let id = Token::generate()?.id;
+        let terms = self.members.terms().ok_or(TokenError::Insecure)?;
+        let lives = (now_ms, lives_ms);
+        let certificate = terms.authority.certify_publisher(name, id, &key, lives)?;
+        let record = TokenRecord {
+            name: name.clone(),
+            grant: Grant::Publisher,
+            made_ms: now_ms,
+            expires_ms: Some(now_ms.saturating_add(lives_ms)),
+            revoked_ms: None,
+            // It has no secret but its key.
+            hash: Digest::of(&key.0),
+        };
+        let made = PublisherMade {
+            token: self.token_view(id, &record),
+            certificate,
+            authorities: terms.authority.pem(),
+            broker: terms.brokers.first().cloned().unwrap_or_default(),
+        };
+        self.tokens.records.insert(id, record);
+        self.change_token(id, |_| ());
+        self.audit(
+            by,
+            Entry {
+                action: "token.create",
+                object: format!("token/{id}"),
+                after: serde_json::to_string(&made.token).ok(),
+                outcome: "ok".to_owned(),
+                ..Entry::default()
+            },
+        );
+        Ok(made)
+    }
+
+    /// Whether a publisher's certificate is still good.
+    pub(in crate::server) fn may_publish(&self, id: TokenId) -> bool {
+        let record = self.tokens.records.get(&id);
+        record.is_some_and(|record| {
+            record.grant == Grant::Publisher && record.ended(self.now_ms).is_none()
+        })
     }
 
     /// Takes a token back; None where it is not known.
