@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod api;
@@ -61,6 +62,7 @@ pub struct Options {
 /// When it cannot begin: an address or the data folder is in use, or must not be used.
 pub fn up(options: &Options) -> anyhow::Result<()> {
     check(options)?;
+    allow_connections();
     let store = Store::open(&options.data_dir)?;
     let key = store.signing_key()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -80,6 +82,16 @@ fn check(options: &Options) -> anyhow::Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Each connection is an open file: as many as this process may have, not only the 1,024 that shells
+/// begin with.
+fn allow_connections() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    if let Err(error) = raised {
+        log::warn!("open files stay limited: {error}");
+    }
 }
 
 async fn serve(

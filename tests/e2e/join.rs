@@ -6,6 +6,7 @@ use limpet_tests::{
     Agent, Controller, Image, Lab, Place, Registry, Value, eventually, eventually_or, output,
     program,
 };
+use rustix::process::{Resource, Rlimit};
 
 /// A secured fleet of one.
 struct Secured {
@@ -274,6 +275,65 @@ fn a_device_speaks_for_itself_alone() {
         );
     }
     assert_eq!(device(controller, "dev-0").unwrap()["presence"], known["presence"]);
+}
+
+#[test]
+fn floods_of_clients_and_huge_publishes_harm_nobody_else() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let own = Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(Resource::Nofile, own).unwrap();
+    let fleet = Secured::start(&[]);
+    let controller = &fleet.controller;
+    // Ten thousand that begin TLS and never go on, on the broker; and a thousand on the API.
+    let half = |port: u16| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        // One that is refused is as good.
+        let _ = std::io::Write::write_all(&mut stream, &[0x16, 3, 1, 2, 0, 1]);
+        stream
+    };
+    let api: u16 = controller.api.rsplit_once(':').unwrap().1.parse().unwrap();
+    let mut flood: Vec<TcpStream> = (0..10_000).map(|_| half(controller.mqtt_port)).collect();
+    flood.extend((0..1_000).map(|_| half(api)));
+    controller.run_script("web", "exec sleep 100000");
+    let late =
+        Agent::member(&fleet.lab, "late", &controller.join_string(&[]), "keep_alive_s = 6\n");
+    eventually_or(
+        "a device that comes in the midst of it",
+        || (device(controller, "late")?["presence"] == "online").then_some(()),
+        || late.process.tail() + &controller.process.tail(),
+    );
+    // A member publishes 200 MB, again and again.
+    let [ca, cert, key] = credentials(&fleet.lab, &late);
+    let id = format!("limpet/late/{}", fingerprint(&cert));
+    drop(late);
+    let huge = fleet.lab.file("huge", connect_and_publish(&id, "limpet/v1/d/late/up/event"));
+    std::fs::File::options().write(true).open(&huge).unwrap().set_len(200 << 20).unwrap();
+    let (address, huge) =
+        (format!("127.0.0.1:{}", controller.mqtt_port), huge.display().to_string());
+    let client = "exec openssl s_client -quiet -connect $0 -CAfile $1 -cert $2 -key $3 < $4";
+    for _ in 0..3 {
+        let said = output("sh", &["-c", client, &address, &ca, &cert, &key, &huge]).err;
+        assert!(said.contains("verify return:1") && !said.contains("alert"), "{said}");
+    }
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", controller.process.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak_kb: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak_kb < 1 << 20, "the controller took {peak_kb} kB");
+    assert_eq!(device(controller, "dev-0").unwrap()["presence"], "online");
+    drop(flood);
+    controller.ok(&["scale", "web", "--replicas=0"]);
+}
+
+/// The beginning of a connection (MQTT 5.0 section 3.1) and of a publish that claims 200 MB.
+fn connect_and_publish(id: &str, topic: &str) -> Vec<u8> {
+    let text = |text: &str| {
+        let length = u16::try_from(text.len()).unwrap().to_be_bytes();
+        [&length, text.as_bytes()].concat()
+    };
+    let body = [&text("MQTT")[..], &[5, 2, 0, 60, 0], &text(id)].concat();
+    let connect = [&[0x10, u8::try_from(body.len()).unwrap()], &body[..]].concat();
+    [&connect[..], &[0x30, 0x80, 0x80, 0x80, 0x64], &text(topic), &[0]].concat()
 }
 
 /// What a device proves itself with, taken out of its data folder: files of authority, certificate
