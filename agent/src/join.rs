@@ -14,7 +14,7 @@ use limpet_protocol::{
 use serde::{Deserialize, Serialize};
 use ureq::Agent;
 use ureq::http::StatusCode;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsConfigBuilder, TlsProvider};
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsConfigBuilder, TlsProvider};
 
 use crate::state::{Identity, State, StateError};
 use crate::tls;
@@ -127,16 +127,13 @@ pub fn renew(state: &State, identity: &Identity) -> Result<Identity, JoinError> 
     let roots: Vec<_> = roots.collect();
     let membership =
         ask_any(&known.servers, |server| post(server, roots.clone(), "renew", &request))?;
-    // Nobody but who signs desired state may change whose signature that is.
-    match Some(membership.controller) == identity.controller {
-        true => keep(state, identity, membership),
-        false => Err(JoinError::Foreign(foreign(identity))),
-    }
+    keep(state, identity, membership)
 }
 
 fn keep(state: &State, identity: &Identity, membership: Membership) -> Result<Identity, JoinError> {
-    if identity.controller.is_some_and(|known| known != membership.controller) {
-        return Err(JoinError::Foreign(foreign(identity)));
+    // Nobody but who signs desired state may change whose signature that is.
+    if let Some(known) = identity.controller.filter(|known| *known != membership.controller) {
+        return Err(JoinError::Foreign(known.fingerprint()));
     }
     tls::client(&membership, &identity.key).map_err(|e| JoinError::Answer {
         server: membership.servers.join(", "),
@@ -145,10 +142,6 @@ fn keep(state: &State, identity: &Identity, membership: Membership) -> Result<Id
     let member = identity.with_membership(membership);
     state.store_identity(&member).map_err(StateError::from)?;
     Ok(member)
-}
-
-fn foreign(identity: &Identity) -> String {
-    identity.controller.map(|key| key.fingerprint()).unwrap_or_default()
 }
 
 fn sealed<T: Serialize>(identity: &Identity, kind: Kind, body: &T) -> Vec<u8> {
@@ -178,11 +171,7 @@ fn pinned(server: &str, pin: &Digest) -> Result<Certificate<'static>, JoinError>
     let anybody = TlsConfig::builder().disable_verification(true);
     let asked = http(anybody).get(format!("https://{server}/api/v1/authorities")).call();
     let pem = read(server, asked)?;
-    let mut certificates = ureq::tls::parse_pem(&pem).filter_map(|item| match item {
-        Ok(PemItem::Certificate(certificate)) => Some(certificate),
-        Ok(_) | Err(_) => None,
-    });
-    certificates
+    tls::certificates(&pem)
         .find(|certificate| Digest::of(certificate.der()) == *pin)
         .ok_or_else(|| JoinError::Pin { server: server.to_owned() })
 }

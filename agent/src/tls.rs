@@ -13,11 +13,21 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore};
 
+use ureq::tls::{Certificate, PemItem};
+
 use crate::clock;
 
 /// What this device does cryptography with.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
+}
+
+/// The certificates in a text (PEM); what else is in it is left out.
+pub fn certificates(pem: &[u8]) -> impl Iterator<Item = Certificate<'static>> {
+    ureq::tls::parse_pem(pem).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        Ok(_) | Err(_) => None,
+    })
 }
 
 /// How this device connects to its fleet.

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use crate::desired::Held;
 use crate::hpke::SealingKey;
 use crate::id::{Digest, IdError, OutboxId, byte_id};
-use crate::key::PublicKey;
 
 /// Labels a device may carry.
 pub const LABELS_MAX: usize = 64;
@@ -68,9 +67,6 @@ pub struct Hello {
     /// Seconds between signs of life of this connection; 0 where an older agent does not say.
     #[serde(rename = "k", default)]
     pub keep_alive_s: u16,
-    /// The controller's key that the device believes; absent where an older agent does not say.
-    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
-    pub controller: Option<PublicKey>,
     /// What secrets are sealed to; absent where an agent takes none.
     #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
     pub sealing_key: Option<SealingKey>,

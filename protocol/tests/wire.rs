@@ -98,7 +98,6 @@ fn golden_bytes() {
         reported: Digest([3; 32]),
         outbox: OutboxId([4; 8]),
         keep_alive_s: 600,
-        controller: None,
         sealing_key: None,
     };
     let reported = Reported {

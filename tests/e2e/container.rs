@@ -2,28 +2,19 @@
 
 use limpet_tests::{Fleet, agent, json};
 
-/// Runs a script to its end as a workload with these flags; gives what it wrote.
-fn says(fleet: &Fleet, name: &str, flags: &[&str], script: &str) -> String {
-    let base = ["run", name, "--image=box", "--restart=never", "--timeout=60s"];
-    let args = [&base[..], flags, &["--", "sh", "-c", script]].concat();
-    fleet.controller.ok(&args);
-    let done = fleet.controller.limpet(&["logs", name, "--tail=1000"]);
-    done.out + &done.err
-}
-
 #[test]
 fn a_container_finds_its_names_its_user_and_its_environment() {
     let fleet = Fleet::start(1);
     let flags = ["--env", "KEY=a value", "--env", "FROM=workload", "--workdir=/tmp", "--user=app"];
     let script = "hostname; cat /etc/hostname; cat /etc/hosts; id -u; id -g; id -G; pwd; echo $KEY; echo $FROM; echo $HOME";
-    let said = says(&fleet, "names", &flags, script);
+    let said = fleet.says("names", &flags, script);
     let hosts = "127.0.0.1\tlocalhost names-0\n::1\tlocalhost names-0\n";
     assert_eq!(
         said,
         format!("names-0\nnames-0\n{hosts}1000\n1001\n1001 44\n/tmp\na value\nworkload\n/tmp\n")
     );
     let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    assert_eq!(says(&fleet, "resolv", &[], "cat /etc/resolv.conf").trim(), host.trim());
+    assert_eq!(fleet.says("resolv", &[], "cat /etc/resolv.conf").trim(), host.trim());
     let why = fleet.controller.fails(&["run", "nobody", "--image=box", "--user=nobody"]);
     assert!(why.contains("the image has no user \"nobody\" in /etc/passwd"), "{why}");
 }
@@ -31,7 +22,7 @@ fn a_container_finds_its_names_its_user_and_its_environment() {
 #[test]
 fn a_container_may_do_little_to_its_host() {
     let fleet = Fleet::start(1);
-    let status = says(&fleet, "status", &[], "cat /proc/self/status");
+    let status = fleet.says("status", &[], "cat /proc/self/status");
     let field = |name: &str| {
         status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
     };
@@ -53,24 +44,25 @@ fn a_container_may_do_little_to_its_host() {
             "can't create",
         ),
     ] {
-        let said = says(&fleet, name, &[], &format!("{script}; echo ended"));
+        let said = fleet.says(name, &[], &format!("{script}; echo ended"));
         assert!(said.contains(refusal) && said.contains("ended"), "{script}: {said}");
     }
     assert_eq!(
-        says(&fleet, "masked", &[], "cat /proc/keys /proc/timer_list; ls /sys/firmware; echo $?"),
+        fleet.says("masked", &[], "cat /proc/keys /proc/timer_list; ls /sys/firmware; echo $?"),
         "0\n"
     );
     // It inherits no ignored signal: a pipe that nobody reads ends who writes.
-    assert_eq!(says(&fleet, "pipe", &[], "yes | cat </dev/null; echo ended"), "ended\n");
+    assert_eq!(fleet.says("pipe", &[], "yes | cat </dev/null; echo ended"), "ended\n");
     // Its own processes are all it sees, and what it writes is seen nowhere else.
     assert_eq!(
-        says(&fleet, "alone", &[], "echo $$; echo x > /new; ls /new; ls /proc | grep -c '^[0-9]'")
+        fleet
+            .says("alone", &[], "echo $$; echo x > /new; ls /new; ls /proc | grep -c '^[0-9]'")
             .lines()
             .next(),
         Some("1")
     );
     assert!(!std::path::Path::new("/new").exists());
-    assert_eq!(says(&fleet, "apart", &[], "ls /new 2>/dev/null; echo fresh"), "fresh\n");
+    assert_eq!(fleet.says("apart", &[], "ls /new 2>/dev/null; echo fresh"), "fresh\n");
 }
 
 /// What a container has of its own, and what it shares with its host until there are networks.
@@ -86,7 +78,7 @@ fn a_container_sees_nothing_of_its_host() {
     // Memory that a process of the host shares: none of it is in the container's list.
     let made = limpet_tests::run("ipcmk", &["-M", "4096"]);
     let id = made.trim().rsplit(' ').next().unwrap().to_owned();
-    let said = says(&fleet, "inside", &[], &script);
+    let said = fleet.says("inside", &[], &script);
     limpet_tests::run("ipcrm", &["-m", &id]);
     let mut parts = said.split("end\n");
     let mut part = || parts.next().unwrap().to_owned();
@@ -134,8 +126,7 @@ fn limits_hold() {
     assert!(["25000", "25000 100000"].contains(&value(&["cpu.cfs_quota_us", "cpu.max"]).as_str()));
     assert_eq!(value(&["pids.max"]), "6");
 
-    let said = says(
-        &fleet,
+    let said = fleet.says(
         "forks",
         &["--pids=4"],
         "sh -c 'for n in 1 2 3 4 5 6 7 8; do sleep 5 & done'; echo ended",

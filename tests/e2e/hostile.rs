@@ -77,7 +77,6 @@ fn evil_hello() -> Hello {
         reported: limpet_protocol::Digest([0; 32]),
         outbox: limpet_protocol::OutboxId([1; 8]),
         keep_alive_s: 600,
-        controller: None,
         sealing_key: None,
     }
 }

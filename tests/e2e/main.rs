@@ -5,6 +5,7 @@
 #![expect(clippy::too_many_lines, reason = "a test tells one story from beginning to end")]
 
 mod chaos;
+mod clients;
 mod container;
 mod cuts;
 mod dark;
@@ -25,5 +26,6 @@ mod publish;
 mod recover;
 mod registries;
 mod secrets;
+mod secured;
 mod start;
 mod survive;

@@ -27,15 +27,6 @@ fn change(fleet: &mut Fleet, rules: &str) {
     agent.restart();
 }
 
-/// Runs a script to its end as a workload with these flags; gives what it wrote.
-fn says(fleet: &Fleet, name: &str, flags: &[&str], script: &str) -> String {
-    let base = ["run", name, "--image=box", "--restart=never", "--timeout=60s"];
-    let args = [&base[..], flags, &["--", "sh", "-c", script]].concat();
-    fleet.controller.ok(&args);
-    let done = fleet.controller.limpet(&["logs", name, "--tail=1000"]);
-    done.out + &done.err
-}
-
 /// Runs a workload that is refused; gives why.
 fn refused(fleet: &Fleet, name: &str, flags: &[&str]) -> String {
     let args = [&["run", name, "--image=box"], flags].concat();
@@ -57,7 +48,7 @@ fn a_privileged_workload_needs_the_owner_s_word_and_loses_it() {
     fleet.until_online(1);
     let script = "cat /proc/self/status; ls -l /dev/fuse; mknod /tmp/null c 1 3 && echo made; \
                   cat /proc/keys >/dev/null && echo unmasked; mount -t tmpfs none /tmp && echo mounted";
-    let said = says(&fleet, "mighty", &["--privileged"], script);
+    let said = fleet.says("mighty", &["--privileged"], script);
     let own = std::fs::read_to_string("/proc/self/status").unwrap();
     assert_eq!(field(&said, "CapEff:"), field(&own, "CapBnd:"), "{said}");
     assert_eq!((field(&said, "Seccomp:"), field(&said, "NoNewPrivs:")), ("0".into(), "0".into()));
@@ -137,17 +128,17 @@ fn paths_of_the_host_are_given_as_far_as_the_owner_allows() {
     };
 
     let script = "cat /data/file; echo new > /data/made; grep ' /data ' /proc/mounts";
-    let said = says(&fleet, "given", &[&mount("data", "")], script);
+    let said = fleet.says("given", &[&mount("data", "")], script);
     assert!(said.starts_with("inside\n") && said.contains("nosuid,nodev"), "{said}");
     assert_eq!(std::fs::read_to_string(base.join("data/made")).unwrap(), "new\n");
-    let said = says(&fleet, "file", &[&mount("data/file", "")], "cat /data");
+    let said = fleet.says("file", &[&mount("data/file", "")], "cat /data");
     assert_eq!(said, "inside\n");
     for (name, source, rest, script) in [
         ("asked", "data", ",readonly", "touch /data/x"),
         ("forced", "look", "", "touch /data/x"),
         ("below", "look", "", "touch /data/disk/x"),
     ] {
-        let said = says(&fleet, name, &[&mount(source, rest)], &format!("{script}; echo ended"));
+        let said = fleet.says(name, &[&mount(source, rest)], &format!("{script}; echo ended"));
         assert!(said.contains("Read-only file system") && said.contains("ended"), "{said}");
     }
 
@@ -196,12 +187,12 @@ fn devices_of_the_host_are_given_as_far_as_the_owner_allows() {
     let fleet = owned("host_devices = ['/dev/loop-c*', '/dev/fuse']");
     let open = "[ -e /dev/loop-control ] || exit 0; dd if=/dev/loop-control of=/dev/null count=0 && echo read; \
                 dd if=/dev/null of=/dev/loop-control conv=notrunc count=0 && echo written; true";
-    let said = says(&fleet, "plain", &[], open);
+    let said = fleet.says("plain", &[], open);
     assert!(!said.contains("read") && !said.contains("written"), "{said}");
-    let said = says(&fleet, "given", &["--device=/dev/loop-control"], open);
+    let said = fleet.says("given", &["--device=/dev/loop-control"], open);
     assert!(said.contains("read") && said.contains("written"), "{said}");
     let script = "ls -l /dev/other; ls /dev/fuse /dev/loop-control; cat /proc/self/status";
-    let said = says(&fleet, "named", &["--device=/dev/fuse:/dev/other"], script);
+    let said = fleet.says("named", &["--device=/dev/fuse:/dev/other"], script);
     assert!(said.contains("10, 229") && field(&said, "CapEff:").ends_with("5fb"), "{said}");
     assert_eq!(said.matches("No such file").count(), 2, "no other is there: {said}");
     let why = refused(&fleet, "kmsg", &["--device=/dev/kmsg"]);
@@ -216,7 +207,7 @@ fn devices_of_the_host_are_given_as_far_as_the_owner_allows() {
         assert!(why.contains("cannot do device.access"), "{why}");
         return;
     }
-    let said = says(&fleet, "reader", &["--device=/dev/loop-control:r"], open);
+    let said = fleet.says("reader", &["--device=/dev/loop-control:r"], open);
     assert!(said.contains("read") && !said.contains("written"), "{said}");
     assert!(said.contains("Operation not permitted"), "{said}");
 }

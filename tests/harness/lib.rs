@@ -148,6 +148,15 @@ impl Fleet {
         self.controller.list(&format!("/api/v1/workloads?deployment={deployment}"))
     }
 
+    /// Runs a script to its end as a workload with these flags; gives what it wrote.
+    pub fn says(&self, name: &str, flags: &[&str], script: &str) -> String {
+        let base = ["run", name, "--image=box", "--restart=never", "--timeout=60s"];
+        let args = [&base[..], flags, &["--", "sh", "-c", script]].concat();
+        self.controller.ok(&args);
+        let done = self.controller.limpet(&["logs", name, "--tail=1000"]);
+        done.out + &done.err
+    }
+
     /// Kinds and messages of a deployment's events, in order.
     pub fn story(&self, deployment: &str) -> Vec<String> {
         let path = format!("/api/v1/events?deployment={deployment}&limit=10000");

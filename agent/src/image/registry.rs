@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::Deserialize;
 use ureq::http::{Response, StatusCode};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider};
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body};
 
 use super::auth::{self, Challenge};
@@ -17,6 +17,7 @@ use super::manifest::ACCEPT;
 use super::outage::Outages;
 use super::{DOCUMENT_BYTES_MAX, ImageError, ImageName, io};
 use crate::clock::boot_ms;
+use crate::tls;
 
 /// Where the certificates of authorities are, on the distributions we know.
 const ROOTS: [&str; 3] =
@@ -62,14 +63,13 @@ impl Registry {
         if let Some(path) = &registries.certificates {
             roots.extend(std::fs::read(path).map_err(io("read", path))?);
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = TlsConfig::builder()
+        let config = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(provider)
-            .root_certs(certificates(&roots))
+            .unversioned_rustls_crypto_provider(tls::provider())
+            .root_certs(RootCerts::from(tls::certificates(&roots).collect::<Vec<_>>()))
             .build();
         let agent = Agent::config_builder()
-            .tls_config(tls)
+            .tls_config(config)
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(ANSWER_TIMEOUT))
@@ -326,14 +326,6 @@ fn is_loopback(host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let name = name.trim_start_matches('[').trim_end_matches(']');
     name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-fn certificates(pem: &[u8]) -> RootCerts {
-    let certificates = ureq::tls::parse_pem(pem).filter_map(|item| match item {
-        Ok(PemItem::Certificate(certificate)) => Some(certificate),
-        Ok(_) | Err(_) => None,
-    });
-    RootCerts::from(certificates.collect::<Vec<_>>())
 }
 
 #[cfg(test)]

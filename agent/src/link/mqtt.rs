@@ -29,7 +29,7 @@ pub(super) fn explain(error: ConnectionError) -> String {
     match &error {
         ConnectionError::ConnectionRefused(code) => format!(
             "the controller refused this device ({code:?}): it waits for approval, was revoked, or \
-             another device has its id. `limpet get devices` says"
+             another device has its id. `limpet get events` says which"
         ),
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
             match reason_code {

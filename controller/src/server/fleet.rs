@@ -291,7 +291,7 @@ impl Fleet {
     }
 
     /// Cuts a client's connection, once what was changed is on disk.
-    fn outgoing_drop(&mut self, client: String) {
+    fn cut(&mut self, client: String) {
         self.to_publish.push(Outgoing::Drop { client });
     }
 

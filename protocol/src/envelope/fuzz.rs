@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::*;
 use crate::{
-    Ack, Command, CommandResult, DesiredState, EventBatch, Hello, Presence, Reported, Returned,
-    SealedChunk, StreamChunk, Topic,
+    Ack, Command, CommandResult, DesiredState, EventBatch, Hello, Invitation, Join, Membership,
+    Presence, Purpose, Renew, Reported, Returned, SealedChunk, StreamChunk, Token, Topic,
 };
 
 /// Reads `data` as its first byte says: a whole message, a protected header, topics, or the body
@@ -17,7 +17,7 @@ pub fn messages(data: &[u8]) {
     let Some((what, data)) = data.split_first() else {
         return;
     };
-    match what % 13 {
+    match what % 15 {
         0 => message(data),
         1 => protected(data),
         2 => topics(data),
@@ -33,7 +33,9 @@ pub fn messages(data: &[u8]) {
             body::<StreamChunk>(Kind::Stream, data);
             body::<SealedChunk>(Kind::Stream, data);
         }
-        _ => body::<Returned>(Kind::Returned, data),
+        12 => body::<Returned>(Kind::Returned, data),
+        13 => joining(data),
+        _ => invitations(data),
     }
 }
 
@@ -71,6 +73,35 @@ fn protected(data: &[u8]) {
                 key().map(|key| seal(&key, &envelope.header, &CommandResult { error: None }));
             assert_eq!(again.and_then(|again| opened(&again, kind)), Some(envelope));
         }
+    }
+}
+
+/// What a stranger sends to join or renew, signed by whatever key it names; and what it is answered.
+fn joining(data: &[u8]) {
+    for kind in [Kind::Join, Kind::Renew] {
+        if let Err(error) = open_first(data, &Prefix::default(), kind) {
+            assert!(error.to_string().len() < 4096);
+        }
+    }
+    body::<Join>(Kind::Join, data);
+    body::<Renew>(Kind::Renew, data);
+    if let Ok(membership) = cbor::decode::<Membership>(data, cbor::MESSAGE_BYTES_MAX) {
+        let again = cbor::encode(&membership);
+        assert_eq!(cbor::decode::<Membership>(&again, again.len()).ok(), Some(membership));
+    }
+}
+
+/// Strings that people copy.
+fn invitations(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for purpose in [Purpose::Join, Purpose::Login] {
+        if let Ok(invitation) = Invitation::parse(&text, purpose) {
+            let again = Invitation::parse(&invitation.to_string(), purpose);
+            assert_eq!(again, Ok(invitation));
+        }
+    }
+    if let Ok(token) = text.parse::<Token>() {
+        assert_eq!(token.to_string().parse(), Ok(token));
     }
 }
 

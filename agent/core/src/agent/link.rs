@@ -55,7 +55,6 @@ impl Agent {
             reported: self.outbox.digest(),
             outbox: self.outbox.id,
             keep_alive_s: self.keep_alive_s,
-            controller: None,
             sealing_key: self.sealing_key,
         };
         self.effects.push_back(Effect::Publish(Message::Hello(Box::new(hello))));

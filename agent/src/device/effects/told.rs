@@ -39,8 +39,7 @@ impl Shell {
 
     pub(super) fn publish(&self, message: Message) {
         match message {
-            Message::Hello(mut hello) => {
-                hello.controller = self.identity().controller;
+            Message::Hello(hello) => {
                 self.tell(Kind::Hello, hello.held.epoch, hello.connection, &hello);
             }
             Message::Reported(report) => {

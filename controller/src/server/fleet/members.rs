@@ -1,18 +1,18 @@
 //! Members of the fleet: devices that have joined, their keys, and whether they are let in.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
-use limpet_protocol::envelope;
-use limpet_protocol::{Action, DeviceId, Join, Kind, Labels, Membership, PublicKey, TokenId};
+use limpet_protocol::{DeviceId, Labels, PublicKey, TokenId};
 use serde::{Deserialize, Serialize};
-use serde_bytes::ByteBuf;
 
 use super::audit::Entry;
-use super::caller::{Caller, Who};
+use super::caller::Caller;
 use super::{Fleet, JoinRefusal};
 use crate::server::authority::{Authority, AuthorityError};
 use crate::server::store::{StoreError, Table};
+
+mod certificates;
+mod exchange;
 
 /// How a member stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,137 +114,6 @@ impl Fleet {
         Ok(())
     }
 
-    /// Makes a device a member: `signed` is its [`Join`].
-    pub(in crate::server) fn join(
-        &mut self,
-        signed: &[u8],
-        from: SocketAddr,
-    ) -> Result<Membership, MemberError> {
-        if self.members.terms.is_none() {
-            return Err(MemberError::Insecure);
-        }
-        let (id, key, join) = self.request::<Join>(signed, Kind::Join)?;
-        if let Err(why) = self.may_join(&id, &key) {
-            // Who has no token is told nothing of ids, and may not try tokens here either.
-            self.check_join_token(&join.token, &id, from)?;
-            let by = Caller { who: Who::Device(id.clone()), from: Some(from) };
-            let (object, outcome) = (format!("device/{id}"), format!("refused: {why}"));
-            let entry = Entry { action: "device.join", object, outcome, ..Entry::default() };
-            self.audit_refused(&by, join.token.id, entry);
-            return Err(why);
-        }
-        let grant = self.use_join_token(&join.token, &id, from)?;
-        let standing = match grant.require_approval {
-            true => Standing::Waiting,
-            false => Standing::Member,
-        };
-        let known = self.members.records.get(&id);
-        let standing = known.map_or(standing, |known| known.standing);
-        let member = Member {
-            key,
-            standing,
-            labels: grant.labels,
-            token: grant.token,
-            joined_ms: self.now_ms,
-            certified_until_ms: 0,
-        };
-        self.members.records.insert(id.clone(), member);
-        if standing == Standing::Waiting {
-            let said = "waits for `limpet device approve`".to_owned();
-            self.note("device-waits", Some(&id), said);
-        }
-        self.certify(&id)
-    }
-
-    /// Gives a member another certificate: `signed` is its [`limpet_protocol::Renew`].
-    pub(in crate::server) fn renew(
-        &mut self,
-        signed: &[u8],
-        from: SocketAddr,
-    ) -> Result<Membership, MemberError> {
-        let (id, key, _) = self.request::<limpet_protocol::Renew>(signed, Kind::Renew)?;
-        let late_ms = self.members.terms.as_ref().map_or(0, |terms| terms.renew_expired_ms);
-        let renewed = match self.members.records.get(&id) {
-            Some(member) if member.key != key => Err(MemberError::Unknown(id.clone())),
-            None => Err(MemberError::Unknown(id.clone())),
-            Some(Member { standing: Standing::Revoked, .. }) => {
-                Err(MemberError::Revoked(id.clone()))
-            }
-            Some(member) if member.certified_until_ms.saturating_add(late_ms) < self.now_ms => {
-                Err(MemberError::TooLate(id.clone()))
-            }
-            Some(_) => self.certify(&id),
-        };
-        let outcome = match &renewed {
-            Ok(_) => "ok".to_owned(),
-            Err(why) => format!("refused: {why}"),
-        };
-        let by = Caller { who: Who::Device(id.clone()), from: Some(from) };
-        let object = format!("device/{id}");
-        self.audit_stranger(
-            &by,
-            Entry { action: "device.renew", object, outcome, ..Entry::default() },
-        );
-        renewed
-    }
-
-    fn request<T: serde::de::DeserializeOwned>(
-        &self,
-        signed: &[u8],
-        kind: Kind,
-    ) -> Result<(DeviceId, PublicKey, T), MemberError> {
-        let opened = envelope::open_first(signed, &self.prefix, kind)
-            .map_err(|e| MemberError::Envelope(e.to_string()))?;
-        let body = opened.read().map_err(|e| MemberError::Envelope(e.to_string()))?;
-        Ok((opened.header.device, opened.signer, body))
-    }
-
-    fn may_join(&self, id: &DeviceId, key: &PublicKey) -> Result<(), MemberError> {
-        let known = self.members.key(id).or(self.devices.get(id).map(|device| device.record.key));
-        match (known, self.members.records.get(id)) {
-            (Some(known), _) if known != *key => {
-                Err(MemberError::Taken { id: id.clone(), known: known.fingerprint() })
-            }
-            (_, Some(Member { standing: Standing::Revoked, .. })) => {
-                Err(MemberError::Revoked(id.clone()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Makes a certificate for a member that takes it at once.
-    fn certify(&mut self, id: &DeviceId) -> Result<Membership, MemberError> {
-        let (membership, until_ms) = self.membership(id)?;
-        self.certified(id, until_ms);
-        Ok(membership)
-    }
-
-    /// A member's terms with a new certificate, and when that ends.
-    fn membership(&self, id: &DeviceId) -> Result<(Membership, u64), MemberError> {
-        let terms = self.members.terms.as_ref().ok_or(MemberError::Insecure)?;
-        let unknown = || MemberError::Unknown(id.clone());
-        let member = self.members.records.get(id).ok_or_else(unknown)?;
-        let lives_ms = terms.certificate_ms;
-        let certificate = terms.authority.certify(id, &member.key, self.now_ms, lives_ms)?;
-        let membership = Membership {
-            controller: self.key.public(),
-            roots: vec![terms.authority.root()],
-            certificates: vec![ByteBuf::from(certificate)],
-            brokers: terms.brokers.clone(),
-            servers: terms.servers.clone(),
-        };
-        Ok((membership, self.now_ms.saturating_add(lives_ms)))
-    }
-
-    /// A member has a certificate that ends then.
-    fn certified(&mut self, id: &DeviceId, until_ms: u64) {
-        if let Some(member) = self.members.records.get_mut(id) {
-            member.certified_until_ms = until_ms;
-            let put = self.store.put(Table::Members, id.as_str(), member);
-            self.stored(put);
-        }
-    }
-
     /// The authority's certificates, in PEM; empty where there is none.
     pub(in crate::server) fn authorities(&self) -> String {
         self.members.terms.as_ref().map(|terms| terms.authority.pem()).unwrap_or_default()
@@ -296,39 +165,9 @@ impl Fleet {
         );
         if standing == Standing::Revoked {
             let client = format!("limpet/{id}/{}", key.fingerprint());
-            self.outgoing_drop(client);
+            self.cut(client);
         }
         Ok(())
-    }
-
-    /// Renews certificates that have lived half their life, over the device's connection.
-    pub(super) fn renew_certificate(&mut self, id: &DeviceId) {
-        let Some(terms) = &self.members.terms else { return };
-        let Some(member) = self.members.records.get(id) else { return };
-        let left_ms = member.certified_until_ms.saturating_sub(self.now_ms);
-        if left_ms > terms.certificate_ms / 2 {
-            return;
-        }
-        match self.membership(id) {
-            Ok((membership, until_ms)) => {
-                let number = self.command(id, Action::Membership(Box::new(membership)));
-                let offered = number.map(|number| (number, until_ms));
-                offered.map(|offered| self.members.offered.insert(id.clone(), offered));
-            }
-            Err(error) => log::error!("device {id}: {error}"),
-        }
-    }
-
-    /// A member has taken the certificate that it was offered, or says why not.
-    pub(super) fn took_certificate(&mut self, id: &DeviceId, number: u64, error: Option<&str>) {
-        match (self.members.offered.get(id).copied(), error) {
-            (Some((offered, until_ms)), None) if offered == number => self.certified(id, until_ms),
-            (Some((offered, _)), Some(why)) if offered == number => {
-                log::error!("device {id} does not take its new certificate: {why:.512}");
-            }
-            _ => return,
-        }
-        self.members.offered.remove(id);
     }
 
     /// The labels of a device: its own, and those that its token gave it.

@@ -1,0 +1,110 @@
+//! What devices ask over HTTPS: to join, and for another certificate.
+
+use std::net::SocketAddr;
+
+use limpet_protocol::{DeviceId, Join, Kind, Membership, PublicKey, Renew, envelope};
+use serde::de::DeserializeOwned;
+
+use super::super::audit::Entry;
+use super::super::caller::{Caller, Who};
+use super::{Fleet, Member, MemberError, Standing};
+
+impl Fleet {
+    /// Makes a device a member: `signed` is its [`Join`].
+    pub(in crate::server) fn join(
+        &mut self,
+        signed: &[u8],
+        from: SocketAddr,
+    ) -> Result<Membership, MemberError> {
+        if self.members.terms.is_none() {
+            return Err(MemberError::Insecure);
+        }
+        let (id, key, join) = self.request::<Join>(signed, Kind::Join)?;
+        if let Err(why) = self.may_join(&id, &key) {
+            // Who has no token is told nothing of ids, and may not try tokens here either.
+            self.check_join_token(&join.token, &id, from)?;
+            let by = Caller { who: Who::Device(id.clone()), from: Some(from) };
+            let (object, outcome) = (format!("device/{id}"), format!("refused: {why}"));
+            let entry = Entry { action: "device.join", object, outcome, ..Entry::default() };
+            self.audit_refused(&by, join.token.id, entry);
+            return Err(why);
+        }
+        let grant = self.use_join_token(&join.token, &id, from)?;
+        let standing = match grant.require_approval {
+            true => Standing::Waiting,
+            false => Standing::Member,
+        };
+        let known = self.members.records.get(&id);
+        let standing = known.map_or(standing, |known| known.standing);
+        let member = Member {
+            key,
+            standing,
+            labels: grant.labels,
+            token: grant.token,
+            joined_ms: self.now_ms,
+            certified_until_ms: 0,
+        };
+        self.members.records.insert(id.clone(), member);
+        if standing == Standing::Waiting {
+            let said = "waits for `limpet device approve`".to_owned();
+            self.note("device-waits", Some(&id), said);
+        }
+        self.certify(&id)
+    }
+
+    /// Gives a member another certificate: `signed` is its [`Renew`].
+    pub(in crate::server) fn renew(
+        &mut self,
+        signed: &[u8],
+        from: SocketAddr,
+    ) -> Result<Membership, MemberError> {
+        let (id, key, _) = self.request::<Renew>(signed, Kind::Renew)?;
+        let late_ms = self.members.terms.as_ref().map_or(0, |terms| terms.renew_expired_ms);
+        let renewed = match self.members.records.get(&id) {
+            Some(member) if member.key != key => Err(MemberError::Unknown(id.clone())),
+            None => Err(MemberError::Unknown(id.clone())),
+            Some(Member { standing: Standing::Revoked, .. }) => {
+                Err(MemberError::Revoked(id.clone()))
+            }
+            Some(member) if member.certified_until_ms.saturating_add(late_ms) < self.now_ms => {
+                Err(MemberError::TooLate(id.clone()))
+            }
+            Some(_) => self.certify(&id),
+        };
+        let outcome = match &renewed {
+            Ok(_) => "ok".to_owned(),
+            Err(why) => format!("refused: {why}"),
+        };
+        let by = Caller { who: Who::Device(id.clone()), from: Some(from) };
+        let object = format!("device/{id}");
+        self.audit_stranger(
+            &by,
+            Entry { action: "device.renew", object, outcome, ..Entry::default() },
+        );
+        renewed
+    }
+
+    fn request<T: DeserializeOwned>(
+        &self,
+        signed: &[u8],
+        kind: Kind,
+    ) -> Result<(DeviceId, PublicKey, T), MemberError> {
+        let opened = envelope::open_first(signed, &self.prefix, kind)
+            .map_err(|e| MemberError::Envelope(e.to_string()))?;
+        let body = opened.read().map_err(|e| MemberError::Envelope(e.to_string()))?;
+        Ok((opened.header.device, opened.signer, body))
+    }
+
+    fn may_join(&self, id: &DeviceId, key: &PublicKey) -> Result<(), MemberError> {
+        let known = self.members.key(id).or(self.devices.get(id).map(|device| device.record.key));
+        match (known, self.members.records.get(id)) {
+            (Some(known), _) if known != *key => {
+                Err(MemberError::Taken { id: id.clone(), known: known.fingerprint() })
+            }
+            (_, Some(Member { standing: Standing::Revoked, .. })) => {
+                Err(MemberError::Revoked(id.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
