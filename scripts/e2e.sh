@@ -20,6 +20,10 @@ sweep() {
         echo "network namespace $island"
         ip netns delete "$island" || true
     done
+    for address in $(ip -o address show label lo:limpet 2>/dev/null | awk '{print $4}'); do
+        echo "address $address"
+        ip address delete "$address" dev lo || true
+    done
     for mount in $(grep -o ' /[^ ]*/limpet-test-[^ ]* ' /proc/mounts || true); do
         echo "mount $mount"
         umount -l "$mount" 2>/dev/null || true

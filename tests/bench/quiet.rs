@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use limpet_tests::{Agent, Fleet, Proxy, eventually, run};
+use limpet_tests::{Agent, Door, Fleet, Proxy, eventually, run};
 
 use crate::row;
 
@@ -27,7 +27,7 @@ struct Device {
 }
 
 pub(crate) fn measure() {
-    let fleet = Fleet::start(0);
+    let fleet = Fleet::insecure(0);
     let devices = ["rests", "ten"].map(|id| Device::start(&fleet, id));
     fleet.until_online(devices.len());
     fleet.controller.ok(&["run", "ten", "--image=box", "--replicas=10", "--select", "name=ten"]);
@@ -61,7 +61,11 @@ impl Device {
             fleet.registry.host
         );
         let broker = format!("mqtt://{}", link.address);
-        Self { agent: Agent::with_config(&fleet.lab, id, &broker, &config), link, disk }
+        Self {
+            agent: Agent::with_config(&fleet.lab, id, Door::Broker(&broker), &config),
+            link,
+            disk,
+        }
     }
 
     fn until_told(&self, fleet: &Fleet) {

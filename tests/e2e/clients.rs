@@ -2,7 +2,7 @@
 
 use std::net::TcpStream;
 
-use limpet_tests::{Agent, Lab, Value, eventually, eventually_or, output};
+use limpet_tests::{Agent, Member, Value, eventually, eventually_or, output};
 use rustix::process::{Resource, Rlimit};
 
 use crate::secured::{Secured, device};
@@ -68,9 +68,9 @@ fn a_device_speaks_for_itself_alone() {
     eventually("evil online", || {
         (device(controller, "evil")?["presence"] == "online").then_some(())
     });
-    let [ca, cert, key] = credentials(&fleet.lab, &evil);
-    let port = controller.mqtt_port.to_string();
-    let own = ["-h", "127.0.0.1", "-p", &port, "--cafile", &ca, "--cert", &cert, "--key", &key];
+    // From here on it is in the test's hands.
+    let evil = Member::of(&fleet.lab, evil, controller);
+    let own = evil.credentials();
     let with = |program: &str, more: &[&str]| {
         let done = output(program, &[&own[..], &["-V", "mqttv5", "-q", "1"], more].concat());
         (done.out + &done.err).to_lowercase()
@@ -81,8 +81,7 @@ fn a_device_speaks_for_itself_alone() {
         let said = with("mosquitto_pub", &["-i", id, "-t", "limpet/v1/deploy/web", "-m", "x"]);
         assert!(said.contains("not authorized"), "{id}: {said}");
     }
-    drop(evil);
-    let id = format!("limpet/evil/{}", fingerprint(&cert));
+    let id = evil.client_id();
     for topic in [
         "d/dev-0/up/hello",
         "d/dev-0/up/presence",
@@ -135,16 +134,15 @@ fn floods_of_clients_and_huge_publishes_harm_nobody_else() {
         || late.process.tail() + &controller.process.tail(),
     );
     // A member publishes 200 MB, again and again.
-    let [ca, cert, key] = credentials(&fleet.lab, &late);
-    let id = format!("limpet/late/{}", fingerprint(&cert));
-    drop(late);
+    let late = Member::of(&fleet.lab, late, controller);
+    let ([ca, cert, key], id) = (&late.files, late.client_id());
     let huge = fleet.lab.file("huge", connect_and_publish(&id, "limpet/v1/d/late/up/event"));
     std::fs::File::options().write(true).open(&huge).unwrap().set_len(200 << 20).unwrap();
     let (address, huge) =
         (format!("127.0.0.1:{}", controller.mqtt_port), huge.display().to_string());
     let client = "exec openssl s_client -quiet -connect $0 -CAfile $1 -cert $2 -key $3 < $4";
     for _ in 0..3 {
-        let said = output("sh", &["-c", client, &address, &ca, &cert, &key, &huge]).err;
+        let said = output("sh", &["-c", client, &address, ca, cert, key, &huge]).err;
         assert!(said.contains("verify return:1") && !said.contains("alert"), "{said}");
     }
     let status =
@@ -166,44 +164,6 @@ fn connect_and_publish(id: &str, topic: &str) -> Vec<u8> {
     let body = [&text("MQTT")[..], &[5, 2, 0, 60, 0], &text(id)].concat();
     let connect = [&[0x10, u8::try_from(body.len()).unwrap()], &body[..]].concat();
     [&connect[..], &[0x30, 0x80, 0x80, 0x80, 0x64], &text(topic), &[0]].concat()
-}
-
-/// What a device proves itself with, taken out of its data folder: files of authority, certificate
-/// and key.
-fn credentials(lab: &Lab, agent: &Agent) -> [String; 3] {
-    #[derive(serde::Deserialize)]
-    struct Identity {
-        #[serde(with = "serde_bytes")]
-        seed: Vec<u8>,
-        membership: limpet_protocol::Membership,
-    }
-    let bytes = std::fs::read(agent.data.join("identity")).unwrap();
-    // The document's content is the CBOR map in it.
-    let identity = (0..bytes.len())
-        .find_map(|at| {
-            let mut read = serde_cbor::Deserializer::from_slice(&bytes[at..]);
-            <Identity as serde::Deserialize>::deserialize(&mut read).ok()
-        })
-        .unwrap();
-    let key = limpet_protocol::SigningKey::from_seed(&identity.seed).unwrap();
-    let write = |name: &str, form: &str, der: &[u8]| {
-        let der = lab.file(&format!("{name}.der"), der).display().to_string();
-        let pem = lab.path(&format!("{name}.pem")).display().to_string();
-        let done = output("openssl", &[form, "-inform", "DER", "-in", &der, "-out", &pem]);
-        assert_eq!(done.status, 0, "{done:?}");
-        pem
-    };
-    [
-        write("evil-ca", "x509", &identity.membership.roots[0]),
-        write("evil-cert", "x509", &identity.membership.certificates[0]),
-        write("evil-key", "pkey", &key.pkcs8()),
-    ]
-}
-
-/// The organization that a certificate names.
-fn fingerprint(certificate: &str) -> String {
-    let done = output("openssl", &["x509", "-in", certificate, "-noout", "-subject"]);
-    done.out.split("O = ").nth(1).unwrap().split(',').next().unwrap().trim().to_owned()
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use limpet_tests::{Agent, Card, Chance, Disk, Fleet, Image, Lab, Place, Unflushed};
+use limpet_tests::{Agent, Card, Chance, Disk, Door, Fleet, Image, Lab, Place, Unflushed};
 
 /// Deployments that should run, each with the number of the change that made it so.
 type State = BTreeMap<String, usize>;
@@ -45,8 +45,7 @@ fn after_a_power_cut_at_any_moment_a_device_has_what_it_had_acknowledged() {
     let mut fleet = Fleet::start(0);
     fleet.registry.push("library/quick", "latest", &Image::quick());
     let card = Card::insert(&fleet.lab, &fleet.lab.path("dev-0.data"), CARD_BYTES);
-    let mqtt = fleet.controller.mqtt.clone();
-    fleet.agents.push(Agent::start(&fleet.lab, "dev-0", &mqtt, &fleet.registry));
+    fleet.agents.push(Agent::start(&fleet.lab, "dev-0", &fleet.controller, &fleet.registry));
     fleet.until_online(1);
     fleet.controller.ok(&["run", "a", "--image=quick", "--", "sleep", "1000000"]);
     fleet.until_phases("a", &["running"]);
@@ -270,7 +269,7 @@ fn dark(lab: &Lab, name: &str) -> Agent {
     Agent::placed(
         lab,
         "dev-0",
-        &format!("mqtt://{nowhere}"),
+        Door::Broker(&format!("mqtt://{nowhere}")),
         &Agent::config("dev-0", nowhere),
         place,
     )

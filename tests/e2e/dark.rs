@@ -65,8 +65,8 @@ fn in_1970_and_in_2099_with_no_network_what_was_accepted_runs_and_is_kept_runnin
         assert!(now.remove("more.0").is_some());
         assert_eq!(now, healed, "nothing was restarted");
         // The clock was what the test says that it was.
-        let url = format!("{}/api/v1/workloads/dev-0/{victim}/logs?tail=100", fleet.controller.api);
-        let log = limpet_tests::run("curl", &["-s", &url]);
+        let path = format!("/api/v1/workloads/dev-0/{victim}/logs?tail=100");
+        let log = fleet.controller.text(&path);
         assert!(log.lines().any(|line| line.contains(year)), "{log}");
         fleet.controller.ok(&["delete", "more"]);
     }
@@ -135,8 +135,8 @@ fn a_controller_that_lost_everything_stops_nothing() {
     fleet.controller.kill();
     std::fs::remove_dir_all(fleet.lab.path("controller")).unwrap();
     fleet.controller.restart();
-    // It has another key: whatever it says is not believed.
-    fleet.agents[0].process.until_said("refused");
+    // It has another authority: whatever it says is not believed.
+    fleet.agents[0].process.until_said("is not from this fleet's authority");
     fleet.agents[0].kill();
     fleet.agents[0].restart();
     fleet.eventually("the device again", || (running(&fleet).len() == 2).then_some(()));

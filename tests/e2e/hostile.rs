@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use limpet_protocol::envelope::{Header, seal};
 use limpet_protocol::{BootId, DesiredState, Held, Hello, Kind, Nonce, Prefix, SigningKey, Topic};
-use limpet_tests::{Agent, Fleet, Lab, Process, eventually, free_port, output};
+use limpet_tests::{Agent, Door, Fleet, Lab, Member, Process, eventually, free_port, output};
 
 /// Bytes that are no message of anybody.
 fn garbage() -> Vec<(&'static str, Vec<u8>)> {
@@ -46,24 +46,8 @@ fn publish(lab: &Lab, port: u16, client: &str, topic: &str, payload: &[u8]) -> S
     done.out + &done.err
 }
 
-/// The key of a device that has joined and means no good.
-fn evil() -> SigningKey {
-    SigningKey::from_seed(&[9; 32]).unwrap()
-}
-
-/// What `evil` signs, on its connection.
-fn sealed<T: serde::Serialize>(kind: Kind, body: &T) -> Vec<u8> {
-    let header = Header {
-        prefix: "limpet/v1".into(),
-        device: "evil".parse().unwrap(),
-        kind,
-        epoch: 0,
-        number: 1,
-    };
-    seal(&evil(), &header, body)
-}
-
-fn evil_hello() -> Hello {
+/// What a device that means no good says first.
+pub(crate) fn evil_hello() -> Hello {
     Hello {
         boot: BootId([1; 16]),
         connection: 1,
@@ -81,30 +65,14 @@ fn evil_hello() -> Hello {
     }
 }
 
-/// A hello of `evil`, whose agent says that it can do this.
-pub(crate) fn evil_hello_with(features: &[&'static str]) -> Hello {
-    let features = features.iter().map(|name| limpet_protocol::Feature::known(name)).collect();
-    Hello { features, ..evil_hello() }
-}
-
-/// Has `evil` join.
-pub(crate) fn says_hello(fleet: &Fleet, hello: &Hello) {
-    let client = format!("limpet/evil/{}", evil().public().fingerprint());
-    let (topic, bytes) = ("limpet/v1/d/evil/up/hello", sealed(Kind::Hello, hello));
-    assert_eq!(publish(&fleet.lab, fleet.controller.mqtt_port, &client, topic, &bytes), "");
-}
-
 #[test]
 fn garbage_on_every_topic_of_a_device_is_refused_and_disturbs_nobody() {
     let fleet = Fleet::start(1);
     fleet.controller.ok(&["run", "web", "--image=box", "--select", "name=dev-0"]);
     let before = fleet.until_phases("web", &["running"]);
-    let port = fleet.controller.mqtt_port;
-    let client = format!("limpet/evil/{}", evil().public().fingerprint());
-    let send = |leaf: &str, bytes: &[u8]| {
-        publish(&fleet.lab, port, &client, &format!("limpet/v1/d/evil/up/{leaf}"), bytes)
-    };
-    assert_eq!(send("hello", &sealed(Kind::Hello, &evil_hello())), "");
+    let evil = Member::join(&fleet.lab, "evil", &fleet.controller);
+    let send = |leaf: &str, bytes: &[u8]| evil.publish(&fleet.lab, leaf, bytes);
+    assert_eq!(send("hello", &evil.seal(Kind::Hello, &evil_hello())), "");
     let stream = "stream/0011223344556677";
     let kinds = [
         ("presence", Kind::Presence),
@@ -119,9 +87,9 @@ fn garbage_on_every_topic_of_a_device_is_refused_and_disturbs_nobody() {
     for (leaf, kind) in kinds {
         // Well signed, and still no message of its kind.
         let bodies = [
-            sealed(kind, &"text"),
-            sealed(kind, &vec![0u8; 200_000]),
-            sealed(kind, &std::collections::BTreeMap::from([("o", 1), ("e", 1)])),
+            evil.seal(kind, &"text"),
+            evil.seal(kind, &vec![0u8; 200_000]),
+            evil.seal(kind, &std::collections::BTreeMap::from([("o", 1), ("e", 1)])),
         ];
         let signed = bodies.into_iter().map(|bytes| ("signed", bytes));
         for (what, bytes) in garbage().into_iter().chain(signed) {
@@ -130,7 +98,9 @@ fn garbage_on_every_topic_of_a_device_is_refused_and_disturbs_nobody() {
         }
     }
     for (what, bytes) in garbage().into_iter().filter(|(what, _)| *what != "empty") {
-        publish(&fleet.lab, port, "somebody", "limpet/v1/deploy/web", &bytes);
+        let file = fleet.lab.file("payload", bytes).display().to_string();
+        let topic = ["-V", "mqttv5", "-q", "1", "-t", "limpet/v1/deploy/web", "-f", &file];
+        output("mosquitto_pub", &[&fleet.controller.publisher()[..], &topic].concat());
         assert_eq!(fleet.controller.get("/api/v1/deployments/web")["image"], "box", "{what}");
     }
     let events = fleet.controller.list("/api/v1/events?device=evil");
@@ -144,8 +114,8 @@ fn garbage_on_every_topic_of_a_device_is_refused_and_disturbs_nobody() {
 }
 
 #[test]
-fn clients_reach_their_own_topics_only() {
-    let fleet = Fleet::start(1);
+fn without_certificates_too_clients_reach_their_own_topics_only() {
+    let fleet = Fleet::insecure(1);
     let (lab, port) = (&fleet.lab, fleet.controller.mqtt_port);
     let refused = |client: &str, topic: &str| {
         let said = publish(lab, port, client, topic, b"x");
@@ -219,12 +189,8 @@ impl Owned {
             &["-p", &port_text, "-t", "#", "-F", "%t %x"],
         );
         std::thread::sleep(std::time::Duration::from_millis(200));
-        let agent = Agent::with_config(
-            &lab,
-            "dev-0",
-            &format!("mqtt://127.0.0.1:{port}"),
-            "keep_alive_s = 6\n",
-        );
+        let url = format!("mqtt://127.0.0.1:{port}");
+        let agent = Agent::with_config(&lab, "dev-0", Door::Broker(&url), "keep_alive_s = 6\n");
         Self { agent, heard, broker, log, port, lab }
     }
 
@@ -389,8 +355,8 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
 }
 
 #[test]
-fn wills_and_web_pages_reach_nothing_that_is_not_theirs() {
-    let fleet = Fleet::start(1);
+fn without_certificates_too_wills_and_web_pages_reach_nothing_that_is_not_theirs() {
+    let fleet = Fleet::insecure(1);
     let port = fleet.controller.mqtt_port.to_string();
     for (client, topic) in [
         ("operator", "limpet/v1/d/dev-0/desired"),

@@ -282,7 +282,7 @@ fn a_pull_that_is_cut_again_and_again_goes_on_where_it_was() {
     proxy.cut_after(400_000);
     proxy.pace(2000);
     let config = format!("[registries.mirrors]\n\"docker.io\" = [\"{}\"]\n", proxy.address);
-    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller.mqtt, &config);
+    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller, &config);
     fleet.agents.push(agent);
     fleet.until_online(1);
     let run = fleet.controller.limpet(&["run", "big", "--image=big"]);
@@ -328,8 +328,7 @@ fn what_nothing_needs_goes_when_room_is_short_and_nothing_else() {
     let mut fleet = Fleet::start(0);
     let data = fleet.lab.path("dev-0.data");
     let _disk = limpet_tests::Disk::mount(&data, "40m");
-    let mqtt = fleet.controller.mqtt.clone();
-    fleet.agents.push(Agent::start(&fleet.lab, "dev-0", &mqtt, &fleet.registry));
+    fleet.agents.push(Agent::start(&fleet.lab, "dev-0", &fleet.controller, &fleet.registry));
     fleet.until_online(1);
     let own = |name: &str| Layer::new().file(name, 0o644, name).gzip();
     for name in ["one", "two", "three"] {
@@ -397,7 +396,7 @@ fn a_60_mb_image_arrives_over_a_link_that_is_cut_every_400_kb() {
     let proxy = Proxy::start(&fleet.registry.host);
     proxy.cut_after(400_000);
     let config = format!("[registries.mirrors]\n\"docker.io\" = [\"{}\"]\n", proxy.address);
-    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller.mqtt, &config);
+    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller, &config);
     fleet.agents.push(agent);
     fleet.until_online(1);
     fleet.controller.ok(&["run", "big", "--image=big"]);
@@ -424,7 +423,7 @@ fn a_transfer_that_stalls_is_resumed_and_one_that_is_slow_is_not() {
         "[registries]\nstall_timeout_s = 5\nmirrors = {{ \"docker.io\" = [\"{}\"] }}\n",
         proxy.address
     );
-    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller.mqtt, &config);
+    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller, &config);
     fleet.agents.push(agent);
     fleet.until_online(1);
     // What one run of an image takes of the link: bytes and connections.
@@ -456,8 +455,7 @@ fn a_full_disk_fails_that_workload_alone() {
     let _disk = limpet_tests::Disk::ext4(&data, "48m");
     let proxy = Proxy::start(&fleet.registry.host);
     let config = format!("[registries.mirrors]\n\"docker.io\" = [\"{}\"]\n", proxy.address);
-    let mqtt = fleet.controller.mqtt.clone();
-    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &mqtt, &config));
+    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &fleet.controller, &config));
     fleet.until_online(1);
     let push = |name: &str, layers: Vec<image::Packed>| {
         let mut all = vec![Image::busybox_layer().gzip()];

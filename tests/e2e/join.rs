@@ -82,7 +82,7 @@ fn whoever_may_not_join_is_told_why_and_the_operator_too() {
     let stranger = Controller::secured(&foreign, &[]);
     let pinned = limpet_protocol::Invitation::parse(&good, limpet_protocol::Purpose::Join).unwrap();
     let elsewhere = limpet_protocol::Invitation {
-        servers: vec![stranger.api.trim_start_matches("http://").to_owned()],
+        servers: vec![stranger.api.trim_start_matches("https://").to_owned()],
         ..pinned
     };
     let said = join(&lab, &elsewhere.to_string(), "two");

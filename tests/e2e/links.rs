@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use limpet_tests::{Agent, Fleet, Image, Island, Layer, Place, Proxy, Value, start_time};
+use limpet_tests::{
+    Agent, Controller, Fleet, Harbour, Image, Island, Layer, Place, Proxy, Value, start_time,
+};
 use rustix::process::Signal;
 
 /// Containers by workload: their main process, by number and start.
@@ -37,33 +39,36 @@ struct Archipelago {
     fleet: Fleet,
     // Behind the fleet: its devices leave first.
     islands: Vec<Island>,
-    ferries: Vec<Proxy>,
+    _ferries: Vec<Proxy>,
+    _harbour: Harbour,
 }
 
 fn archipelago(devices: usize) -> Archipelago {
-    let mut fleet = Fleet::start(0);
+    let harbour = std::cell::OnceCell::new();
+    let mut fleet = Fleet::of(0, |lab| {
+        let Harbour { address } = harbour.get_or_init(|| Harbour::make(lab));
+        Controller::advertised(lab, address)
+    });
+    let harbour = harbour.into_inner().unwrap();
     fleet.registry.push("library/quick", "latest", &Image::quick());
-    let (mut islands, mut ferries) = (Vec::new(), Vec::new());
+    let ferry = |to: &str| Proxy::in_front(&harbour.address, to);
+    let ferries = vec![ferry(&fleet.controller.mqtt), ferry(&fleet.registry.host)];
+    let mut islands = Vec::new();
     for number in 0..devices {
         let island = Island::make(&fleet.lab, number);
-        let broker = format!("127.0.0.1:{}", fleet.controller.mqtt_port);
-        let broker = Proxy::at(&island.shore, &broker);
-        let registry = Proxy::at(&island.shore, &fleet.registry.host);
         let id = format!("dev-{number}");
         let place = Place { through: island.through(), ..Place::default() };
-        let config = Agent::config(&id, &registry.address);
-        let url = format!("mqtt://{}", broker.address);
-        fleet.agents.push(Agent::placed(&fleet.lab, &id, &url, &config, place));
+        let config = Agent::config(&id, &ferries[1].address);
+        fleet.agents.push(Agent::placed(&fleet.lab, &id, &fleet.controller, &config, place));
         islands.push(island);
-        ferries.extend([broker, registry]);
     }
     fleet.until_online(devices);
-    Archipelago { fleet, islands, ferries }
+    Archipelago { fleet, islands, _ferries: ferries, _harbour: harbour }
 }
 
 #[test]
 fn a_pulled_cable_while_everything_changes_restarts_nothing_that_did_not_change() {
-    let Archipelago { fleet, islands, ferries: _ferries } = archipelago(3);
+    let Archipelago { fleet, islands, _ferries, _harbour } = archipelago(3);
     let run = |name: &str, args: &[&str]| {
         let all = [&["run", name, "--image=quick", "--detach"], args].concat();
         fleet.controller.ok(&all);
@@ -149,8 +154,7 @@ fn a_pull_goes_on_after_registry_and_agent_were_killed_in_the_midst_of_it() {
     let mut fleet = Fleet::start(0);
     let proxy = Proxy::start(&fleet.registry.host);
     let config = Agent::config("dev-0", &proxy.address);
-    let mqtt = fleet.controller.mqtt.clone();
-    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &mqtt, &config));
+    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &fleet.controller, &config));
     fleet.until_online(1);
     // What does not compress, so that it takes its time.
     let mut chance = limpet_tests::Chance(7);

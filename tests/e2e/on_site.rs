@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use limpet_tests::{Agent, Fleet, Proxy, Value, start_time};
+use limpet_tests::{Agent, Controller, Fleet, Proxy, Value, start_time};
 
 /// What `limpet-agent status` says of a workload.
 fn line(agent: &Agent, workload: &str) -> Value {
@@ -141,7 +141,7 @@ fn logs_are_on_disk_where_the_owner_chose_so() {
     let mut fleet = Fleet::start(0);
     let config =
         format!("logs = 'disk'\n[registries.mirrors]\n'docker.io' = ['{}']\n", fleet.registry.host);
-    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller.mqtt, &config);
+    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller, &config);
     fleet.agents.push(agent);
     fleet.until_online(1);
     fleet.controller.run_script("web", "echo hello; exec sleep 100000");
@@ -173,10 +173,10 @@ fn written(folder: &Path) -> BTreeMap<PathBuf, (SystemTime, u64)> {
 /// Promise P5: whatever the link does, a device with nothing to change writes nothing.
 #[test]
 fn a_device_with_nothing_to_change_writes_nothing() {
-    let mut fleet = Fleet::start(0);
-    let proxy = Proxy::start(&format!("127.0.0.1:{}", fleet.controller.mqtt_port));
-    let agent =
-        Agent::start(&fleet.lab, "dev-0", &format!("mqtt://{}", proxy.address), &fleet.registry);
+    let link = "127.0.0.2";
+    let mut fleet = Fleet::of(0, |lab| Controller::advertised(lab, link));
+    let proxy = Proxy::in_front(link, &fleet.controller.mqtt);
+    let agent = Agent::start(&fleet.lab, "dev-0", &fleet.controller, &fleet.registry);
     fleet.agents.push(agent);
     fleet.until_online(1);
     fleet.controller.run_script("web", "echo hello; exec sleep 100000");
@@ -217,7 +217,7 @@ fn a_log_that_has_no_room_holds_up_nobody() {
     let mut fleet = Fleet::start(0);
     let run = fleet.lab.in_memory("dev-0.run");
     let _memory = limpet_tests::Disk::mount(&run, "2m");
-    let agent = Agent::start(&fleet.lab, "dev-0", &fleet.controller.mqtt, &fleet.registry);
+    let agent = Agent::start(&fleet.lab, "dev-0", &fleet.controller, &fleet.registry);
     fleet.agents.push(agent);
     fleet.until_online(1);
     let talks = "while [ ! -e /go ]; do sleep 0.1; done; n=0; while [ $n -lt 20000 ]; do \

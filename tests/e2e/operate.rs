@@ -118,8 +118,8 @@ fn a_log_is_followed_until_its_container_ends() {
 fn everywhere_is_every_device_and_those_that_come_later() {
     let mut fleet = Fleet::start(1);
     fleet.controller.ok(&["run", "all", "--image=box", "--everywhere"]);
-    let (lab, mqtt) = (&fleet.lab, fleet.controller.mqtt.clone());
-    let second = limpet_tests::Agent::start(lab, "dev-1", &mqtt, &fleet.registry);
+    let lab = &fleet.lab;
+    let second = limpet_tests::Agent::start(lab, "dev-1", &fleet.controller, &fleet.registry);
     fleet.agents.push(second);
     let all = fleet.until_phases("all", &["running", "running"]);
     assert_eq!((all[0]["id"].as_str(), all[1]["device"].as_str()), (Some("all"), Some("dev-1")));
@@ -221,8 +221,9 @@ fn a_log_that_breaks_off_is_a_failure() {
     let mut fleet = Fleet::start(1);
     fleet.controller.run_script("web", "echo on; exec sleep 100000");
     let log = fleet.lab.path("followed");
-    let args = ["logs", "web", "-f", "--server", &fleet.controller.api];
-    let mut follower = Process::start(&log, &limpet_tests::program("limpet"), &args);
+    let words = fleet.controller.command(&["logs", "web", "-f"]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut follower = Process::start(&log, words[0].as_ref(), &words[1..]);
     follower.until_said("on");
     fleet.agents[0].kill();
     assert_eq!(follower.wait().code(), Some(1));

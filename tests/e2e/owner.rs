@@ -8,7 +8,7 @@ use limpet_tests::{Agent, Fleet, Value, output, run};
 fn owned(rules: &str) -> Fleet {
     let mut fleet = Fleet::start(0);
     let config = config(&fleet, rules);
-    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller.mqtt, &config);
+    let agent = Agent::with_config(&fleet.lab, "dev-0", &fleet.controller, &config);
     fleet.agents.push(agent);
     fleet.until_online(1);
     fleet
@@ -253,9 +253,7 @@ fn a_rule_that_cannot_be_ends_the_agent_with_its_line() {
     let fleet = owned("");
     let config = config(&fleet, "host_paths = ['/srv/../etc']");
     let file = fleet.lab.file("bad.toml", &config).display().to_string();
-    let args = ["run", "--insecure", "--broker", &fleet.controller.mqtt, "--config"];
-    let args = [&args[..], &[&file]].concat();
-    let done = output(limpet_tests::program("limpet-agent"), &args);
+    let done = output(limpet_tests::program("limpet-agent"), &["run", "--config", &file]);
     let line = format!("line {}", config.lines().count());
     assert_eq!(done.status, 2);
     assert!(done.err.contains(&line) && done.err.contains("host_paths"), "{}", done.err);

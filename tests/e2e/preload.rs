@@ -64,8 +64,7 @@ fn an_image_from_a_file_runs_where_there_is_no_registry() {
     assert_eq!(count(&data, "layers"), 5, "what they share is there once");
 
     fleet.registry.process.kill();
-    let mqtt = fleet.controller.mqtt.clone();
-    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &mqtt, ""));
+    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &fleet.controller, ""));
     fleet.until_online(1);
     for name in ["one", "two", "three", "four"] {
         let image = format!("--image=registry.example/site/{name}:1");
@@ -109,8 +108,7 @@ fn preloaded_images_stay_when_room_is_short_until_somebody_lets_them_go() {
     let file = fleet.lab.path("pinned.tar").display().to_string();
     save(&fleet, "library/pinned:latest", &format!("docker-archive:{file}:pinned:latest"));
     assert_eq!(preload(&data, &[&file]).status, 0);
-    let mqtt = fleet.controller.mqtt.clone();
-    fleet.agents.push(Agent::start(&fleet.lab, "dev-0", &mqtt, &fleet.registry));
+    fleet.agents.push(Agent::start(&fleet.lab, "dev-0", &fleet.controller, &fleet.registry));
     fleet.until_online(1);
     // Short of room: whatever nothing needs goes.
     std::fs::write(data.join("filler"), vec![0; 32 * MIB]).unwrap();

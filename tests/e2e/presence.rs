@@ -25,11 +25,11 @@ fn fleet(keep_alives_s: &[u16]) -> Fleet {
     let lab = Lab::new();
     let registry = Registry::start(&lab);
     registry.push("library/box", "latest", &Image::busybox());
-    let controller = Controller::with_flags(&lab, &["--lost-after", "1s"]);
+    let controller = Controller::secured(&lab, &["--lost-after", "1s"]);
     let agent = |(n, seconds): (usize, &u16)| {
         let mirror = format!("[registries.mirrors]\n'docker.io' = ['{}']\n", registry.host);
         let config = format!("keep_alive_s = {seconds}\n{mirror}");
-        Agent::with_config(&lab, &format!("dev-{n}"), &controller.mqtt, &config)
+        Agent::with_config(&lab, &format!("dev-{n}"), &controller, &config)
     };
     let agents = keep_alives_s.iter().enumerate().map(agent).collect();
     let fleet = Fleet { agents, controller, registry, lab };

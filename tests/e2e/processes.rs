@@ -136,9 +136,10 @@ fn the_agent_keeps_the_capabilities_that_it_needs_and_containers_get_theirs() {
 #[test]
 fn containers_go_on_while_the_agent_s_unit_is_restarted_and_stopped() {
     let fleet = Fleet::start(0);
+    let join = fleet.lab.file("join", fleet.controller.invitation());
     let config = format!(
-        "broker = '{}'\ninsecure = true\ndevice_id = 'unit'\n{}",
-        fleet.controller.mqtt,
+        "device_id = 'unit'\njoin_file = '{}'\n{}",
+        join.display(),
         Agent::config("unit", &fleet.registry.host)
     );
     let told = Told { config, ..Told::default() };

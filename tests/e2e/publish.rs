@@ -1,22 +1,26 @@
 //! Manifests published over MQTT, by clients that know nothing of Limpet: mosquitto's.
 
-use limpet_tests::{Fleet, Value, json, run};
+use limpet_tests::{Fleet, Value, json};
 
 /// Publishes with mosquitto_pub.
 fn publish(fleet: &Fleet, name: &str, payload: &[&str]) -> String {
-    let (port, topic) =
-        (fleet.controller.mqtt_port.to_string(), format!("limpet/v1/deploy/{name}"));
-    let args = ["-p", &port, "-V", "mqttv5", "-q", "1", "-t", &topic];
-    let done = limpet_tests::output("mosquitto_pub", &[&args[..], payload].concat());
+    let topic = format!("limpet/v1/deploy/{name}");
+    let args = [&fleet.controller.publisher()[..], &["-V", "mqttv5", "-q", "1", "-t", &topic]];
+    let done = limpet_tests::output("mosquitto_pub", &[&args.concat()[..], payload].concat());
     done.out + &done.err
 }
 
 /// The retained answer, with mosquitto_sub.
 fn answer(fleet: &Fleet, name: &str) -> Value {
-    let (port, topic) =
-        (fleet.controller.mqtt_port.to_string(), format!("limpet/v1/deploy/{name}/result"));
-    let text = run("mosquitto_sub", &["-p", &port, "-t", &topic, "-C", "1", "-W", "30"]);
-    serde_json::from_str(&text).unwrap()
+    let topic = format!("limpet/v1/deploy/{name}/result");
+    serde_json::from_str(&heard(fleet, &topic, "30").out).unwrap()
+}
+
+/// The first message on a topic within so many seconds, with mosquitto_sub.
+fn heard(fleet: &Fleet, topic: &str, seconds: &str) -> limpet_tests::process::Output {
+    let own = fleet.controller.publisher();
+    let args = [&own[..], &["-t", topic, "-C", "1", "-W", seconds]].concat();
+    limpet_tests::output("mosquitto_sub", &args)
 }
 
 #[test]
@@ -149,11 +153,7 @@ fn a_retained_publish_is_an_order_once_and_not_kept() {
     publish(&fleet, "web", &["-r", "-m", "image: box"]);
     fleet.until_phases("web", &["running"]);
     fleet.controller.ok(&["delete", "web"]);
-    let port = fleet.controller.mqtt_port.to_string();
-    let kept = limpet_tests::output(
-        "mosquitto_sub",
-        &["-p", &port, "-t", "limpet/v1/deploy/web", "-C", "1", "-W", "1"],
-    );
+    let kept = heard(&fleet, "limpet/v1/deploy/web", "1");
     assert_eq!(kept.out, "", "nothing is retained");
     fleet.controller.kill();
     fleet.controller.restart();

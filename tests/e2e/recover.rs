@@ -41,8 +41,8 @@ fn restored() -> (Fleet, Vec<(String, u64, Option<u64>)>) {
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(!PathBuf::from(format!("{file}.part")).exists());
 
-    let (lab, mqtt) = (&fleet.lab, fleet.controller.mqtt.clone());
-    let third = Agent::start(lab, "dev-2", &mqtt, &fleet.registry);
+    let lab = &fleet.lab;
+    let third = Agent::start(lab, "dev-2", &fleet.controller, &fleet.registry);
     fleet.agents.push(third);
     fleet.until_online(3);
     let controller = &fleet.controller;
@@ -63,6 +63,10 @@ fn restored() -> (Fleet, Vec<(String, u64, Option<u64>)>) {
     let said = fleet.controller.ok(&["restore", &file, "--data-dir", &folder]);
     assert!(said.contains("2 devices, 3 deployments, "), "{said}");
     fleet.controller.restart_on(&fresh);
+    // Of this one the backup knows nothing: it joins once more.
+    fleet.agents[2].kill();
+    fleet.agents[2].join(fleet.controller.invitation());
+    fleet.agents[2].restart();
     fleet.until_online(3);
     fleet.eventually("all to be on hold", || {
         (fleet.controller.list("/api/v1/recover").len() == 3).then_some(())

@@ -20,12 +20,11 @@ fn devices(fleet: &mut Fleet, registry: &str) {
     let credentials = format!(r#"{{"auths": {{"{registry}": {{"auth": "{BASIC}"}}}}}}"#);
     let credentials = fleet.lab.file("credentials.json", credentials).display().to_string();
     let known = format!("[registries]\ncredentials = '{credentials}'\n[labels]\nknown = 'yes'\n");
-    let mqtt = fleet.controller.mqtt.clone();
-    fleet.agents.push(Agent::with_config(&fleet.lab, "known", &mqtt, &known));
+    fleet.agents.push(Agent::with_config(&fleet.lab, "known", &fleet.controller, &known));
     fleet.agents.push(Agent::with_config(
         &fleet.lab,
         "stranger",
-        &mqtt,
+        &fleet.controller,
         "[labels]\nknown = 'no'\n",
     ));
     fleet.until_online(2);
@@ -249,9 +248,8 @@ fn a_registry_shows_a_certificate_that_is_trusted() {
     let trusting =
         format!("[registries]\ncertificates = '{ca}'\n{mirror}[labels]\ntrusts = 'yes'\n");
     let wary = format!("{mirror}[labels]\ntrusts = 'no'\n");
-    let mqtt = fleet.controller.mqtt.clone();
-    fleet.agents.push(Agent::with_config(&fleet.lab, "trusting", &mqtt, &trusting));
-    fleet.agents.push(Agent::with_config(&fleet.lab, "wary", &mqtt, &wary));
+    fleet.agents.push(Agent::with_config(&fleet.lab, "trusting", &fleet.controller, &trusting));
+    fleet.agents.push(Agent::with_config(&fleet.lab, "wary", &fleet.controller, &wary));
     fleet.until_online(2);
     fleet.controller.ok(&["run", "web", "--image=box", "--select", "trusts=yes"]);
     let why = fleet.controller.fails(&["run", "not", "--image=box", "--select", "trusts=no"]);
@@ -269,8 +267,7 @@ fn a_registry_that_is_dead_holds_up_no_other_and_is_not_hammered() {
     let ends = Proxy::start(&absent);
     let live = fleet.registry.host.clone();
     let config = format!("[registries.mirrors]\n\"docker.io\" = [\"{absent}\", \"{live}\"]\n");
-    let mqtt = fleet.controller.mqtt.clone();
-    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &mqtt, &config));
+    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &fleet.controller, &config));
     fleet.until_online(1);
     let image = format!("--image={silent_host}/library/box");
     fleet.controller.ok(&["run", "silent", &image, "--replicas=6", "--detach"]);
@@ -326,8 +323,7 @@ fn a_registry_that_wants_to_be_left_alone_is() {
             );
         }
     });
-    let mqtt = fleet.controller.mqtt.clone();
-    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &mqtt, ""));
+    fleet.agents.push(Agent::with_config(&fleet.lab, "dev-0", &fleet.controller, ""));
     fleet.until_online(1);
     let image = format!("--image={host}/a/b:1");
     fleet.controller.ok(&["run", "web", &image, "--detach"]);

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use limpet_protocol::{DesiredState, Expected, Kind, Prefix, envelope};
-use limpet_tests::{Agent, Fleet, Proxy, eventually};
+use limpet_tests::{Agent, Door, Fleet, Member, Proxy, eventually};
 
 use crate::hostile;
 
@@ -268,8 +268,10 @@ fn what_cannot_be_given_is_refused_with_the_reason() {
     fleet.until_phases("big", &["running"]);
 
     // A device that says that it takes secrets, and gives no key to seal them to.
-    let hello = hostile::evil_hello_with(&[limpet_protocol::Feature::SECRETS]);
-    hostile::says_hello(&fleet, &hello);
+    let features = vec![limpet_protocol::Feature::known(limpet_protocol::Feature::SECRETS)];
+    let hello = limpet_protocol::Hello { features, ..hostile::evil_hello() };
+    let evil = Member::join(&fleet.lab, "evil", &fleet.controller);
+    assert_eq!(evil.publish(&fleet.lab, "hello", &evil.seal(Kind::Hello, &hello)), "");
     let path = "/api/v1/deployments/web";
     fleet.eventually("it to be refused", || {
         let refusals = fleet.controller.get(path)["refusals"]["evil"].clone();
@@ -279,10 +281,12 @@ fn what_cannot_be_given_is_refused_with_the_reason() {
 
 #[test]
 fn what_a_program_writes_is_seen_by_nobody_on_the_way() {
-    let mut fleet = Fleet::start(0);
+    // Without TLS, so that the wire can be read as the broker's owner can.
+    let mut fleet = Fleet::insecure(0);
     let proxy = Proxy::recording(&format!("127.0.0.1:{}", fleet.controller.mqtt_port));
     let broker = format!("mqtt://{}", proxy.address);
-    let agent = Agent::start(&fleet.lab, "dev-0", &broker, &fleet.registry);
+    let door = Door::Broker(&broker);
+    let agent = Agent::start(&fleet.lab, "dev-0", door, &fleet.registry);
     fleet.agents.push(agent);
     fleet.until_online(1);
     let script = "for n in 1 2 3; do echo the-line-a3f8-$n; done; sleep 1000000";

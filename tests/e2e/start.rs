@@ -13,7 +13,7 @@ fn refused(done: &Output, status: i32, texts: &[&str]) {
 /// A controller on a data folder, on whatever ports.
 fn up_on(data: &str) -> Output {
     let ports = ["--listen", "127.0.0.1:0", "--mqtt-listen", "127.0.0.1:0"];
-    let args = ["up", "--insecure", "--data-dir", data];
+    let args = ["up", "--data-dir", data];
     output(program("limpet"), &[&args[..], &ports].concat())
 }
 
@@ -110,14 +110,13 @@ fn one_folder_has_one_user() {
     let fleet = Fleet::start(1);
     let agent = &fleet.agents[0];
     let data = agent.data.display().to_string();
-    let done = output(
-        program("limpet-agent"),
-        &["run", "--insecure", "--broker", &fleet.controller.mqtt, "--data-dir", &data],
-    );
+    let done = output(program("limpet-agent"), &["run", "--data-dir", &data]);
     refused(&done, 1, &["another agent uses the data folder", "--data-dir"]);
     let (own, taken) = (fleet.lab.path("own"), agent.run.display().to_string());
-    let (own, mqtt) = (own.display().to_string(), &fleet.controller.mqtt);
-    let run = ["run", "--insecure", "--broker", mqtt, "--data-dir", &own, "--run-dir", &taken];
+    let own = own.display().to_string();
+    let join = ["join", fleet.controller.invitation(), "--device-id", "own", "--data-dir", &own];
+    limpet_tests::run(&program("limpet-agent").display().to_string(), &join);
+    let run = ["run", "--data-dir", &own, "--run-dir", &taken];
     refused(&output(program("limpet-agent"), &run), 1, &["another agent uses the run folder"]);
     let data = fleet.lab.path("controller").display().to_string();
     let done = up_on(&data);
@@ -125,8 +124,8 @@ fn one_folder_has_one_user() {
 }
 
 #[test]
-fn a_second_agent_with_the_same_id_is_refused_and_the_first_goes_on() {
-    let fleet = Fleet::start(1);
+fn without_certificates_too_a_second_agent_with_the_same_id_is_refused() {
+    let fleet = Fleet::insecure(1);
     fleet.controller.ok(&["run", "web", "--image=box"]);
     let before = fleet.until_phases("web", &["running"]);
     let config = format!(
@@ -135,7 +134,7 @@ fn a_second_agent_with_the_same_id_is_refused_and_the_first_goes_on() {
         fleet.lab.path("y").display()
     );
     let lab = Lab::new();
-    let mut twin = Agent::with_config(&lab, "dev-0", &fleet.controller.mqtt, &config);
+    let mut twin = Agent::with_config(&lab, "dev-0", &fleet.controller, &config);
     twin.process.until_said("the controller refused this device");
     twin.process.until_said("another device has its id");
     fleet.eventually("the controller's event", || {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::process::Output;
-use crate::{Lab, Process, Registry, eventually, output, processes_with, program};
+use crate::{Controller, Lab, Process, Registry, eventually, output, processes_with, program};
 
 /// A device.
 pub struct Agent {
@@ -37,10 +37,38 @@ pub struct Place {
     pub through: Vec<String>,
 }
 
+impl Place {
+    fn name<'a>(&'a self, id: &'a str) -> &'a str {
+        if self.name.is_empty() { id } else { &self.name }
+    }
+
+    /// The data folder of a device that is there.
+    fn data(&self, lab: &Lab, id: &str) -> PathBuf {
+        lab.path(&format!("{}.data", self.name(id)))
+    }
+}
+
+/// How a device gets in.
+#[derive(Clone, Copy)]
+pub enum Door<'a> {
+    /// As this controller has it: where it is secured, it joins.
+    Fleet(&'a Controller),
+    /// With this join string.
+    Join(&'a str),
+    /// With `--insecure`, on this broker: `mqtt://HOST:PORT`.
+    Broker(&'a str),
+}
+
+impl<'a> From<&'a Controller> for Door<'a> {
+    fn from(controller: &'a Controller) -> Self {
+        Self::Fleet(controller)
+    }
+}
+
 impl Agent {
     /// A device that knows `registry` as the mirror of `docker.io`, with the label `name=ID`.
-    pub fn start(lab: &Lab, id: &str, broker: &str, registry: &Registry) -> Self {
-        Self::with_config(lab, id, broker, &Self::config(id, &registry.host))
+    pub fn start<'a>(lab: &Lab, id: &str, door: impl Into<Door<'a>>, registry: &Registry) -> Self {
+        Self::with_config(lab, id, door, &Self::config(id, &registry.host))
     }
 
     /// The configuration of a device that knows `registry`, `HOST:PORT`, as the mirror of
@@ -54,17 +82,8 @@ impl Agent {
     }
 
     /// A device with a configuration file of these lines.
-    pub fn with_config(lab: &Lab, id: &str, broker: &str, config: &str) -> Self {
-        Self::placed(lab, id, broker, config, Place::default())
-    }
-
-    /// A device that joins a fleet with a join string.
-    pub fn member(lab: &Lab, id: &str, join: &str, config: &str) -> Self {
-        let data = lab.path(&format!("{id}.data")).display().to_string();
-        let args = ["join", join, "--device-id", id, "--data-dir", &data];
-        let joined = output(program("limpet-agent"), &args);
-        assert_eq!(joined.status, 0, "limpet-agent join: {joined:?}");
-        Self::begin(lab, id, &["run"], config, Place::default())
+    pub fn with_config<'a>(lab: &Lab, id: &str, door: impl Into<Door<'a>>, config: &str) -> Self {
+        Self::placed(lab, id, door, config, Place::default())
     }
 
     /// A device that finds its join string in a file that its configuration names.
@@ -73,14 +92,42 @@ impl Agent {
     }
 
     /// A device that is somewhere else.
-    pub fn placed(lab: &Lab, id: &str, broker: &str, config: &str, place: Place) -> Self {
-        let door = ["run", "--insecure", "--broker", broker, "--device-id", id];
-        Self::begin(lab, id, &door, config, place)
+    pub fn placed<'a>(
+        lab: &Lab,
+        id: &str,
+        door: impl Into<Door<'a>>,
+        config: &str,
+        place: Place,
+    ) -> Self {
+        let insecure = ["run", "--insecure", "--device-id", id, "--broker"];
+        match door.into() {
+            Door::Broker(broker) => {
+                Self::begin(lab, id, &[&insecure[..], &[broker]].concat(), config, place)
+            }
+            Door::Fleet(controller) if !controller.is_secured() => {
+                Self::begin(lab, id, &[&insecure[..], &[&controller.mqtt]].concat(), config, place)
+            }
+            Door::Fleet(controller) => {
+                Self::placed(lab, id, Door::Join(controller.invitation()), config, place)
+            }
+            Door::Join(string) => {
+                let data = place.data(lab, id);
+                if !data.join("identity").exists() {
+                    join(&place.through, id, &data, string);
+                }
+                Self::begin(lab, id, &["run"], config, place)
+            }
+        }
+    }
+
+    /// A device that joins a fleet with a join string.
+    pub fn member(lab: &Lab, id: &str, join: &str, config: &str) -> Self {
+        Self::with_config(lab, id, Door::Join(join), config)
     }
 
     fn begin(lab: &Lab, id: &str, door: &[&str], config: &str, place: Place) -> Self {
-        let name = if place.name.is_empty() { id } else { &place.name };
-        let data = lab.path(&format!("{name}.data"));
+        let name = place.name(id);
+        let data = place.data(lab, id);
         let run = lab.in_memory(&format!("{name}.run"));
         let config = lab.file(&format!("{name}.toml"), config);
         let cgroup = format!("/{}", lab.name(name));
@@ -107,6 +154,11 @@ impl Agent {
     /// Starts the program again.
     pub fn restart(&mut self) {
         self.process = launch(&self.log, &self.through, &self.args);
+    }
+
+    /// Joins once more, while the program does not run.
+    pub fn join(&self, string: &str) {
+        join(&self.through, &self.id, &self.data, string);
     }
 
     /// A verb of `limpet-agent` on its own machine.
@@ -188,6 +240,15 @@ impl Drop for Agent {
             self.sweep();
         }
     }
+}
+
+/// Makes a device with this data folder a member.
+pub(crate) fn join(through: &[String], id: &str, data: &Path, string: &str) {
+    let (agent, data) = (program("limpet-agent").display().to_string(), data.display().to_string());
+    let words = [&agent, "join", string, "--device-id", id, "--data-dir", &data];
+    let words: Vec<&str> = through.iter().map(String::as_str).chain(words).collect();
+    let joined = output(words[0], &words[1..]);
+    assert_eq!(joined.status, 0, "limpet-agent join: {joined:?}");
 }
 
 fn launch(log: &Path, through: &[String], args: &[String]) -> Process {

@@ -1,19 +1,25 @@
 //! A real `limpet up`, and the command line that speaks to it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rustix::process::Signal;
 use serde_json::Value;
+use ureq::Body;
+use ureq::http::Response;
+use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 use crate::process::Output;
 use crate::unit::{Told, Unit};
 use crate::{Lab, Process, eventually, free_port, output, processes_with, program};
 
+const LOOPBACK: &str = "127.0.0.1";
+
 /// A controller on ports of its own.
 pub struct Controller {
-    /// `http://HOST:PORT` of its API.
+    /// `http://HOST:PORT` of its API; `https` where it is secured.
     pub api: String,
-    /// `mqtt://HOST:PORT` of its broker.
+    /// `mqtt://HOST:PORT` of its broker; `mqtts` where it is secured.
     pub mqtt: String,
     /// The port of its broker.
     pub mqtt_port: u16,
@@ -23,27 +29,80 @@ pub struct Controller {
     log: PathBuf,
     /// Where the command line is logged in; None where nobody asks who it is.
     login: Option<PathBuf>,
+    http: OnceLock<Http>,
+    /// Lets any device join.
+    invitation: OnceLock<String>,
+    /// What mosquitto's programs are told to publish manifests with.
+    publisher: OnceLock<Vec<String>>,
+}
+
+/// What the API is asked with.
+#[derive(Debug)]
+struct Http {
+    agent: ureq::Agent,
+    token: Option<String>,
 }
 
 impl Controller {
-    /// Starts one with an empty store.
+    /// Starts one with an empty store, and logs in.
     pub fn start(lab: &Lab) -> Self {
-        Self::with_flags(lab, &[])
+        Self::secured(lab, &[])
     }
 
-    /// Starts one with an empty store and further flags.
-    pub fn with_flags(lab: &Lab, more: &[&str]) -> Self {
-        Self::begin(lab, &["--insecure"], more)
+    /// Starts one with `--insecure`, for tests of that.
+    pub fn insecure(lab: &Lab, more: &[&str]) -> Self {
+        Self::begin(lab, LOOPBACK, &[&["--insecure"], more].concat())
     }
 
-    /// Starts one that lets members and whoever has a token in, and logs in.
+    /// Starts one with an empty store and further flags, and logs in.
     pub fn secured(lab: &Lab, more: &[&str]) -> Self {
-        let mut controller = Self::begin(lab, &[], more);
-        let login = lab.path("login");
-        controller.login = Some(login);
-        let file = lab.path("controller/login").display().to_string();
-        controller.ok(&["login", "--file", &file]);
+        let mut controller = Self::begin(lab, LOOPBACK, more);
+        controller.log_in(lab, &lab.path("controller/login"));
         controller
+    }
+
+    /// Starts one that its devices know by this address, and logs in. Its API is there; its broker is
+    /// on loopback, so that a [`crate::Proxy`] can stand in front of it.
+    pub fn advertised(lab: &Lab, address: &str) -> Self {
+        let mut controller = Self::begin(lab, address, &["--advertise", address]);
+        controller.log_in(lab, &lab.path("controller/login"));
+        controller
+    }
+
+    /// Has the command line log in with this file, as an admin.
+    fn log_in(&mut self, lab: &Lab, file: &Path) {
+        self.login = Some(lab.path("login"));
+        self.api = self.api.replace("http:", "https:");
+        self.mqtt = self.mqtt.replace("mqtt:", "mqtts:");
+        self.ok(&["login", "--file", &file.display().to_string()]);
+    }
+
+    /// Whether it asks who is there.
+    pub fn is_secured(&self) -> bool {
+        self.login.is_some()
+    }
+
+    /// A string that lets any number of devices join.
+    pub fn invitation(&self) -> &str {
+        self.invitation.get_or_init(|| self.join_string(&["--uses=1000"]))
+    }
+
+    /// What mosquitto's programs must be told to reach its manifests: address and credentials of a
+    /// publisher, where those are asked for.
+    pub fn publisher(&self) -> Vec<&str> {
+        let args = self.publisher.get_or_init(|| {
+            let port = self.mqtt_port.to_string();
+            let mut args = vec!["-h".to_owned(), "127.0.0.1".to_owned(), "-p".to_owned(), port];
+            if let Some(login) = &self.login {
+                let folder = login.with_extension("publisher").display().to_string();
+                self.ok(&["token", "create", "--publisher", "conveyor", "--out", &folder]);
+                for (flag, name) in [("--cafile", "ca"), ("--cert", "cert"), ("--key", "key")] {
+                    args.extend([flag.to_owned(), format!("{folder}/{name}.pem")]);
+                }
+            }
+            args
+        });
+        args.iter().map(String::as_str).collect()
     }
 
     /// A string that lets a device join.
@@ -52,50 +111,49 @@ impl Controller {
         self.ok(&args).trim().to_owned()
     }
 
-    fn begin(lab: &Lab, door: &[&str], more: &[&str]) -> Self {
-        let (api, mqtt_port) = (free_port(), free_port());
-        let (listen, mqtt) = (format!("127.0.0.1:{api}"), format!("127.0.0.1:{mqtt_port}"));
-        let data = lab.path("controller").display().to_string();
-        let flags = ["up", "--listen", &listen, "--mqtt-listen", &mqtt];
-        let args: Vec<String> = flags
-            .iter()
-            .chain(door)
-            .chain(more)
-            .chain(&["--data-dir", &data])
-            .map(ToString::to_string)
-            .collect();
+    fn begin(lab: &Lab, api: &str, flags: &[&str]) -> Self {
+        let ports = (free_port(), free_port());
+        let data = ["--data-dir".to_owned(), lab.path("controller").display().to_string()];
+        let flags = flags.iter().map(ToString::to_string);
+        let own = ["up".to_owned()].into_iter().chain(listening(api, ports));
+        let args = own.chain(flags).chain(data);
+        let args: Vec<String> = args.collect();
         let log = lab.path("controller.log");
-        let process = launch(&log, &args);
-        let mut controller = Self {
-            api: format!("http://{listen}"),
-            mqtt: format!("mqtt://{mqtt}"),
+        let mut process = launch(&log, &args);
+        process.until_said("Next, on this machine");
+        Self::of(process, api, ports, args, log)
+    }
+
+    fn of(process: Process, api: &str, ports: (u16, u16), args: Vec<String>, log: PathBuf) -> Self {
+        let (port, mqtt_port) = ports;
+        Self {
+            api: format!("http://{api}:{port}"),
+            mqtt: format!("mqtt://127.0.0.1:{mqtt_port}"),
             mqtt_port,
             process,
             args,
             log,
             login: None,
-        };
-        controller.process.until_said("Next, on this machine");
-        controller
+            http: OnceLock::new(),
+            invitation: OnceLock::new(),
+            publisher: OnceLock::new(),
+        }
     }
 
     /// Starts one as its unit does, with its user, in its sandbox, and logs in; gives its process,
     /// too. None where units cannot be run.
     pub fn as_unit(lab: &Lab) -> Option<(Self, Unit, u32)> {
-        let (api, mqtt_port) = (free_port(), free_port());
-        let (listen, mqtt) = (format!("127.0.0.1:{api}"), format!("127.0.0.1:{mqtt_port}"));
-        let flags = format!("--listen {listen} --mqtt-listen {mqtt}");
+        let ports = (free_port(), free_port());
+        let flags = listening(LOOPBACK, ports).join(" ");
         let told = Told { flags, ..Told::default() };
         let (mut process, unit) = Unit::start(lab, "limpet-controller", "limpet", &told)?;
         process.until_said("Next, on this machine");
-        let log = lab.path("limpet-controller.log");
-        let (api, mqtt, args) = (format!("http://{listen}"), format!("mqtt://{mqtt}"), Vec::new());
-        let login = Some(lab.path("login"));
-        let controller = Self { api, mqtt, mqtt_port, process, args, log, login };
+        let mut controller =
+            Self::of(process, LOOPBACK, ports, Vec::new(), lab.path("limpet-controller.log"));
         let own = processes_with("/run/bin/limpet\0up").into_iter().find(|pid| unit.holds(*pid));
         let pid = own.unwrap().cast_unsigned();
         let file = format!("/proc/{pid}/root/var/lib/limpet-controller/login");
-        controller.ok(&["login", "--file", &file]);
+        controller.log_in(lab, file.as_ref());
         Some((controller, unit, pid))
     }
 
@@ -116,12 +174,12 @@ impl Controller {
         self.process = launch(&self.log, &self.args);
         self.process.until_said("Next, on this machine");
         if self.login.is_none() {
-            eventually("the API", || ureq::get(format!("{}/healthz", self.api)).call().ok());
+            eventually("the API", || self.ask("/healthz").ok());
         }
     }
 
     /// Starts it again on the same ports and another store.
-    pub fn restart_on(&mut self, data_dir: &std::path::Path) {
+    pub fn restart_on(&mut self, data_dir: &Path) {
         if let Some(data) = self.args.last_mut() {
             *data = data_dir.display().to_string();
         }
@@ -130,25 +188,21 @@ impl Controller {
 
     /// Runs the command line against it.
     pub fn limpet(&self, args: &[&str]) -> Output {
-        if let Some(login) = &self.login {
-            let home = format!("XDG_CONFIG_HOME={}", login.display());
-            let program = program("limpet").display().to_string();
-            let clean = ["-u", "LIMPET_SERVER", "-u", "LIMPET_CONTEXT", "-u", "LIMPET_TOKEN"];
-            return output("env", &[&clean[..], &[&home, &program], args].concat());
-        }
-        let all: Vec<&str> = args.iter().copied().chain(["--server", &self.api]).collect();
-        // Words behind `--` belong to the container.
-        let (own, container) = match args.iter().position(|arg| *arg == "--") {
-            Some(at) => args.split_at(at),
-            None => return output(program("limpet"), &all),
+        let words = self.command(args);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        output(words[0], &words[1..])
+    }
+
+    /// The words of a command of `limpet` against it, in no other environment than its own.
+    pub fn command(&self, args: &[&str]) -> Vec<String> {
+        let clean = ["env", "-u", "LIMPET_SERVER", "-u", "LIMPET_CONTEXT", "-u", "LIMPET_TOKEN"];
+        let found = match &self.login {
+            Some(login) => format!("XDG_CONFIG_HOME={}", login.display()),
+            None => format!("LIMPET_SERVER={}", self.api),
         };
-        let all: Vec<&str> = own
-            .iter()
-            .copied()
-            .chain(["--server", &self.api])
-            .chain(container.iter().copied())
-            .collect();
-        output(program("limpet"), &all)
+        let program = program("limpet").display().to_string();
+        let words = clean.iter().copied().chain([found.as_str(), &program]);
+        words.chain(args.iter().copied()).map(str::to_owned).collect()
     }
 
     /// Runs a command that must succeed; gives what it printed.
@@ -173,20 +227,67 @@ impl Controller {
 
     /// GET, as JSON.
     pub fn get(&self, path: &str) -> Value {
-        let answer = ureq::get(format!("{}{path}", self.api)).call();
+        serde_json::from_str(&self.text(path)).unwrap()
+    }
+
+    /// GET, as text.
+    pub fn text(&self, path: &str) -> String {
+        let answer = self.ask(path);
         let mut answer = answer.unwrap_or_else(|e| panic!("{path}: {e}\n{}", self.process.tail()));
-        answer.body_mut().read_json().unwrap()
+        answer.body_mut().read_to_string().unwrap()
     }
 
     /// GET of a list; empty where the controller does not answer.
     pub fn list(&self, path: &str) -> Vec<Value> {
-        let answer = ureq::get(format!("{}{path}", self.api)).call();
+        let answer = self.ask(path);
         let list = answer.ok().and_then(|mut answer| answer.body_mut().read_json().ok());
         list.unwrap_or_default()
     }
+
+    fn ask(&self, path: &str) -> Result<Response<Body>, ureq::Error> {
+        let Http { agent, token } = self.http.get_or_init(|| Http::of(self.login.as_deref()));
+        let request = agent.get(format!("{}{path}", self.api));
+        match token {
+            Some(token) => request.header("authorization", format!("Bearer {token}")),
+            None => request,
+        }
+        .call()
+    }
 }
 
-fn launch(log: &std::path::Path, args: &[String]) -> Process {
+impl Http {
+    /// As the command line has logged in there.
+    fn of(login: Option<&Path>) -> Self {
+        let Some(login) = login else {
+            return Self { agent: ureq::agent(), token: None };
+        };
+        let file = std::fs::read(login.join("limpet/contexts.json")).unwrap();
+        let contexts: Value = serde_json::from_slice(&file).unwrap();
+        let current = contexts["current"].as_str().unwrap();
+        let context = &contexts["contexts"][current];
+        let text = |name: &str| context[name].as_str().unwrap().to_owned();
+        let roots: Vec<_> = ureq::tls::parse_pem(text("roots").as_bytes())
+            .filter_map(|item| match item {
+                Ok(PemItem::Certificate(root)) => Some(root),
+                Ok(_) | Err(_) => None,
+            })
+            .collect();
+        let provider = rustls::crypto::ring::default_provider();
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::new_with_certs(&roots))
+            .unversioned_rustls_crypto_provider(Arc::new(provider));
+        let agent = ureq::Agent::config_builder().tls_config(tls.build()).build().new_agent();
+        Self { agent, token: Some(text("token")) }
+    }
+}
+
+/// The flags that say where it listens: the address of its API, and ports of API and broker.
+fn listening(api: &str, (port, mqtt): (u16, u16)) -> [String; 4] {
+    let (listen, mqtt) = (format!("{api}:{port}"), format!("{LOOPBACK}:{mqtt}"));
+    ["--listen".to_owned(), listen, "--mqtt-listen".to_owned(), mqtt]
+}
+
+fn launch(log: &Path, args: &[String]) -> Process {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     Process::start(log, &program("limpet"), &args)
 }

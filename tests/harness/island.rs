@@ -31,6 +31,7 @@ impl Island {
         ip(&["link", "set", cable, "up"]);
         ip(&["-n", name, "address", "add", &format!("{island}/30"), "dev", "eth0"]);
         ip(&["-n", name, "link", "set", "eth0", "up"]);
+        ip(&["-n", name, "route", "add", "default", "via", shore]);
         island_made
     }
 
@@ -55,6 +56,32 @@ impl Drop for Island {
         // Its end of the cable goes with it, and with that end the other.
         let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
         let _ = Command::new("ip").args(["link", "delete", &self.cable]).output();
+    }
+}
+
+/// An address of this machine that every island reaches, whichever cables are pulled.
+pub struct Harbour {
+    /// The address.
+    pub address: String,
+}
+
+impl Harbour {
+    /// The one that belongs to this lab.
+    pub fn make(lab: &Lab) -> Self {
+        let own = lab.name("");
+        let seed = own.bytes().fold(1, |seed: u64, byte| seed.wrapping_mul(257) ^ u64::from(byte));
+        let mut chance = Chance(seed);
+        let address = format!("10.{}.{}.1", 200 + chance.below(50), chance.below(256));
+        let made = Self { address };
+        ip(&["address", "add", &format!("{}/32", made.address), "dev", "lo", "label", "lo:limpet"]);
+        made
+    }
+}
+
+impl Drop for Harbour {
+    fn drop(&mut self) {
+        let address = format!("{}/32", self.address);
+        let _ = Command::new("ip").args(["address", "delete", &address, "dev", "lo"]).status();
     }
 }
 

@@ -8,6 +8,7 @@ pub mod controller;
 pub mod disk;
 pub mod image;
 pub mod island;
+pub mod member;
 pub mod process;
 pub mod proxy;
 pub mod registry;
@@ -17,12 +18,13 @@ pub mod unit;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use agent::{Agent, Place};
+pub use agent::{Agent, Door, Place};
 pub use card::{Card, Chance, Unflushed};
 pub use controller::Controller;
 pub use disk::Disk;
 pub use image::{Image, Layer};
-pub use island::Island;
+pub use island::{Harbour, Island};
+pub use member::Member;
 pub use process::{Process, output, run};
 pub use proxy::Proxy;
 pub use registry::Registry;
@@ -101,12 +103,22 @@ pub struct Fleet {
 impl Fleet {
     /// A fleet of `devices`, connected.
     pub fn start(devices: usize) -> Self {
+        Self::of(devices, Controller::start)
+    }
+
+    /// The same, where nobody is asked who it is: for tests of `--insecure`.
+    pub fn insecure(devices: usize) -> Self {
+        Self::of(devices, |lab| Controller::insecure(lab, &[]))
+    }
+
+    /// A fleet of `devices` of this controller, connected.
+    pub fn of(devices: usize, controller: impl Fn(&Lab) -> Controller) -> Self {
         let lab = Lab::new();
         let registry = Registry::start(&lab);
         registry.push("library/box", "latest", &Image::busybox());
-        let controller = Controller::start(&lab);
+        let controller = controller(&lab);
         let agents = (0..devices)
-            .map(|n| Agent::start(&lab, &format!("dev-{n}"), &controller.mqtt, &registry))
+            .map(|n| Agent::start(&lab, &format!("dev-{n}"), &controller, &registry))
             .collect();
         let fleet = Self { agents, controller, registry, lab };
         fleet.until_online(devices);

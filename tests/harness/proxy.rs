@@ -38,16 +38,23 @@ impl Proxy {
 
     /// Listens, forwards to `target`, `HOST:PORT`, and keeps all that it carries.
     pub fn recording(target: &str) -> Self {
-        Self::with("127.0.0.1", target, Some(Mutex::default()))
+        Self::with("127.0.0.1:0", target, Some(Mutex::default()))
     }
 
     /// Listens on this address of the machine, and forwards to `target`, `HOST:PORT`.
     pub fn at(address: &str, target: &str) -> Self {
-        Self::with(address, target, None)
+        Self::with(&format!("{address}:0"), target, None)
+    }
+
+    /// Listens on this address of the machine, on the port of `target`, `HOST:PORT` or a URL.
+    pub fn in_front(address: &str, target: &str) -> Self {
+        let target = target.rsplit('/').next().unwrap();
+        let port = target.rsplit_once(':').unwrap().1;
+        Self::with(&format!("{address}:{port}"), target, None)
     }
 
     fn with(address: &str, target: &str, record: Option<Mutex<Vec<u8>>>) -> Self {
-        let listener = TcpListener::bind((address, 0)).unwrap();
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let shared = Arc::new(Shared {
             target: Mutex::new(target.to_owned()),

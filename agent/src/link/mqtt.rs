@@ -69,7 +69,10 @@ fn explain_tls(error: &RustlsError) -> String {
         RustlsError::AlertReceived(alert) => {
             format!("the broker does not accept this device's certificate ({alert:?})")
         }
-        RustlsError::InvalidCertificate(CertificateError::UnknownIssuer) => {
+        // Fleets' authorities bear one name: of another fleet's, only the signature is wrong.
+        RustlsError::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => {
             "the broker's certificate is not from this fleet's authority: it is another fleet's, or \
              somebody stands in between"
                 .to_owned()
