@@ -2,8 +2,10 @@
 //! run in the same run, on the same bundle.
 #![expect(clippy::unwrap_used, reason = "a benchmark stops where its premise fails")]
 
+mod connect;
+mod mqtt;
 mod peers;
-mod publish;
+mod process;
 mod quiet;
 
 use std::fs;
@@ -11,6 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use limpet_tests::{Agent, Fleet, program};
+use process::pss;
 
 /// Repetitions of a latency; the median of them is printed.
 const TIMES: usize = 40;
@@ -27,8 +30,10 @@ fn main() {
         return peers::serve(command);
     }
     println!("| What | Measured | Goal |\n|---|---|---|");
-    if std::env::args().nth(1).as_deref() == Some("quiet") {
-        return quiet::measure();
+    match std::env::args().nth(1).as_deref() {
+        Some("quiet") => return quiet::measure(),
+        Some("connect") => return connect::measure(),
+        Some(_) | None => {}
     }
     sizes();
     let fleet = Fleet::start(1);
@@ -37,6 +42,7 @@ fn main() {
     heal(&fleet);
     scale(&fleet);
     drop(fleet);
+    connect::measure();
     quiet::measure();
 }
 
@@ -59,13 +65,6 @@ fn sizes() {
         let size = format!("{:.2} MB", bytes as f64 / 1e6);
         row(&format!("`{name}` binary, {}, stripped", std::env::consts::ARCH), &size, goal);
     }
-}
-
-/// Proportional set size, in KiB.
-fn pss(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse().unwrap()
 }
 
 fn all(agent: &Agent) -> u64 {
@@ -108,7 +107,12 @@ fn until_running(agent: &Agent, count: usize) {
 /// Turn about with the peers, so that all find the same machine.
 fn publish_to_running(fleet: &Fleet) {
     let agent = &fleet.agents[0];
-    let mut publisher = publish::Publisher::connect(fleet.controller.mqtt_port);
+    let [.., ca, _, certificate, _, key] = fleet.controller.publisher()[..] else {
+        unreachable!("a publisher has files");
+    };
+    let tls = mqtt::tls([ca, certificate, key]);
+    let port = fleet.controller.mqtt_port;
+    let mut publisher = mqtt::Client::connect(port, Some(&tls), "bench").unwrap();
     let mut peers = peers::Peer::all(&fleet.lab);
     let mut theirs = vec![Vec::new(); peers.len()];
     let mut ours = Vec::new();

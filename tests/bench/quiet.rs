@@ -1,16 +1,18 @@
 //! What a device at rest costs: its link, its flash, its processor (promise P5).
 //!
-//! Two devices, with no workload and with ten, are left alone for [`REST`] at the default keep-alive;
-//! what the kernel counted meanwhile is extrapolated, and the factor is printed. Bytes are those of
-//! IP packets, counted by nftables on the port that the device connects to.
+//! Devices with no workload and with ten, and one that speaks plain MQTT beside them, are left alone
+//! for [`REST`] at the default keep-alive; what the kernel counted meanwhile is extrapolated, and the
+//! factor is printed. Bytes are those of IP packets, counted by nftables on the address and port that
+//! the device connects to.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use limpet_tests::{Agent, Door, Fleet, Proxy, eventually, run};
+use limpet_tests::{Agent, Controller, Door, Fleet, Lab, Proxy, eventually, run};
 
+use crate::process::{cpu, switches};
 use crate::row;
 
 /// Two keep-alives.
@@ -19,19 +21,27 @@ const KEEP_ALIVE: Duration = Duration::from_secs(600);
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 const RECONNECTS: u32 = 6;
 
-/// A device on a disk of its own, and the link that is counted.
+/// Where links are that are counted.
+const LINK: &str = "127.0.0.2";
+
+/// A device on a disk of its own, the link that is counted, and a controller for it alone.
 struct Device {
+    what: &'static str,
+    // In this order they are dropped.
+    counter: Counter,
     agent: Agent,
     link: Proxy,
+    fleet: Fleet,
     disk: Disk,
 }
 
 pub(crate) fn measure() {
-    let fleet = Fleet::insecure(0);
-    let devices = ["rests", "ten"].map(|id| Device::start(&fleet, id));
-    fleet.until_online(devices.len());
-    fleet.controller.ok(&["run", "ten", "--image=box", "--replicas=10", "--select", "name=ten"]);
-    devices.iter().for_each(|device| device.until_told(&fleet));
+    let devices = [
+        Device::start("TLS, 0 workloads", 0, |lab| Controller::advertised(lab, LINK)),
+        Device::start("TLS, 10 workloads", 10, |lab| Controller::advertised(lab, LINK)),
+        Device::start("plain MQTT, 10 workloads", 10, |lab| Controller::insecure(lab, &[])),
+    ];
+    devices.iter().for_each(Device::until_told);
     // The kernel writes back what it holds within half a minute.
     std::thread::sleep(Duration::from_secs(60));
     let before = devices.each_ref().map(Counts::of);
@@ -43,33 +53,37 @@ pub(crate) fn measure() {
         REST.as_secs() / 60,
         KEEP_ALIVE.as_secs() / 60
     );
-    for (workloads, (before, after)) in ["0", "10"].iter().zip(before.iter().zip(&after)) {
-        after.since(before).print(workloads, factor);
+    for (device, (before, after)) in devices.iter().zip(before.iter().zip(&after)) {
+        after.since(before).print(device.what, factor);
     }
-    reconnects(&fleet, &devices[1]);
+    devices.iter().for_each(reconnects);
 }
 
 impl Device {
-    fn start(fleet: &Fleet, id: &str) -> Self {
-        let disk = Disk::mount(
-            &fleet.lab.path(&format!("{id}.card")),
-            &fleet.lab.path(&format!("{id}.data")),
-        );
-        let link = Proxy::start(&format!("127.0.0.1:{}", fleet.controller.mqtt_port));
-        let config = format!(
-            "[labels]\nname = \"{id}\"\n[registries.mirrors]\n\"docker.io\" = [\"{}\"]\n",
-            fleet.registry.host
-        );
+    fn start(what: &'static str, workloads: usize, controller: fn(&Lab) -> Controller) -> Self {
+        let fleet = Fleet::of(0, controller);
+        let [card, data] = ["dev-0.card", "dev-0.data"].map(|name| fleet.lab.path(name));
+        let disk = Disk::mount(&card, &data);
+        let link = Proxy::in_front(LINK, &fleet.controller.mqtt);
+        let counter = Counter::of(&link.address);
+        let config =
+            format!("[registries.mirrors]\n\"docker.io\" = [\"{}\"]\n", fleet.registry.host);
         let broker = format!("mqtt://{}", link.address);
-        Self {
-            agent: Agent::with_config(&fleet.lab, id, Door::Broker(&broker), &config),
-            link,
-            disk,
+        let door = match fleet.controller.is_secured() {
+            true => Door::Fleet(&fleet.controller),
+            false => Door::Broker(&broker),
+        };
+        let agent = Agent::with_config(&fleet.lab, "dev-0", door, &config);
+        fleet.until_online(1);
+        if workloads > 0 {
+            let replicas = format!("--replicas={workloads}");
+            fleet.controller.ok(&["run", "many", "--image=box", &replicas]);
         }
+        Self { what, counter, agent, link, fleet, disk }
     }
 
-    fn until_told(&self, fleet: &Fleet) {
-        fleet.eventually("the controller to know all", || {
+    fn until_told(&self) {
+        self.fleet.eventually("the controller to know all", || {
             let status = self.agent.ask_ok(&["status"]);
             let told = status.contains("controller     connected to");
             (told && status.contains("events         0 to be told")).then_some(())
@@ -94,7 +108,7 @@ struct Counts {
 
 impl Counts {
     fn of(device: &Device) -> Self {
-        let (packets, bytes) = Counter::of(device).read();
+        let (packets, bytes) = device.counter.read();
         let processes = device.processes();
         Self {
             packets,
@@ -115,51 +129,40 @@ impl Counts {
         }
     }
 
-    fn print(&self, workloads: &str, factor: f64) {
+    fn print(&self, what: &str, factor: f64) {
         let Self { packets, bytes, disk_bytes, wakeups, cpu } = self;
         let seconds = REST.as_secs_f64();
         let month = *bytes as f64 * factor / 1e6;
         row(
-            &format!(
-                "{workloads} workloads: IP bytes a month ({packets} packets, {bytes} bytes seen)"
-            ),
+            &format!("{what}: IP bytes a month ({packets} packets, {bytes} bytes seen)"),
             &format!("{month:.2} MB"),
             "1 MB (P5)",
         );
         let day = *disk_bytes as f64 * 86_400.0 / seconds;
         row(
-            &format!("{workloads} workloads: bytes written a day to the data folder's disk"),
+            &format!("{what}: bytes written a day to the data folder's disk"),
             &format!("{day:.0}"),
             "0 (P5)",
         );
         let each = *wakeups as f64 / seconds;
-        row(
-            &format!("{workloads} workloads: wake-ups a second, agent and shims"),
-            &format!("{each:.3}"),
-            "",
-        );
+        row(&format!("{what}: wake-ups a second, agent and shims"), &format!("{each:.3}"), "");
         let hour = cpu.as_secs_f64() * 1000.0 * 3600.0 / seconds;
-        row(
-            &format!("{workloads} workloads: processor time an hour"),
-            &format!("{hour:.0} ms"),
-            "",
-        );
+        row(&format!("{what}: processor time an hour"), &format!("{hour:.0} ms"), "");
     }
 }
 
 /// What it costs to come back after the connection was lost.
-fn reconnects(fleet: &Fleet, device: &Device) {
-    let counter = Counter::of(device);
-    let (_, before) = counter.read();
+fn reconnects(device: &Device) {
+    let (_, before) = device.counter.read();
     for _ in 0..RECONNECTS {
         let connections = || device.agent.process.log().matches(" is up").count();
         let known = connections();
         device.link.cut();
         eventually("another connection", || (connections() > known).then_some(()));
-        device.until_told(fleet);
+        device.until_told();
     }
-    let each = (counter.read().1 - before) / u64::from(RECONNECTS);
-    row("10 workloads: IP bytes for each reconnect", &each.to_string(), "");
+    let each = (device.counter.read().1 - before) / u64::from(RECONNECTS);
+    row(&format!("{}: IP bytes for each reconnect", device.what), &each.to_string(), "");
 }
 
 /// A file system of its own on a loop device.
@@ -194,31 +197,23 @@ impl Drop for Disk {
     }
 }
 
-/// Counts the IP packets of one port of loopback, both ways.
+/// Counts the IP packets to and from one address and port of loopback: a table of nftables.
 struct Counter(String);
 
 impl Counter {
-    /// The counter of a device's link; made where there is none.
-    fn of(device: &Device) -> Self {
-        let port = device.link.address.rsplit_once(':').unwrap().1;
-        let table = format!("limpet-bench-{port}");
-        if !Command::new("nft")
-            .args(["list", "table", "inet", &table])
-            .output()
-            .unwrap()
-            .status
-            .success()
-        {
-            run("nft", &["add", "table", "inet", &table]);
-            run(
-                "nft",
-                &["add", "chain", "inet", &table, "out", "{ type filter hook output priority 0; }"],
-            );
-            for side in ["sport", "dport"] {
-                run("nft", &["add", "rule", "inet", &table, "out", "tcp", side, port, "counter"]);
-            }
+    /// Of `HOST:PORT`.
+    fn of(link: &str) -> Self {
+        let (host, port) = link.rsplit_once(':').unwrap();
+        let made = Self(format!("limpet-bench-{port}"));
+        let table = &made.0;
+        run("nft", &["add", "table", "inet", table]);
+        let hook = "{ type filter hook output priority 0; }";
+        run("nft", &["add", "chain", "inet", table, "out", hook]);
+        for (end, side) in [("saddr", "sport"), ("daddr", "dport")] {
+            let rule = ["ip", end, host, "tcp", side, port, "counter"];
+            run("nft", &[&["add", "rule", "inet", table, "out"][..], &rule].concat());
         }
-        Self(table)
+        made
     }
 
     /// Packets and bytes.
@@ -233,33 +228,8 @@ impl Counter {
     }
 }
 
-impl Drop for Device {
+impl Drop for Counter {
     fn drop(&mut self) {
-        let _ =
-            Command::new("nft").args(["delete", "table", "inet", &Counter::of(self).0]).status();
-        self.agent.process.kill();
+        let _ = Command::new("nft").args(["delete", "table", "inet", &self.0]).status();
     }
-}
-
-fn threads(pid: u32) -> impl Iterator<Item = PathBuf> {
-    fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().map(|entry| entry.path())
-}
-
-/// How often its threads were given a processor.
-fn switches(pid: u32) -> u64 {
-    let status = threads(pid).map(|thread| fs::read_to_string(thread.join("status")).unwrap());
-    let count = |status: String| -> u64 {
-        let lines = status.lines().filter_map(|line| line.split_once("ctxt_switches:"));
-        lines.map(|(_, count)| count.trim().parse::<u64>().unwrap()).sum()
-    };
-    status.map(count).sum()
-}
-
-/// The time that its threads had a processor (Documentation/scheduler/sched-stats).
-fn cpu(pid: u32) -> Duration {
-    let spent = threads(pid).map(|thread| {
-        let text = fs::read_to_string(thread.join("schedstat")).unwrap();
-        text.split_whitespace().next().unwrap().parse::<u64>().unwrap()
-    });
-    Duration::from_nanos(spent.sum())
 }

@@ -115,7 +115,7 @@ fn one_folder_has_one_user() {
     let (own, taken) = (fleet.lab.path("own"), agent.run.display().to_string());
     let own = own.display().to_string();
     let join = ["join", fleet.controller.invitation(), "--device-id", "own", "--data-dir", &own];
-    limpet_tests::run(&program("limpet-agent").display().to_string(), &join);
+    limpet_tests::run(program("limpet-agent"), &join);
     let run = ["run", "--data-dir", &own, "--run-dir", &taken];
     refused(&output(program("limpet-agent"), &run), 1, &["another agent uses the run folder"]);
     let data = fleet.lab.path("controller").display().to_string();

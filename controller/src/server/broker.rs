@@ -78,6 +78,8 @@ pub(super) async fn start(
     outgoing: UnboundedReceiver<Outgoing>,
 ) -> anyhow::Result<()> {
     let context = ServerContext::new()
+        // Else a machine with other things to do turns devices away.
+        .busy_check_enable(false)
         .plugins_config_map_add("rmqtt-retainer", "storage.type = \"ram\"")
         .build()
         .await;
