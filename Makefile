@@ -36,6 +36,7 @@ test: build lint ## Every test
 	$(call timed,units,scripts/units.sh)
 	$(call timed,simulation,$(CARGO) test --locked --workspace --test sim)
 	$(call timed,fuzz,scripts/fuzz.sh 15)
+	$(call timed,deny,scripts/deny.sh)
 	@scripts/e2e.sh
 
 .PHONY: lint
@@ -66,5 +67,12 @@ bench: setup ## Sizes, memory, latencies, and 20 minutes at rest, beside the goa
 
 .PHONY: deny
 deny: ## Licences, bans, sources and advisories of what is linked (installs cargo-deny)
-	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
-	$(CARGO) deny --workspace check $(DENY)
+	@scripts/deny.sh
+
+.PHONY: release
+release: setup ## Both programs as they are released, with their SBOM (CycloneDX) and sums, in dist/
+	$(call timed,release,scripts/release.sh dist)
+
+.PHONY: reproducible
+reproducible: release ## Builds the release once more, from a clone elsewhere: the bytes must be the same
+	@scripts/reproducible.sh dist
