@@ -1,5 +1,5 @@
-//! What fuzzing feeds the agent's decoders with: the documents and layers of images, and the files
-//! that an agent finds when it starts.
+//! What fuzzing feeds the agent's decoders with: the documents and layers of images, the files that
+//! an agent finds when it starts, and certificates.
 
 use std::path::Path;
 
@@ -15,6 +15,11 @@ pub fn state(folder: &Path, data: &[u8]) {
         what @ 6..10 => crate::runtime::fuzz::record(folder, what, data),
         _ => crate::logs::fuzz::ring(folder, data),
     }
+}
+
+/// Reads `data` as certificates that somebody gives, and makes TLS of them.
+pub fn certificates(data: &[u8]) {
+    crate::tls::fuzz::certificates(data);
 }
 
 #[cfg(test)]
@@ -40,6 +45,11 @@ mod tests {
     #[test]
     fn layers_of_images() {
         replay("layers", layers);
+    }
+
+    #[test]
+    fn certificates_of_anybody() {
+        replay("certificates", |_, data| certificates(data));
     }
 
     #[test]

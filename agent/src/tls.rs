@@ -17,6 +17,9 @@ use ureq::tls::{Certificate, PemItem};
 
 use crate::clock;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 /// What this device does cryptography with.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 use cap::Cap;
 use libfuzzer_sys::fuzz_target;
-use limpet_agent::fuzz::{images, layers, state};
+use limpet_agent::fuzz::{certificates, images, layers, state};
 use limpet_controller_core::manifest::fuzz::manifests;
 use limpet_protocol::envelope::fuzz::messages;
 
@@ -27,6 +27,7 @@ enum Target {
     Images,
     Layers,
     State,
+    Certificates,
 }
 
 static TARGET: LazyLock<Target> = LazyLock::new(|| match std::env::var("TARGET").as_deref() {
@@ -35,7 +36,8 @@ static TARGET: LazyLock<Target> = LazyLock::new(|| match std::env::var("TARGET")
     Ok("images") => Target::Images,
     Ok("layers") => Target::Layers,
     Ok("state") => Target::State,
-    _ => panic!("say TARGET=messages, manifests, images, layers or state"),
+    Ok("certificates") => Target::Certificates,
+    _ => panic!("say TARGET=messages, manifests, images, layers, state or certificates"),
 });
 
 /// The folder that the process is started in: whoever follows a link to `/proc/self/cwd`, or a
@@ -51,6 +53,7 @@ fuzz_target!(init: LazyLock::force(&TARGET), |data: &[u8]| {
         Target::Images => images(data),
         Target::Layers => layers(&FOLDER, data),
         Target::State => state(&FOLDER, data),
+        Target::Certificates => certificates(data),
     }
     ALLOCATOR.set_limit(usize::MAX).unwrap();
 });
