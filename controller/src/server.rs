@@ -25,7 +25,7 @@ mod tls;
 use api::Access;
 use authority::Authority;
 use broker::Files;
-use fleet::{Contact, Fleet, Handle, Terms};
+use fleet::{Fleet, Handle, Terms};
 pub(crate) use login::Login;
 use store::Store;
 pub(crate) use store::{Existing, restore};
@@ -164,7 +164,6 @@ async fn certify(
     };
     let config = tls::config(&served)?;
     let servers = vec![at(&host, options.listen.port())];
-    let contact = Contact { servers: servers.clone(), pin: authority.pin() };
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let terms = Terms {
         authority,
@@ -173,12 +172,7 @@ async fn certify(
         certificate_ms: millis(options.certificate_ttl),
         renew_expired_ms: millis(options.renew_expired),
     };
-    fleet
-        .call(move |fleet| {
-            fleet.set_contact(contact);
-            fleet.set_terms(terms);
-        })
-        .await?;
+    fleet.call(move |fleet| fleet.set_terms(terms)).await?;
     Ok((files, config))
 }
 

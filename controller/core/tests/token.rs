@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use limpet_controller_core::token::{
-    API_TTL_MS, Ended, Grant, JOIN_TTL_MS, JOIN_TTL_MS_MAX, Role, Scope, TokenRecord, Ttl, Wish,
+    API_TTL_MS, Ended, Grant, JOIN_TTL_MS, JOIN_TTL_MS_MAX, PUBLISHER_TTL_MS, PublisherWish, Role,
+    Scope, TTL_MS_MAX, TokenRecord, Ttl, Wish,
 };
 use limpet_protocol::{Digest, Labels, cbor};
 
@@ -47,6 +48,8 @@ fn what_must_not_be_is_refused_with_the_reason() {
         (ttl("join", Ttl::Never), "a join token must end: within 30 days"),
         (ttl("join", Ttl::Ms(JOIN_TTL_MS_MAX + 1)), "a join token must end: within 30 days"),
         (ttl("viewer", Ttl::Ms(0)), "a token must live for a while"),
+        (ttl("join", Ttl::Ms(0)), "a token must live for a while"),
+        (ttl("viewer", Ttl::Ms(TTL_MS_MAX + 1)), "its time to live is too long: at most 3650 days"),
         (Wish { uses: Some(0), ..wish("join") }, "a join token is for 1 to 100000 devices"),
         (Wish { uses: Some(2), ..wish("viewer") }, "uses goes with role join only"),
         (Wish { require_approval: true, ..wish("admin") }, "require_approval goes with role join"),
@@ -113,4 +116,24 @@ fn records_keep_their_bytes() {
     let hex: String =
         records.iter().flat_map(cbor::encode).map(|byte| format!("{byte:02x}")).collect();
     expect_test::expect!["a6646e616d65626974656772616e74a163617069a264726f6c65667669657765726573636f7065a16473697465666265726c696e676d6164655f6d731a000f42406a657870697265735f6d731b00000001cf8b9a406a7265766f6b65645f6d73f6646861736858200101010101010101010101010101010101010101010101010101010101010101a6646e616d65626974656772616e74a1646a6f696ea369757365735f6c65667409666c6162656c73a16473697465666265726c696e70726571756972655f617070726f76616cf4676d6164655f6d731a000f42406a657870697265735f6d731a004630c06a7265766f6b65645f6d73f6646861736858200101010101010101010101010101010101010101010101010101010101010101a6646e616d65626974656772616e74a163617069a264726f6c656561646d696e6573636f7065a0676d6164655f6d731a000f42406a657870697265735f6d731b00000001cf8b9a406a7265766f6b65645f6d73f6646861736858200101010101010101010101010101010101010101010101010101010101010101"].assert_eq(&hex);
+}
+
+#[test]
+fn a_publisher_has_a_name_a_key_and_an_end() {
+    let key = "0d".repeat(32);
+    let publisher = |name, key, ttl_ms| PublisherWish { name, key, ttl_ms }.record(NOW_MS);
+    let (record, _) = publisher("ci", &key, None).unwrap();
+    assert_eq!(record.expires_ms, Some(NOW_MS + PUBLISHER_TTL_MS));
+    assert_eq!(record.grant, Grant::Publisher);
+    let (record, _) = publisher("ci", &key, Some(TTL_MS_MAX)).unwrap();
+    assert_eq!(record.expires_ms, Some(NOW_MS + TTL_MS_MAX));
+    for (name, key, ttl_ms, why) in [
+        ("ci", key.as_str(), Some(0), "a token must live for a while"),
+        ("ci", &key, Some(u64::MAX), "its time to live is too long: at most 3650 days"),
+        ("ci", "0d", None, "a publisher's key is an Ed25519 public key"),
+        ("C I", &key, None, "publisher \"C I\": use lower-case letters"),
+    ] {
+        let said = publisher(name, key, ttl_ms).unwrap_err().to_string();
+        assert!(said.starts_with(why), "{name} {ttl_ms:?}: {said}");
+    }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use limpet_protocol::{DeviceId, Digest, Invitation, Purpose, Token};
+use limpet_protocol::{DeviceId, Invitation, Purpose, Token};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -12,7 +12,7 @@ use ureq::http::{HeaderMap, Method};
 
 use super::auth::{Needs, ROUTES};
 use super::*;
-use crate::server::fleet::{Contact, JoinRefusal, Outgoing};
+use crate::server::fleet::{JoinRefusal, Outgoing, terms};
 use crate::server::store::Store;
 use limpet_controller_core::Role;
 
@@ -47,10 +47,8 @@ impl Served {
         runtime.spawn(async { axum::serve(listener, served).await });
         let served = Self { runtime, fleet, thread: Some(thread), address, _to_publish, folder };
         if access == Access::Tokens {
-            served.call(|fleet| {
-                let servers = vec!["limpet.example:8420".to_owned()];
-                fleet.set_contact(Contact { servers, pin: Digest([7; 32]) });
-            });
+            let terms = terms(served.folder.path());
+            served.call(|fleet| fleet.set_terms(terms));
         }
         served
     }
@@ -71,7 +69,7 @@ impl Served {
         assert_eq!(made.status, 200, "{}", made.body);
         let purpose = if request["role"] == "join" { Purpose::Join } else { Purpose::Login };
         let invitation = Invitation::parse(made.body["text"].as_str().unwrap(), purpose).unwrap();
-        assert_eq!(invitation.pin, Digest([7; 32]));
+        assert_eq!(invitation.servers, ["limpet.example:8420"]);
         invitation.token.to_string()
     }
 

@@ -3,7 +3,7 @@
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use limpet_controller_core::token::{Ttl, Wish};
+use limpet_controller_core::token::{PublisherWish, Ttl, Wish};
 use limpet_protocol::TokenId;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -57,16 +57,19 @@ pub(super) async fn publisher(
     Extension(caller): Extension<Caller>,
     Json(request): Json<PublisherRequest>,
 ) -> Answer<Json<PublisherMade>> {
-    let made = fleet.call(move |fleet| fleet.create_publisher(&caller, &request)).await?;
+    let made = fleet.call(move |fleet| {
+        let PublisherRequest { name, key, ttl_s } = &request;
+        let ttl_ms = ttl_s.map(|ttl_s| ttl_s.saturating_mul(1000));
+        fleet.create_publisher(&caller, PublisherWish { name, key, ttl_ms })
+    });
+    let made = made.await?;
     made.map(Json).map_err(failure)
 }
 
 fn failure(error: TokenError) -> Failure {
     let status = match error {
         TokenError::Insecure | TokenError::Many => StatusCode::CONFLICT,
-        TokenError::Wish(_) | TokenError::PublisherKey | TokenError::PublisherName(_) => {
-            StatusCode::UNPROCESSABLE_ENTITY
-        }
+        TokenError::Wish(_) => StatusCode::UNPROCESSABLE_ENTITY,
         TokenError::Key(_) | TokenError::Authority(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
     Failure(status, error.to_string())

@@ -13,6 +13,8 @@ use crate::server::store::{StoreError, Table};
 
 mod certificates;
 mod exchange;
+#[cfg(test)]
+pub(super) mod tests;
 
 /// How a member stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

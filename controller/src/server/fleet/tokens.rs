@@ -7,11 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use limpet_controller_core::token::{Ended, Ttl, Wish, WishError};
+use limpet_controller_core::token::{Ended, PublisherWish, Ttl, Wish, WishError};
 use limpet_controller_core::{Grant, Role, TokenRecord};
-use limpet_protocol::{
-    DeploymentName, Digest, Invitation, KeyError, PublicKey, Purpose, Token, TokenId,
-};
+use limpet_protocol::{Digest, Invitation, KeyError, Purpose, Token, TokenId};
 use ring::hmac;
 
 use super::Fleet;
@@ -21,24 +19,12 @@ use super::caller::{Caller, Who};
 use crate::server::authority::AuthorityError;
 use crate::server::clock::rfc3339;
 use crate::server::store::Table;
-use crate::view::{PublisherMade, PublisherRequest, TokenMade, TokenView};
+use crate::view::{PublisherMade, TokenMade, TokenView};
 
 /// Tokens at most, those included that have ended and are still listed.
 pub(super) const TOKENS_MAX: usize = 10_000;
 /// How long those that have ended are listed, and said to have ended to whoever uses them.
 const ENDED_KEPT_MS: u64 = 30 * 24 * 3_600_000;
-
-/// A publisher's certificate lives this long unless somebody says otherwise.
-const PUBLISHER_TTL_MS: u64 = 365 * 24 * 3_600_000;
-
-/// How this controller is reached and known: what an invitation says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::server) struct Contact {
-    /// `HOST:PORT` of the API.
-    pub(in crate::server) servers: Vec<String>,
-    /// SHA-256 of the certificate (DER) of the fleet's authority.
-    pub(in crate::server) pin: Digest,
-}
 
 /// All tokens, and who has failed to show one.
 pub(super) struct Tokens {
@@ -48,8 +34,6 @@ pub(super) struct Tokens {
     /// changes nothing writes nothing.
     pub(super) used_ms: BTreeMap<TokenId, u64>,
     pub(super) counts: Counts,
-    /// None where no token is asked for.
-    contact: Option<Contact>,
 }
 
 /// Why a token is not made.
@@ -61,13 +45,6 @@ pub(in crate::server) enum TokenError {
     Insecure,
     #[error(transparent)]
     Wish(#[from] WishError),
-    #[error("a publisher's key is an Ed25519 public key, in 64 hexadecimal digits")]
-    PublisherKey,
-    #[error(
-        "publisher {0:?}: use lower-case letters, digits and '-', beginning and ending with a letter \
-         or digit"
-    )]
-    PublisherName(String),
     #[error(transparent)]
     Authority(#[from] AuthorityError),
     #[error("there are {TOKENS_MAX} tokens: revoke some; they go 30 days after their end")]
@@ -78,13 +55,7 @@ pub(in crate::server) enum TokenError {
 
 impl Tokens {
     pub(super) fn new(key: hmac::Key) -> Self {
-        Self {
-            key,
-            records: BTreeMap::new(),
-            used_ms: BTreeMap::new(),
-            counts: Counts::new(),
-            contact: None,
-        }
+        Self { key, records: BTreeMap::new(), used_ms: BTreeMap::new(), counts: Counts::new() }
     }
 
     /// Makes what is known what is on disk.
@@ -108,95 +79,65 @@ impl Tokens {
 }
 
 impl Fleet {
-    /// Says how this controller is reached and known; until then it makes no tokens.
-    pub(in crate::server) fn set_contact(&mut self, contact: Contact) {
-        self.tokens.contact = Some(contact);
-    }
-
     /// Makes a token, and the string that carries it: it is shown this once.
     pub(in crate::server) fn create_token(
         &mut self,
         by: &Caller,
         wish: Wish,
     ) -> Result<TokenMade, TokenError> {
-        let contact = self.tokens.contact.clone().ok_or(TokenError::Insecure)?;
-        self.forget_ended_tokens();
-        if self.tokens.records.len() >= TOKENS_MAX {
-            return Err(TokenError::Many);
-        }
+        let terms = self.members.terms().ok_or(TokenError::Insecure)?;
         let token = Token::generate()?;
         let record = wish.record(self.now_ms, self.tokens.hash(&token))?;
-        let put = self.store.put(Table::Tokens, &token.id.to_string(), &record);
-        self.stored(put);
-        let view = self.token_view(token.id, &record);
-        self.audit(
-            by,
-            Entry {
-                action: "token.create",
-                object: format!("token/{}", token.id),
-                after: serde_json::to_string(&view).ok(),
-                outcome: "ok".to_owned(),
-                ..Entry::default()
-            },
-        );
         let purpose = match record.grant {
             Grant::Join { .. } => Purpose::Join,
             Grant::Api { .. } | Grant::Publisher => Purpose::Login,
         };
-        self.tokens.records.insert(token.id, record);
-        let Contact { servers, pin } = contact;
+        let (servers, pin, id) = (terms.servers.clone(), terms.authority.pin(), token.id);
         let text = Invitation { purpose, servers, pin, token }.to_string();
-        Ok(TokenMade { token: view, text })
+        Ok(TokenMade { token: self.add_token(by, id, record)?, text })
     }
 
     /// Makes a certificate for somebody who publishes manifests over MQTT with this key.
     pub(in crate::server) fn create_publisher(
         &mut self,
         by: &Caller,
-        request: &PublisherRequest,
+        wish: PublisherWish<'_>,
     ) -> Result<PublisherMade, TokenError> {
-        let (name, now_ms) = (&request.name, self.now_ms);
-        let key: PublicKey = request.key.parse().map_err(|_| TokenError::PublisherKey)?;
-        if name.parse::<DeploymentName>().is_err() {
-            return Err(TokenError::PublisherName(name.chars().take(80).collect()));
-        }
+        let terms = self.members.terms().ok_or(TokenError::Insecure)?;
+        let (record, key) = wish.record(self.now_ms)?;
+        let id = Token::generate()?.id;
+        let lives_ms = record.expires_ms.unwrap_or(u64::MAX).saturating_sub(self.now_ms);
+        let lives = (self.now_ms, lives_ms);
+        let certificate = terms.authority.certify_publisher(wish.name, id, &key, lives)?;
+        let authorities = terms.authority.pem();
+        let broker = terms.brokers.first().cloned().unwrap_or_default();
+        let token = self.add_token(by, id, record)?;
+        Ok(PublisherMade { token, certificate, authorities, broker })
+    }
+
+    /// Keeps a token that was made.
+    fn add_token(
+        &mut self,
+        by: &Caller,
+        id: TokenId,
+        record: TokenRecord,
+    ) -> Result<TokenView, TokenError> {
         self.forget_ended_tokens();
         if self.tokens.records.len() >= TOKENS_MAX {
             return Err(TokenError::Many);
         }
-        let lives_ms = request.ttl_s.map_or(PUBLISHER_TTL_MS, |ttl_s| ttl_s.saturating_mul(1000));
-        let id = Token::generate()?.id;
-        let terms = self.members.terms().ok_or(TokenError::Insecure)?;
-        let lives = (now_ms, lives_ms);
-        let certificate = terms.authority.certify_publisher(name, id, &key, lives)?;
-        let record = TokenRecord {
-            name: name.clone(),
-            grant: Grant::Publisher,
-            made_ms: now_ms,
-            expires_ms: Some(now_ms.saturating_add(lives_ms)),
-            revoked_ms: None,
-            // It has no secret but its key.
-            hash: Digest::of(&key.0),
-        };
-        let made = PublisherMade {
-            token: self.token_view(id, &record),
-            certificate,
-            authorities: terms.authority.pem(),
-            broker: terms.brokers.first().cloned().unwrap_or_default(),
-        };
+        let view = self.token_view(id, &record);
         self.tokens.records.insert(id, record);
         self.change_token(id, |_| ());
-        self.audit(
-            by,
-            Entry {
-                action: "token.create",
-                object: format!("token/{id}"),
-                after: serde_json::to_string(&made.token).ok(),
-                outcome: "ok".to_owned(),
-                ..Entry::default()
-            },
-        );
-        Ok(made)
+        let entry = Entry {
+            action: "token.create",
+            object: format!("token/{id}"),
+            after: serde_json::to_string(&view).ok(),
+            outcome: "ok".to_owned(),
+            ..Entry::default()
+        };
+        self.audit(by, entry);
+        Ok(view)
     }
 
     /// Whether a publisher's certificate is still good.
