@@ -35,6 +35,11 @@ const QUEUE: usize = 10_000;
 /// Retained messages are answers to manifests, and presence: they live as long as the broker.
 const EXPIRY: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// How often, and after which time, it is tried again to cut a connection: for a minute, while to end
+/// one takes the broker 5 s at most.
+const CUT_TRIES: u32 = 300;
+const CUT_AGAIN_AFTER: Duration = Duration::from_millis(200);
+
 /// Whom a connection belongs to.
 enum Client {
     Device {
@@ -140,7 +145,7 @@ async fn publish(context: ServerContext, mut outgoing: UnboundedReceiver<Outgoin
         let (topic, payload, retain) = match order {
             Outgoing::Publish { topic, payload, retain } => (topic, payload, retain),
             Outgoing::Drop { client } => {
-                cut(&context, client).await;
+                tokio::spawn(cut(context.clone(), client));
                 continue;
             }
         };
@@ -162,17 +167,24 @@ async fn publish(context: ServerContext, mut outgoing: UnboundedReceiver<Outgoin
     }
 }
 
-/// Ends a client's connection, if it has one.
-async fn cut(context: &ServerContext, client: String) {
-    let id = Id::new(context.node.id(), 0, None, None, client.into(), None);
-    let entry = context.extends.shared().await.entry(id);
-    let cut = match entry.try_lock().await {
-        Ok(mut entry) => entry.kick(true, true, true).await.map(drop),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = cut {
-        log::error!("a connection cannot be cut: {error}");
+/// Ends a client's connection, if it has one. Whoever connects as this client holds the entry, for as
+/// long as it takes to end the connection before.
+async fn cut(context: ServerContext, client: String) {
+    let id = Id::new(context.node.id(), 0, None, None, client.as_str().into(), None);
+    let mut why = String::new();
+    for _ in 0..CUT_TRIES {
+        let entry = context.extends.shared().await.entry(id.clone());
+        let cut = match entry.try_lock().await {
+            Ok(mut entry) => entry.kick(true, true, true).await.map(drop),
+            Err(error) => Err(error),
+        };
+        match cut {
+            Ok(()) => return,
+            Err(error) => why = error.to_string(),
+        }
+        tokio::time::sleep(CUT_AGAIN_AFTER).await;
     }
+    log::error!("the connection of {client} cannot be cut: {why}");
 }
 
 /// Who is asked for a certificate.
@@ -210,9 +222,9 @@ impl Handler for Hook {
                 (false, Some(HookResult::AuthResult(result)))
             }
             Parameter::ClientConnected(session) => {
-                if let Ok(Client::Device { id, .. }) = session.id.client_id.parse() {
+                if let Ok(Client::Device { id, fingerprint }) = session.id.client_id.parse() {
                     let since = session.id.create_time;
-                    self.fleet.tell(move |fleet| fleet.connected(&id, since));
+                    self.fleet.tell(move |fleet| fleet.connected(&id, &fingerprint, since));
                 }
                 (true, before)
             }

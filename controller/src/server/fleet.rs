@@ -84,6 +84,8 @@ pub(super) struct Fleet {
     due_ms: u64,
     lost_after_ms: u64,
     devices: BTreeMap<DeviceId, Device>,
+    /// Since when the broker has a session with them.
+    sessions: BTreeMap<DeviceId, i64>,
     deployments: Deployments,
     /// What the images of all of them must be.
     policy: Option<ImagePolicy>,
@@ -132,6 +134,7 @@ impl Fleet {
             due_ms: 0,
             lost_after_ms: u64::try_from(lost_after.as_millis()).unwrap_or(u64::MAX),
             devices: BTreeMap::new(),
+            sessions: BTreeMap::new(),
             deployments: BTreeMap::new(),
             policy: None,
             tokens,
@@ -205,7 +208,6 @@ impl Fleet {
                 record,
                 inbox,
                 link: None,
-                session: None,
                 presence: absence.unwrap_or(Presence::Unknown { since_ms: self.started_ms }),
                 heard_ms,
                 adoption: None,

@@ -68,8 +68,11 @@ impl Fleet {
         if id != *client {
             return Err(format!("device {client} may not speak for {id}"));
         }
-        let known = self.devices.get(&id).map(|device| device.record.key);
-        let known = known.or_else(|| self.members.key(&id));
+        // Asked anew for each message: the connection of one that was revoked may take a while to end.
+        let known = match self.admitted(&id)? {
+            Some(member) => Some(member.key),
+            None => self.devices.get(&id).map(|device| device.record.key),
+        };
         if !self.devices.contains_key(&id) && kind != Kind::Hello {
             return Err("a device begins with hello".to_owned());
         }
@@ -115,7 +118,6 @@ impl Fleet {
             record: record.clone(),
             inbox: Inbox::new(Cursor::new(&hello), BTreeMap::new()),
             link: None,
-            session: None,
             presence: Presence::Offline { since_ms: steady_ms },
             heard_ms: Some(steady_ms),
             adoption: None,
@@ -322,7 +324,7 @@ impl Fleet {
             return Some(true);
         }
         let device = self.devices.get(id).filter(|_| self.sees(by.scope(), id))?;
-        if device.link.is_some() {
+        if device.link.is_some() || self.sessions.contains_key(id) {
             let outcome = "refused: it is connected".to_owned();
             self.audit(by, Entry { outcome, ..entry });
             return Some(false);

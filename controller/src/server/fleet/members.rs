@@ -121,19 +121,31 @@ impl Fleet {
         self.members.terms.as_ref().map(|terms| terms.authority.pem()).unwrap_or_default()
     }
 
-    /// Why a device is not let in by the broker, where it is not.
+    /// The member that a device must be to be let in and heard; None where anybody is.
+    ///
+    /// # Errors
+    /// Why it is neither let in nor heard.
+    pub(super) fn admitted(&self, id: &DeviceId) -> Result<Option<&Member>, String> {
+        if self.members.terms.is_none() {
+            return Ok(None);
+        }
+        let member = self.members.records.get(id);
+        let member = member.ok_or_else(|| format!("device {id} has not joined this fleet"))?;
+        match member.standing {
+            Standing::Member => Ok(Some(member)),
+            Standing::Waiting => Err(format!("device {id} waits for `limpet device approve`")),
+            Standing::Revoked => Err(format!("device {id} was revoked")),
+        }
+    }
+
+    /// Why a client with this key is not let in as this device, where it is not.
     pub(super) fn keeps_out(&self, id: &DeviceId, fingerprint: &str) -> Option<String> {
-        self.members.terms.as_ref()?;
-        match self.members.records.get(id) {
-            None => Some(format!("device {id} has not joined this fleet")),
-            Some(member) if member.key.fingerprint() != fingerprint => {
+        match self.admitted(id) {
+            Ok(Some(member)) if member.key.fingerprint() != fingerprint => {
                 Some(format!("device {id} comes with a certificate of another key"))
             }
-            Some(member) => match member.standing {
-                Standing::Member => None,
-                Standing::Waiting => Some(format!("device {id} waits for `limpet device approve`")),
-                Standing::Revoked => Some(format!("device {id} was revoked")),
-            },
+            Ok(_) => None,
+            Err(why) => Some(why),
         }
     }
 
@@ -148,7 +160,7 @@ impl Fleet {
         let member = member.ok_or_else(|| MemberError::Unknown(id.clone()))?;
         let before = format!("{:?}", member.standing);
         member.standing = standing;
-        let key = member.key;
+        let client = client(id, &member.key.fingerprint());
         let put = self.store.put(Table::Members, id.as_str(), member);
         self.stored(put);
         let action = match standing {
@@ -166,8 +178,9 @@ impl Fleet {
             },
         );
         if standing == Standing::Revoked {
-            let client = format!("limpet/{id}/{}", key.fingerprint());
             self.cut(client);
+            // It is told nothing more, even before its connection has ended.
+            self.gone(id);
         }
         Ok(())
     }
@@ -183,11 +196,17 @@ impl Fleet {
 
     /// Whether it was one.
     pub(super) fn forget_member(&mut self, id: &DeviceId) -> bool {
-        let known = self.members.records.remove(id).is_some();
-        if known {
+        let known = self.members.records.remove(id);
+        if let Some(member) = &known {
+            self.cut(client(id, &member.key.fingerprint()));
             let deleted = self.store.delete(Table::Members, id.as_str());
             self.stored(deleted);
         }
-        known
+        known.is_some()
     }
+}
+
+/// The id that a device has as a client of the broker.
+pub(super) fn client(id: &DeviceId, fingerprint: &str) -> String {
+    format!("limpet/{id}/{fingerprint}")
 }

@@ -5,13 +5,16 @@ use limpet_controller_core::presence::{Heard, Patience, moved_ms};
 use limpet_protocol::{self as protocol, DeviceId, PresenceState};
 
 use super::Fleet;
+use super::members::client;
 use crate::server::clock::rfc3339;
 
 impl Fleet {
     /// The broker has a session with a device.
-    pub(in crate::server) fn connected(&mut self, id: &DeviceId, since: i64) {
-        if let Some(device) = self.devices.get_mut(id) {
-            device.session = Some(since);
+    pub(in crate::server) fn connected(&mut self, id: &DeviceId, fingerprint: &str, since: i64) {
+        self.sessions.insert(id.clone(), since);
+        // Revoked while it connected: there was nothing to cut then.
+        if self.keeps_out(id, fingerprint).is_some() {
+            self.cut(client(id, fingerprint));
         }
     }
 
@@ -25,11 +28,8 @@ impl Fleet {
 
     /// The broker's session with a device has ended.
     pub(in crate::server) fn disconnected(&mut self, id: &DeviceId, since: i64) {
-        let Some(device) = self.devices.get_mut(id) else {
-            return;
-        };
-        if device.session.is_none_or(|session| session <= since) {
-            device.session = None;
+        if self.sessions.get(id).is_none_or(|session| *session <= since) {
+            self.sessions.remove(id);
             self.gone(id);
         }
     }
@@ -48,7 +48,7 @@ impl Fleet {
         }
     }
 
-    fn gone(&mut self, id: &DeviceId) {
+    pub(super) fn gone(&mut self, id: &DeviceId) {
         let Some(device) = self.devices.get_mut(id) else {
             return;
         };

@@ -11,8 +11,6 @@ pub(super) struct Device {
     pub(super) record: DeviceRecord,
     pub(super) inbox: Inbox,
     pub(super) link: Option<Link>,
-    /// When the broker's present session with it began.
-    pub(super) session: Option<i64>,
     pub(super) presence: Presence,
     /// By the steady clock; None where this controller does not know.
     pub(super) heard_ms: Option<u64>,

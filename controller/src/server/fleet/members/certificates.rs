@@ -43,7 +43,7 @@ impl Fleet {
     /// Renews certificates that have lived half their life, over the device's connection.
     pub(in crate::server::fleet) fn renew_certificate(&mut self, id: &DeviceId) {
         let Some(terms) = &self.members.terms else { return };
-        let Some(member) = self.members.records.get(id) else { return };
+        let Ok(Some(member)) = self.admitted(id) else { return };
         let left_ms = member.certified_until_ms.saturating_sub(self.now_ms);
         if left_ms > terms.certificate_ms / 2 {
             return;

@@ -1,9 +1,21 @@
-//! Members, for tests.
+//! Who is heard, and who is not.
 
 use std::path::Path;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use super::super::Terms;
+use limpet_controller_core::token::Wish;
+use limpet_protocol::{
+    BootId, DeviceId, Digest, Facts, Header, Held, Hello, Invitation, Join, Kind, Nonce, OutboxId,
+    Purpose, SigningKey, Token, Topic, envelope,
+};
+use serde::Serialize;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::super::{Caller, Fleet, Handle, Outgoing, Standing, Terms, Who};
 use crate::server::authority::Authority;
+use crate::server::store::Store;
 
 /// What members of a controller are told whose data folder this is.
 pub(in crate::server) fn terms(folder: &Path) -> Terms {
@@ -14,4 +26,154 @@ pub(in crate::server) fn terms(folder: &Path) -> Terms {
         certificate_ms: 90_000,
         renew_expired_ms: 0,
     }
+}
+
+/// A controller that knows one device, which has joined.
+struct Known {
+    runtime: Runtime,
+    fleet: Handle,
+    thread: Option<JoinHandle<()>>,
+    outgoing: UnboundedReceiver<Outgoing>,
+    device: SigningKey,
+    _folder: tempfile::TempDir,
+}
+
+fn id() -> DeviceId {
+    "dev-0".parse().unwrap()
+}
+
+fn local() -> Caller {
+    Caller { who: Who::Local, from: Some("127.0.0.1:1".parse().unwrap()) }
+}
+
+impl Known {
+    fn joined(require_approval: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let key = store.signing_key().unwrap();
+        let (sender, outgoing) = unbounded_channel();
+        let (fleet, thread) = Fleet::start(store, key, Duration::from_secs(60), sender).unwrap();
+        let terms = terms(folder.path());
+        let runtime = Runtime::new().unwrap();
+        let device = SigningKey::generate().unwrap();
+        let known =
+            Self { runtime, fleet, thread: Some(thread), outgoing, device, _folder: folder };
+        known.call(move |fleet| fleet.set_terms(terms));
+        known.join(require_approval);
+        known
+    }
+
+    fn call<T: Send + 'static>(&self, work: impl FnOnce(&mut Fleet) -> T + Send + 'static) -> T {
+        self.runtime.block_on(self.fleet.call(work)).unwrap()
+    }
+
+    fn signed<T: Serialize>(&self, kind: Kind, body: &T) -> Vec<u8> {
+        let prefix = "limpet/v1".to_owned();
+        let header = Header { prefix, device: id(), kind, epoch: 0, number: 1 };
+        envelope::seal(&self.device, &header, body)
+    }
+
+    fn join(&self, require_approval: bool) {
+        let wish = Wish {
+            name: "rack".to_owned(),
+            role: "join".to_owned(),
+            labels: [("site".to_owned(), "berlin".to_owned())].into(),
+            require_approval,
+            ..Wish::default()
+        };
+        let made = self.call(|fleet| fleet.create_token(&local(), wish)).unwrap();
+        let token: Token = Invitation::parse(&made.text, Purpose::Join).unwrap().token;
+        let signed = self.signed(Kind::Join, &Join { token });
+        let from = "127.0.0.1:1".parse().unwrap();
+        self.call(move |fleet| fleet.join(&signed, from)).unwrap();
+    }
+
+    fn hello(&self, connection: u64) -> Result<(), String> {
+        let hello = Hello {
+            boot: BootId([1; 16]),
+            connection,
+            nonce: Nonce([1; 16]),
+            agent_version: "0".try_into().unwrap(),
+            features: vec![],
+            labels: [("own".parse().unwrap(), "x".parse().unwrap())].into(),
+            facts: Facts::default(),
+            held: Held::default(),
+            arriving: None,
+            reported: Digest([0; 32]),
+            outbox: OutboxId([1; 8]),
+            keep_alive_s: 600,
+            sealing_key: None,
+        };
+        let signed = self.signed(Kind::Hello, &hello);
+        self.call(move |fleet| {
+            let topic = Topic::Device(id(), Kind::Hello).under(&fleet.prefix);
+            fleet.device_message(&id(), &topic, &signed)
+        })
+    }
+
+    fn stands(&self, standing: Standing) {
+        self.call(move |fleet| fleet.set_standing(&local(), &id(), standing)).unwrap();
+    }
+
+    /// What the broker was to do since it was last asked: clients that it cuts, topics.
+    fn ordered(&mut self) -> Vec<String> {
+        let mut ordered = Vec::new();
+        while let Ok(order) = self.outgoing.try_recv() {
+            ordered.push(match order {
+                Outgoing::Publish { topic, .. } => topic,
+                Outgoing::Drop { client } => format!("cut {client}"),
+            });
+        }
+        ordered
+    }
+
+    fn cut(&self) -> String {
+        format!("cut limpet/dev-0/{}", self.device.public().fingerprint())
+    }
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        self.fleet.end();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn who_was_revoked_is_neither_heard_nor_told_though_its_connection_goes_on() {
+    let mut known = Known::joined(false);
+    let fingerprint = known.device.public().fingerprint();
+    known.hello(1).unwrap();
+    assert!(known.ordered().iter().any(|topic| topic.ends_with("/down/ack")));
+    known.stands(Standing::Revoked);
+    assert_eq!(known.ordered(), [known.cut()]);
+    assert_eq!(known.hello(2).unwrap_err().split(": ").last(), Some("device dev-0 was revoked"));
+    known.call(|fleet| {
+        fleet.place_all();
+        fleet.publish_desired(&id());
+        fleet.alive(&id());
+    });
+    assert_eq!(known.ordered(), [""; 0]);
+    // It was let in just before, and there was no connection yet that could be cut.
+    known.call(move |fleet| fleet.connected(&id(), &fingerprint, 7));
+    assert_eq!(known.ordered(), [known.cut()]);
+    // Forgotten while the connection goes on, it would come back by a hello.
+    assert_eq!(known.call(|fleet| fleet.forget(&local(), &id())), Some(false));
+    known.call(|fleet| fleet.disconnected(&id(), 7));
+    assert_eq!(known.call(|fleet| fleet.forget(&local(), &id())), Some(true));
+    let why = known.hello(3).unwrap_err();
+    assert!(why.ends_with("device dev-0 has not joined this fleet"), "{why}");
+    assert!(!known.call(|fleet| fleet.knows(&id())));
+}
+
+#[test]
+fn who_waits_is_heard_once_it_is_approved() {
+    let known = Known::joined(true);
+    let why = known.hello(1).unwrap_err();
+    assert!(why.ends_with("device dev-0 waits for `limpet device approve`"), "{why}");
+    known.stands(Standing::Member);
+    known.hello(1).unwrap();
+    assert!(known.call(|fleet| fleet.knows(&id())));
 }
