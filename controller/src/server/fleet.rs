@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use limpet_controller_core::limit::Quiet;
 use limpet_controller_core::presence::moved_ms;
 use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence, Secrets};
 use limpet_protocol::{DeviceId, Held, ImagePolicy, Prefix, SigningKey, StreamId, WorkloadId};
@@ -96,20 +97,13 @@ pub(super) struct Fleet {
     pub(super) streams: BTreeMap<StreamId, Stream>,
     last_command: u64,
     /// By kind and device.
-    refused: BTreeMap<(String, Option<DeviceId>), Refused>,
+    refused: Quiet<(&'static str, Option<DeviceId>)>,
     to_publish: Vec<Outgoing>,
     /// Devices that have begun a connection in the transaction under way.
     greeted: BTreeSet<DeviceId>,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     /// The first failure of the store in the transaction under way.
     failure: Option<StoreError>,
-}
-
-/// Messages that were refused and not yet told of.
-#[derive(Debug, Default)]
-struct Refused {
-    count: u64,
-    quiet_until_ms: u64,
 }
 
 impl Fleet {
@@ -143,7 +137,7 @@ impl Fleet {
             secrets: Secrets::new(),
             streams: BTreeMap::new(),
             last_command: 0,
-            refused: BTreeMap::new(),
+            refused: Quiet::new(REFUSED_EVERY_MS, REFUSED_KINDS_MAX),
             to_publish: Vec::new(),
             greeted: BTreeSet::new(),
             outgoing,
@@ -317,22 +311,14 @@ impl Fleet {
     }
 
     /// Something was refused: says so, but not every time.
-    fn refuse(&mut self, kind: &str, device: Option<&DeviceId>, why: &str) {
-        let now_ms = self.steady_ms;
-        // A stranger's ids are many: what is quiet by now is forgotten.
-        if self.refused.len() > REFUSED_KINDS_MAX {
-            self.refused.retain(|_, refused| now_ms < refused.quiet_until_ms);
-        }
-        let refused = self.refused.entry((kind.to_owned(), device.cloned())).or_default();
-        refused.count += 1;
-        if now_ms < refused.quiet_until_ms {
+    fn refuse(&mut self, kind: &'static str, device: Option<&DeviceId>, why: &str) {
+        let Some(untold) = self.refused.again(&(kind, device.cloned()), self.steady_ms) else {
             return;
-        }
-        let more = match refused.count {
-            1 => String::new(),
-            count => format!(" (and {} more before it)", count - 1),
         };
-        *refused = Refused { count: 0, quiet_until_ms: now_ms + REFUSED_EVERY_MS };
+        let more = match untold {
+            0 => String::new(),
+            count => format!(" (and {count} more before it)"),
+        };
         log::warn!("refused: {why}");
         self.note(kind, device, format!("{why}{more}"));
     }
