@@ -5,13 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use ureq::http::{Response, StatusCode};
+use ureq::http::{Method, Request, Response, StatusCode};
 use ureq::tls::TlsConfig;
-use ureq::{Agent, Body, RequestBuilder};
+use ureq::{Agent, Body};
 
 use super::contexts::{self, Context as Chosen, Contexts};
 use super::{Controller, Usage, pin};
-use crate::view::{DeployResult, DeploymentView, ErrorView};
+use crate::view::{DeployResult, DeploymentView, ErrorView, ScaleRequest};
 
 /// Answers at most: a large fleet's devices.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
@@ -73,119 +73,118 @@ impl Client {
         Ok(Self { server, agent: agent(None), token: None })
     }
 
-    fn with_token<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
-        match &self.token {
-            Some(token) => request.header("authorization", format!("Bearer {token}")),
-            None => request,
-        }
-    }
-
     pub(super) fn server(&self) -> &str {
         &self.server
     }
 
     pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let response = self.with_token(self.agent.get(format!("{}{path}", self.server))).call();
-        self.read(self.reached(response)?)
+        self.json(self.good(Method::GET, path, None)?)
     }
 
     pub(super) fn text(&self, path: &str) -> anyhow::Result<String> {
-        let response = self.with_token(self.agent.get(format!("{}{path}", self.server))).call();
-        let mut response = self.reached(response)?;
-        if response.status().is_success() {
-            Ok(response.body_mut().read_to_string()?)
-        } else {
-            Err(self.error(response))
-        }
+        Ok(self.good(Method::GET, path, None)?.body_mut().read_to_string()?)
     }
 
     /// A body that goes on for as long as the controller has something to say.
     pub(super) fn stream(&self, path: &str) -> anyhow::Result<impl std::io::Read + use<>> {
-        let response = self.with_token(self.agent.get(format!("{}{path}", self.server))).call();
-        let response = self.reached(response)?;
-        if response.status().is_success() {
-            Ok(response.into_body().into_reader())
-        } else {
-            Err(self.error(response))
-        }
+        Ok(self.good(Method::GET, path, None)?.into_body().into_reader())
     }
 
-    pub(super) fn delete(&self, path: &str) -> anyhow::Result<DeployResult> {
-        self.remove(path)
-    }
-
-    /// DELETE whose answer is no deployment.
+    /// DELETE whose answer says what was deleted.
     pub(super) fn remove<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let response = self.with_token(self.agent.delete(format!("{}{path}", self.server))).call();
-        self.read(self.reached(response)?)
+        self.json(self.good(Method::DELETE, path, None)?)
     }
 
     /// PUT of a value.
     pub(super) fn set<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> anyhow::Result<T> {
-        let response = self.with_token(self.agent.put(format!("{}{path}", self.server))).send(body);
-        self.read(self.reached(response)?)
+        self.json(self.good(Method::PUT, path, Some(Content::Bytes(body)))?)
     }
 
-    /// POST of a request whose answer is no deployment.
+    /// POST of a request.
     pub(super) fn ask<T: DeserializeOwned>(
         &self,
         path: &str,
         body: &impl Serialize,
     ) -> anyhow::Result<T> {
-        let response =
-            self.with_token(self.agent.post(format!("{}{path}", self.server))).send_json(body);
-        self.read(self.reached(response)?)
+        self.json(self.good(Method::POST, path, Some(Content::json(body)?))?)
     }
 
-    /// POST of an order that is done, or not.
-    pub(super) fn order(&self, path: &str) -> anyhow::Result<()> {
-        let request = self.with_token(self.agent.post(format!("{}{path}", self.server)));
-        self.done(request.send_empty())
+    /// POST or DELETE that is done, or not.
+    pub(super) fn order(&self, method: Method, path: &str) -> anyhow::Result<()> {
+        self.good(method, path, None).map(drop)
     }
 
-    /// DELETE of something whose answer is empty.
-    pub(super) fn forget(&self, path: &str) -> anyhow::Result<()> {
-        self.done(self.with_token(self.agent.delete(format!("{}{path}", self.server))).call())
-    }
-
-    fn done(&self, answer: Result<Response<Body>, ureq::Error>) -> anyhow::Result<()> {
-        let response = self.reached(answer)?;
-        if response.status().is_success() { Ok(()) } else { Err(self.error(response)) }
-    }
-
-    pub(super) fn post<T: Serialize>(&self, path: &str, body: &T) -> anyhow::Result<DeployResult> {
-        let response =
-            self.with_token(self.agent.post(format!("{}{path}", self.server))).send_json(body);
-        self.deploy_result(self.reached(response)?)
+    /// Asks for another number of replicas; that it cannot be is an answer, not an error.
+    pub(super) fn scale(&self, path: &str, body: &ScaleRequest) -> anyhow::Result<DeployResult> {
+        self.verdict(Method::POST, path, Content::json(body)?)
     }
 
     /// PUT of a document; one that is refused, for what it says or for what it would do, is an answer.
     pub(super) fn put<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> anyhow::Result<T> {
-        let request = self.with_token(self.agent.put(format!("{}{path}", self.server)));
-        let response = request.send(body);
-        let mut response = self.reached(response)?;
-        match response.status() {
-            StatusCode::UNPROCESSABLE_ENTITY | StatusCode::CONFLICT => {
-                let text = response.body_mut().read_to_string()?;
-                serde_json::from_str(&text).map_err(|_| anyhow!("{text}"))
-            }
-            _ => self.read(response),
-        }
+        self.verdict(Method::PUT, path, Content::Bytes(body))
     }
 
     /// Applies a manifest; a refused one is an answer, not an error.
     pub(super) fn apply(&self, manifest: &[u8]) -> anyhow::Result<DeployResult> {
-        let request = self.agent.post(format!("{}/api/v1/deployments", self.server));
-        let response = self.with_token(request).send(manifest);
-        self.deploy_result(self.reached(response)?)
+        self.verdict(Method::POST, "/api/v1/deployments", Content::Bytes(manifest))
     }
 
-    fn deploy_result(&self, mut response: Response<Body>) -> anyhow::Result<DeployResult> {
-        if response.status() != StatusCode::UNPROCESSABLE_ENTITY {
-            return self.read(response);
+    /// An answer that may say what is wrong with the content.
+    fn verdict<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        content: Content<'_>,
+    ) -> anyhow::Result<T> {
+        let mut response = self.send(method, path, Some(content))?;
+        let status = response.status();
+        if !matches!(status, StatusCode::UNPROCESSABLE_ENTITY | StatusCode::CONFLICT) {
+            return self.json(self.checked(response)?);
         }
         let text = response.body_mut().read_to_string()?;
-        serde_json::from_str(&text).map_err(|_| anyhow!("{text}"))
+        serde_json::from_str(&text).map_err(|_| self.error(status, &text))
+    }
+
+    /// An answer that is no error.
+    fn good(
+        &self,
+        method: Method,
+        path: &str,
+        content: Option<Content<'_>>,
+    ) -> anyhow::Result<Response<Body>> {
+        self.checked(self.send(method, path, content)?)
+    }
+
+    /// Sends a request; gives whatever is answered.
+    fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content: Option<Content<'_>>,
+    ) -> anyhow::Result<Response<Body>> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.server));
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let answer = match content {
+            None => self.agent.run(request.body(())?),
+            Some(Content::Bytes(bytes)) => self.agent.run(request.body(bytes)?),
+            Some(Content::Json(text)) => {
+                let request = request.header("content-type", "application/json");
+                self.agent.run(request.body(text)?)
+            }
+        };
+        self.reached(answer)
+    }
+
+    fn checked(&self, mut response: Response<Body>) -> anyhow::Result<Response<Body>> {
+        match response.status() {
+            status if status.is_success() => Ok(response),
+            status => {
+                let text = response.body_mut().read_to_string().unwrap_or_default();
+                Err(self.error(status, &text))
+            }
+        }
     }
 
     /// One deployment; None where there is none.
@@ -224,21 +223,28 @@ impl Client {
         }
     }
 
-    fn read<T: DeserializeOwned>(&self, mut response: Response<Body>) -> anyhow::Result<T> {
-        if !response.status().is_success() {
-            return Err(self.error(response));
-        }
+    fn json<T: DeserializeOwned>(&self, mut response: Response<Body>) -> anyhow::Result<T> {
         let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX);
         body.read_json().with_context(|| format!("{} is no Limpet controller", self.server))
     }
 
-    fn error(&self, mut response: Response<Body>) -> anyhow::Error {
-        let status = response.status();
-        let text = response.body_mut().read_to_string().unwrap_or_default();
-        match serde_json::from_str::<ErrorView>(&text) {
+    fn error(&self, status: StatusCode, text: &str) -> anyhow::Error {
+        match serde_json::from_str::<ErrorView>(text) {
             Ok(answer) => anyhow!(answer.error),
             Err(_) => anyhow!("{} answered {status}: {text:.200}", self.server),
         }
+    }
+}
+
+/// What a request carries.
+enum Content<'a> {
+    Bytes(&'a [u8]),
+    Json(String),
+}
+
+impl Content<'_> {
+    fn json(body: &impl Serialize) -> serde_json::Result<Self> {
+        Ok(Self::Json(serde_json::to_string(body)?))
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Args;
 use limpet_protocol::DeploymentName;
+use ureq::http::Method;
 
 use super::client::Client;
 use super::print;
@@ -35,7 +36,7 @@ impl Delete {
     }
 
     fn delete(&self, client: &Client, name: &DeploymentName) -> anyhow::Result<()> {
-        client.delete(&format!("/api/v1/deployments/{name}"))?;
+        client.order(Method::DELETE, &format!("/api/v1/deployments/{name}"))?;
         if !self.waiting.detach {
             gone(client, name, self.waiting.timeout)?;
         }

@@ -1,6 +1,7 @@
 //! `limpet device`
 
 use clap::{Args, Subcommand};
+use ureq::http::Method;
 
 use super::client::Client;
 use super::print;
@@ -33,17 +34,14 @@ enum Verb {
 
 impl Device {
     pub(super) fn run(self, client: &Client) -> anyhow::Result<()> {
-        let (id, done) = match &self.verb {
-            Verb::Approve { id } => (id, client.order(&format!("/api/v1/devices/{id}/approve"))),
-            Verb::Revoke { id } => (id, client.order(&format!("/api/v1/devices/{id}/revoke"))),
-            Verb::Remove { id } => (id, client.forget(&format!("/api/v1/devices/{id}"))),
+        let (id, method, order, done) = match &self.verb {
+            Verb::Approve { id } => (id, Method::POST, "/approve", "is let in"),
+            Verb::Revoke { id } => {
+                (id, Method::POST, "/revoke", "is revoked, and not let in any more")
+            }
+            Verb::Remove { id } => (id, Method::DELETE, "", "is forgotten"),
         };
-        done?;
-        let what = match self.verb {
-            Verb::Approve { .. } => "is let in",
-            Verb::Revoke { .. } => "is revoked, and not let in any more",
-            Verb::Remove { .. } => "is forgotten",
-        };
-        print(&format!("device/{id} {what}\n"))
+        client.order(method, &format!("/api/v1/devices/{id}{order}"))?;
+        print(&format!("device/{id} {done}\n"))
     }
 }

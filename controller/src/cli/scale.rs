@@ -25,7 +25,7 @@ pub(super) struct Scale {
 impl Scale {
     pub(super) fn run(self, client: &Client) -> anyhow::Result<()> {
         let path = format!("/api/v1/deployments/{}/scale", self.name);
-        let result = client.post(&path, &ScaleRequest { replicas: self.replicas })?;
+        let result = client.scale(&path, &ScaleRequest { replicas: self.replicas })?;
         apply::accepted(&result, "limpet scale")?;
         progress::settle(client, &result, &self.waiting)
     }

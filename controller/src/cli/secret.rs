@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use limpet_protocol::SecretName;
 use limpet_protocol::sealed::SECRET_BYTES_MAX;
+use ureq::http::Method;
 
 use super::client::Client;
 use super::progress::{self, Waiting};
@@ -124,7 +125,7 @@ impl Delete {
         let mut done = Ok(());
         for name in &self.name {
             let deleted = client
-                .forget(&format!("/api/v1/secrets/{name}"))
+                .order(Method::DELETE, &format!("/api/v1/secrets/{name}"))
                 .and_then(|()| print(&format!("secret/{name} deleted\n")));
             done = done.and(deleted);
         }
