@@ -14,6 +14,19 @@ fn a_publisher_reaches_manifests_and_nothing_else_until_it_is_revoked() {
     let folder = fleet.lab.path("ci").display().to_string();
     let said = controller.ok(&["token", "create", "--publisher", "ci", "--out", &folder]);
     let id = said.trim_start_matches("token/").split(' ').next().unwrap();
+    // What cannot be written, and what is refused, leaves nothing: neither a token, nor files.
+    let create = |name: &str, folder: &str| {
+        controller.fails(&["token", "create", "--publisher", name, "--out", folder])
+    };
+    let before = std::fs::read(format!("{folder}/key.pem")).unwrap();
+    let why = create("again", &folder);
+    assert!(why.contains("cannot make") && why.contains("key.pem"), "{why}");
+    assert_eq!(std::fs::read(format!("{folder}/key.pem")).unwrap(), before);
+    let other = fleet.lab.path("other");
+    let why = create("No Name", &other.display().to_string());
+    assert!(why.contains("use lower-case letters") && !other.exists(), "{why}");
+    let tokens = controller.ok(&["token", "list"]);
+    assert_eq!(tokens.matches("publisher").count(), 1, "{tokens}");
     let port = controller.mqtt_port.to_string();
     let [ca, cert, key] = ["ca", "cert", "key"].map(|name| format!("{folder}/{name}.pem"));
     let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&key).unwrap());

@@ -1,8 +1,8 @@
 //! `limpet token create --publisher`: a key that is made here, and a certificate for it.
 
-use std::io::Write;
+use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use limpet_protocol::SigningKey;
@@ -13,6 +13,10 @@ use super::super::print;
 use crate::pem::pem;
 use crate::view::{PublisherMade, PublisherRequest};
 
+const KEY: &str = "key.pem";
+const CERTIFICATE: &str = "cert.pem";
+const AUTHORITY: &str = "ca.pem";
+
 /// Writes `ca.pem`, `cert.pem` and `key.pem` into a folder, and says how they are used.
 pub(super) fn create(
     client: &Client,
@@ -22,16 +26,15 @@ pub(super) fn create(
 ) -> anyhow::Result<()> {
     let key = SigningKey::generate()?;
     let request = PublisherRequest { name: name.to_owned(), key: key.public().to_string(), ttl_s };
-    let made: PublisherMade = client.ask("/api/v1/publishers", &request)?;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(out)
-        .with_context(|| format!("cannot make {}", out.display()))?;
+    // A certificate that nobody could use would stay in the list of tokens.
+    let mut files = Files::make(out)?;
     let key = PrivatePkcs8KeyDer::from(key.pkcs8());
-    write(&out.join("key.pem"), &pem("PRIVATE KEY", key.secret_pkcs8_der()))?;
-    write(&out.join("cert.pem"), &made.certificate)?;
-    write(&out.join("ca.pem"), &made.authorities)?;
+    write(&out.join(KEY), &pem("PRIVATE KEY", key.secret_pkcs8_der()))?;
+    let made: PublisherMade = client.ask("/api/v1/publishers", &request)?;
+    write(&out.join(CERTIFICATE), &made.certificate)
+        .and_then(|()| write(&out.join(AUTHORITY), &made.authorities))
+        .with_context(|| format!("revoke the token {}, and try again", made.token.id))?;
+    files.keep = true;
     let (host, port) = made
         .broker
         .trim_start_matches("mqtts://")
@@ -46,9 +49,49 @@ pub(super) fn create(
     ))
 }
 
-/// A file that only its owner reads, from its first byte on; it must not be there.
+/// Files that only their owner reads, from their first byte on. They go again unless they are kept.
+struct Files {
+    made: Vec<PathBuf>,
+    /// Where it was made too.
+    folder: Option<PathBuf>,
+    keep: bool,
+}
+
+impl Files {
+    /// Makes the folder where it is missing, and in it the files, which must not be there.
+    fn make(folder: &Path) -> anyhow::Result<Self> {
+        let missing = (!folder.exists()).then(|| folder.to_owned());
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        let mut files = Self { made: Vec::new(), folder: missing, keep: false };
+        for name in [KEY, CERTIFICATE, AUTHORITY] {
+            let path = folder.join(name);
+            let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            made.with_context(|| format!("cannot make {}", path.display()))?;
+            files.made.push(path);
+        }
+        Ok(files)
+    }
+}
+
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-    written.with_context(|| format!("cannot write {}", path.display()))
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        let files = self.made.iter().map(|path| (path, std::fs::remove_file(path)));
+        let folder = self.folder.iter().map(|path| (path, std::fs::remove_dir(path)));
+        for (path, removed) in files.chain(folder) {
+            if let Err(error) = removed {
+                log::warn!("{} is left behind: {error}", path.display());
+            }
+        }
+    }
 }
