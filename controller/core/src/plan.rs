@@ -45,8 +45,8 @@ pub struct Deployed {
 impl Deployed {
     /// Where it is, as placement says it.
     pub fn placement(&self) -> Placement {
-        let Self { slots, unplaced, refusals, .. } = self.clone();
-        Placement { slots, unplaced, refusals }
+        let Self { slots, unplaced, refusals, .. } = self;
+        Placement { slots: slots.clone(), unplaced: *unplaced, refusals: refusals.clone() }
     }
 }
 

@@ -15,6 +15,14 @@ pub struct Secret {
     pub is_text: bool,
 }
 
+impl Secret {
+    /// A version with this value.
+    pub fn of(version: u32, value: &[u8]) -> Self {
+        let is_text = std::str::from_utf8(value).is_ok_and(|text| !text.contains('\0'));
+        Self { version, bytes: value.len(), is_text }
+    }
+}
+
 /// All secrets.
 pub type Secrets = BTreeMap<SecretName, Secret>;
 

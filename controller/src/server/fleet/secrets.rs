@@ -97,9 +97,8 @@ impl Fleet {
             return Err(SecretRefusal::TooMany);
         }
         let version = self.next_version(name);
-        let is_text = std::str::from_utf8(value.expose()).is_ok_and(|text| !text.contains('\0'));
         let mut after = self.secrets.clone();
-        after.insert(name.clone(), Secret { version, bytes, is_text });
+        after.insert(name.clone(), Secret::of(version, value.expose()));
         let users = self.try_secrets(name, &after)?;
         let put = self.store.put_secret(&(name.clone(), version, self.now_ms), value);
         self.stored(put);

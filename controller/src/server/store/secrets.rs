@@ -104,7 +104,7 @@ impl Store {
             let Some(value) = self.secret(&name, version)? else {
                 continue;
             };
-            secrets.insert(name, described(version, &value));
+            secrets.insert(name, Secret::of(version, value.expose()));
         }
         Ok(secrets)
     }
@@ -156,7 +156,7 @@ impl Store {
             .prepare_cached("INSERT OR REPLACE INTO secrets VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![name.as_str(), version, created_ms, encrypted])?;
         self.writer()?.execute("DELETE FROM sealed WHERE secret = ?1", [name.as_str()])?;
-        Ok(described(*version, value))
+        Ok(Secret::of(*version, value.expose()))
     }
 
     /// Forgets a secret, but for its version.
@@ -194,12 +194,6 @@ impl Store {
             .execute(params![device, name.as_str(), version, key.0.as_slice(), sealed])?;
         Ok(())
     }
-}
-
-fn described(version: u32, value: &Plaintext) -> Secret {
-    let value = value.expose();
-    let is_text = std::str::from_utf8(value).is_ok_and(|text| !text.contains('\0'));
-    Secret { version, bytes: value.len(), is_text }
 }
 
 #[cfg(test)]
