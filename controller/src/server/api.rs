@@ -22,7 +22,7 @@ use utoipa::{IntoParams, Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::fleet::{CallError, Caller, Fleet, Handle};
+use super::fleet::{Caller, Fleet, Handle};
 use super::logs::{self, Look, Part};
 use super::store::EventFilter;
 use crate::view::{
@@ -31,6 +31,7 @@ use crate::view::{
 };
 
 mod auth;
+mod failure;
 mod join;
 mod policy;
 mod recover;
@@ -40,6 +41,7 @@ mod tests;
 mod tokens;
 
 pub(super) use auth::{Access, Peer};
+use failure::{Answer, Failure};
 
 /// A manifest at most: far above any that a device could be told.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -113,27 +115,11 @@ fn router(fleet: Handle, access: Access) -> (Router, utoipa::openapi::OpenApi) {
             Failure(StatusCode::NOT_FOUND, "there is nothing here; see /api/v1/openapi.json".into())
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::map_response(failure::in_our_form))
         .layer(middleware::from_fn_with_state((access, fleet.clone()), auth::guard))
         .with_state(fleet);
     (router, document)
 }
-
-/// An answer that is an error.
-struct Failure(StatusCode, String);
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        (self.0, Json(ErrorView { error: self.1 })).into_response()
-    }
-}
-
-impl From<CallError> for Failure {
-    fn from(error: CallError) -> Self {
-        Self(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-    }
-}
-
-type Answer<T> = Result<T, Failure>;
 
 fn absent(what: &str, name: &str) -> Failure {
     Failure(StatusCode::NOT_FOUND, format!("there is no {what} {name:?}"))

@@ -16,6 +16,8 @@ use crate::server::fleet::{JoinRefusal, Outgoing, terms};
 use crate::server::store::Store;
 use limpet_controller_core::Role;
 
+mod malformed;
+
 /// A controller's API.
 struct Served {
     runtime: Runtime,
@@ -87,13 +89,23 @@ impl Served {
         headers: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Said {
+        let json = ("content-type", "application/json");
+        let headers: Vec<_> = headers.iter().copied().chain(body.map(|_| json)).collect();
+        let body = body.map(|body| body.to_string().into_bytes());
+        self.ask_raw(method, path, &headers, body.as_deref())
+    }
+
+    fn ask_raw(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Said {
         let uri = format!("http://{}{path}", self.address);
         let mut request = ureq::http::Request::builder().method(method).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
-        }
-        if body.is_some() {
-            request = request.header("content-type", "application/json");
         }
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -102,7 +114,7 @@ impl Served {
             .build()
             .new_agent();
         let answered = match body {
-            Some(body) => agent.run(request.body(body.to_string()).unwrap()),
+            Some(body) => agent.run(request.body(body).unwrap()),
             None => agent.run(request.body(()).unwrap()),
         };
         let mut answer = answered.unwrap();
