@@ -122,17 +122,15 @@ impl Get {
                 self.show(named(rows, name, |row| &row.name)?, SECRET, secret)
             }
             Kind::Audit => {
-                let mut rows: Vec<AuditView> = self.listed(client, "audit")?;
-                let object = |row: &AuditView| row.object.split_once('/').map(|o| o.1.to_owned());
-                rows.retain(|row| name.is_none() || object(row).as_deref() == name);
+                let rows: Vec<AuditView> = self.listed(client, "audit")?;
                 self.show(rows, AUDIT, audit)
             }
         }
     }
 
     fn listed<T: DeserializeOwned>(&self, client: &Client, what: &str) -> anyhow::Result<Vec<T>> {
-        let name = self.name.as_ref().filter(|_| self.kind != Kind::Audit);
-        let name = name.map(|name| format!("deployment={name}"));
+        let key = if self.kind == Kind::Audit { "name" } else { "deployment" };
+        let name = self.name.as_ref().map(|name| format!("{key}={name}"));
         let limit = self.limit.map(|limit| format!("limit={limit}"));
         let query: Vec<String> = name.into_iter().chain(limit).collect();
         client.get(&format!("/api/v1/{what}?{}", query.join("&")))

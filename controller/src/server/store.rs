@@ -20,7 +20,7 @@ mod secrets;
 mod tests;
 mod tokens;
 
-pub(super) use audit::AuditRow;
+pub(super) use audit::{AuditFilter, AuditRow};
 pub(crate) use backup::{Existing, Source, restore};
 pub(super) use events::{EventFilter, EventRow};
 

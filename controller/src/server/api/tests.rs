@@ -16,6 +16,7 @@ use crate::server::fleet::{JoinRefusal, Outgoing, terms};
 use crate::server::store::Store;
 use limpet_controller_core::Role;
 
+mod audit;
 mod malformed;
 
 /// A controller's API.

@@ -10,6 +10,7 @@ use utoipa::IntoParams;
 
 use super::{Answer, Failure, absent, parse};
 use crate::server::fleet::{Caller, Handle, TokenError};
+use crate::server::store::AuditFilter;
 use crate::view::{
     AuditView, ErrorView, PublisherMade, PublisherRequest, TokenMade, TokenRequest, TokenView,
     WhoView,
@@ -104,6 +105,8 @@ pub(super) struct AuditQuery {
     after: Option<u64>,
     /// At most this many, the latest.
     limit: Option<u32>,
+    /// Only those of objects with this name: `web` of `deployment/web`.
+    name: Option<String>,
 }
 
 /// Who did what: the audit log, in its order.
@@ -113,8 +116,11 @@ pub(super) async fn audit(
     State(fleet): State<Handle>,
     Query(query): Query<AuditQuery>,
 ) -> Answer<Json<Vec<AuditView>>> {
-    let after = query.after.unwrap_or(0).min(i64::MAX.cast_unsigned());
-    let limit = query.limit.unwrap_or(AUDIT_DEFAULT).min(AUDIT_MAX);
-    let read = fleet.call(move |fleet| fleet.audit_views(after, limit)).await?;
+    let filter = AuditFilter {
+        after: query.after.unwrap_or(0).min(i64::MAX.cast_unsigned()),
+        limit: query.limit.unwrap_or(AUDIT_DEFAULT).min(AUDIT_MAX),
+        name: query.name,
+    };
+    let read = fleet.call(move |fleet| fleet.audit_views(&filter)).await?;
     read.map(Json).map_err(|why| Failure(StatusCode::SERVICE_UNAVAILABLE, why))
 }

@@ -1,13 +1,15 @@
 //! Who did what: written in the transaction of the change itself, so that there is neither without
 //! the other.
 
+use std::fmt;
+
 use limpet_controller_core::limit::Quiet;
 use limpet_protocol::TokenId;
 
 use super::Fleet;
 use super::caller::{Caller, Source, Who};
 use crate::server::clock::rfc3339;
-use crate::server::store::AuditRow;
+use crate::server::store::{AuditFilter, AuditRow};
 use crate::view::AuditView;
 
 /// What opened nothing is written once in this time for each source, with how often it came.
@@ -33,8 +35,16 @@ pub(in crate::server) struct Entry {
 
 /// Whose refusals were written when.
 pub(super) struct Refusals {
-    strangers: Quiet<(Source, &'static str)>,
-    known: Quiet<(TokenId, &'static str, String)>,
+    strangers: Quiet<(Option<Source>, &'static str)>,
+    known: Quiet<(Known, &'static str, String)>,
+}
+
+/// Who is told apart also by what it was refused.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Known {
+    Token(TokenId),
+    /// Where no token is asked for.
+    Source(Option<Source>),
 }
 
 impl Refusals {
@@ -66,8 +76,7 @@ impl Fleet {
 
     /// Adds an entry of something refused to a stranger, but not every time.
     pub(super) fn audit_stranger(&mut self, by: &Caller, entry: Entry) {
-        let Some(from) = by.from else { return };
-        let key = (Source::from(from), entry.action);
+        let key = (by.from.map(Source::from), entry.action);
         if let Some(untold) = self.refusals.strangers.again(&key, self.steady_ms) {
             self.audit(by, with_count(entry, untold));
         }
@@ -75,29 +84,51 @@ impl Fleet {
 
     /// Adds an entry of something refused to whoever has a token, but not every time.
     pub(in crate::server) fn audit_refused(&mut self, by: &Caller, token: TokenId, entry: Entry) {
-        let key = (token, entry.action, entry.object.clone());
+        self.audit_known(by, Known::Token(token), entry);
+    }
+
+    fn audit_known(&mut self, by: &Caller, known: Known, entry: Entry) {
+        let key = (known, entry.action, entry.object.clone());
         if let Some(untold) = self.refusals.known.again(&key, self.steady_ms) {
             self.audit(by, with_count(entry, untold));
         }
     }
 
-    /// Adds an entry of something that came to nothing; where a token can be told, not every time.
-    pub(super) fn audit_failed(&mut self, by: &Caller, entry: Entry) {
+    /// Adds an entry of what was refused, and why, but not every time: it changed nothing.
+    pub(super) fn audit_failed(&mut self, by: &Caller, entry: Entry, why: &dyn fmt::Display) {
+        let Entry { action, object, .. } = entry;
+        let outcome = format!("refused: {why}");
+        let entry = Entry { action, object, outcome, ..Entry::default() };
         match &by.who {
-            Who::Token { id, .. } => self.audit_refused(by, *id, entry),
-            Who::Local | Who::Mqtt(_) | Who::Publisher { .. } | Who::Device(_) | Who::Stranger => {
-                self.audit(by, entry)
+            Who::Token { id, .. } | Who::Publisher { token: id, .. } => {
+                self.audit_refused(by, *id, entry);
             }
+            Who::Local | Who::Mqtt(_) => {
+                self.audit_known(by, Known::Source(by.from.map(Source::from)), entry);
+            }
+            Who::Device(_) | Who::Stranger => self.audit_stranger(by, entry),
         }
     }
 
-    /// The latest entries, in their order.
+    /// Adds an entry of what was done, or, but not every time, of what was refused.
+    pub(super) fn audit_done<E: fmt::Display>(
+        &mut self,
+        by: &Caller,
+        entry: Entry,
+        refused: Option<&E>,
+    ) {
+        match refused {
+            None => self.audit(by, Entry { outcome: "ok".to_owned(), ..entry }),
+            Some(why) => self.audit_failed(by, entry, why),
+        }
+    }
+
+    /// Entries, in their order.
     pub(in crate::server) fn audit_views(
         &self,
-        after: u64,
-        limit: u32,
+        filter: &AuditFilter,
     ) -> Result<Vec<AuditView>, String> {
-        let rows = self.store.audit(after, limit).map_err(|e| e.to_string())?;
+        let rows = self.store.audit(filter).map_err(|e| e.to_string())?;
         let view = |row: AuditRow| AuditView {
             seq: row.seq,
             at: rfc3339(row.at_ms).unwrap_or_default(),

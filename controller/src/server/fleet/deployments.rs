@@ -102,18 +102,11 @@ impl Fleet {
             Ok(deployment) => self.change(by, "deployment.apply", deployment),
             Err(faults) => {
                 let name = name.map(ToString::to_string).unwrap_or_default();
-                let first = faults.first().map(ToString::to_string).unwrap_or_default();
-                let more = match faults.len() {
-                    0 | 1 => String::new(),
-                    count => format!(" (and {} more faults)", count - 1),
-                };
-                self.note_deployment("deployment-refused", &name, format!("{first}{more}"));
-                let outcome = format!("refused: {first}{more}");
+                let why = summary(&faults);
                 let object = format!("deployment/{name}");
-                self.audit(
-                    by,
-                    Entry { action: "deployment.apply", object, outcome, ..Entry::default() },
-                );
+                let entry = Entry { action: "deployment.apply", object, ..Entry::default() };
+                self.audit_failed(by, entry, &why);
+                self.note_deployment("deployment-refused", &name, why);
                 let faults = faults.into_iter().map(fault_view).collect();
                 Ok(DeployResult { accepted: false, name, action: None, revision: None, faults })
             }
@@ -158,19 +151,23 @@ impl Fleet {
         let object = format!("deployment/{name}");
         if !before.into_iter().chain([&deployment]).all(|d| scope.has_select(&d.select)) {
             let why = OutOfScope { name, scope: scope.clone() };
-            let outcome = format!("refused: {why}");
-            self.audit_failed(by, Entry { action, object, outcome, ..Entry::default() });
+            self.audit_failed(by, Entry { action, object, ..Entry::default() }, &why);
             return Err(why);
         }
         let before = before.map(manifest::render);
         let after = manifest::render(&deployment);
         let result = self.deploy(deployment);
-        let (before, after) = match result.action.as_deref() {
-            Some("created" | "updated") => (before, Some(after)),
-            Some(_) | None => (None, None),
-        };
-        let outcome = outcome(&result);
-        self.audit(by, Entry { action, object, before, after, outcome });
+        let entry = Entry { action, object, ..Entry::default() };
+        match &result.action {
+            None => self.audit_failed(by, entry, &refusal(&result)),
+            Some(done) if done == "unchanged" => {
+                self.audit(by, Entry { outcome: done.clone(), ..entry });
+            }
+            Some(done) => {
+                let (after, outcome) = (Some(after), done.clone());
+                self.audit(by, Entry { before, after, outcome, ..entry });
+            }
+        }
         Ok(result)
     }
 
@@ -191,8 +188,8 @@ impl Fleet {
                 return self.change(by, action, deployment).ok();
             }
         };
-        let (object, outcome) = (format!("deployment/{name}"), format!("refused: {why}"));
-        self.audit(by, Entry { action, object, outcome, ..Entry::default() });
+        let object = format!("deployment/{name}");
+        self.audit_failed(by, Entry { action, object, ..Entry::default() }, &why);
         Some(refused(name.as_str(), &why))
     }
 
@@ -205,8 +202,8 @@ impl Fleet {
     ) -> Option<&Deployed> {
         if self.deployment(by.scope(), name).is_none() {
             let object = format!("deployment/{name}");
-            let outcome = "refused: there is no such deployment".to_owned();
-            self.audit_failed(by, Entry { action, object, outcome, ..Entry::default() });
+            let entry = Entry { action, object, ..Entry::default() };
+            self.audit_failed(by, entry, &"there is no such deployment");
         }
         self.deployment(by.scope(), name)
     }
@@ -337,12 +334,17 @@ impl Fleet {
     }
 }
 
-/// What became of a manifest, for the audit log.
-fn outcome(result: &DeployResult) -> String {
-    match (&result.action, result.faults.first()) {
-        (Some(action), _) => action.clone(),
-        (None, Some(fault)) => format!("refused: {}", fault.message),
-        (None, None) => "refused".to_owned(),
+/// Why a manifest was refused, for the audit log.
+fn refusal(result: &DeployResult) -> String {
+    result.faults.iter().map(|fault| fault.message.as_str()).collect::<Vec<_>>().join("; ")
+}
+
+/// The first of all that is wrong with a document.
+pub(super) fn summary(faults: &[Fault]) -> String {
+    let first = faults.first().map(ToString::to_string).unwrap_or_default();
+    match faults.len() {
+        0 | 1 => first,
+        count => format!("{first} (and {} more faults)", count - 1),
     }
 }
 

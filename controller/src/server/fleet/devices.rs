@@ -325,8 +325,7 @@ impl Fleet {
         }
         let device = self.devices.get(id).filter(|_| self.sees(by.scope(), id))?;
         if device.link.is_some() || self.sessions.contains_key(id) {
-            let outcome = "refused: it is connected".to_owned();
-            self.audit(by, Entry { outcome, ..entry });
+            self.audit_failed(by, entry, &"it is connected");
             return Some(false);
         }
         let before = Some(format!("key {}", device.record.key));

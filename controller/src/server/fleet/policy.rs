@@ -6,7 +6,7 @@ use limpet_controller_core::Deployment;
 use limpet_controller_core::manifest::{self, Fault, Format, image_faults};
 use limpet_protocol::{DeviceId, ImagePolicy};
 
-use super::deployments::fault_view;
+use super::deployments::{fault_view, summary};
 use super::{Caller, Entry, Fleet};
 use crate::server::store::{StoreError, Table};
 use crate::view::PolicyResult;
@@ -43,27 +43,23 @@ impl Fleet {
         format: Format,
         breaking: Breaking,
     ) -> PolicyResult {
+        let text = |policy: &ImagePolicy| manifest::render_policy(policy, "");
+        let (action, object) = ("policy.set", "policy".to_owned());
+        let before = self.policy.as_ref().map(text);
+        let entry = Entry { action, object, before, ..Entry::default() };
         let policy = match manifest::parse_policy(bytes, format) {
             Ok(policy) => policy,
             Err(faults) => {
+                self.audit_failed(by, entry, &summary(&faults));
                 let faults = faults.into_iter().map(fault_view).collect();
                 return PolicyResult { accepted: false, faults, breaking: BTreeMap::new() };
             }
         };
         let broken = self.broken_by(&policy);
         let accepted = broken.is_empty() || breaking == Breaking::Accept;
-        let text = |policy: &ImagePolicy| Some(manifest::render_policy(policy, ""));
-        let entry = Entry {
-            action: "policy.set",
-            object: "policy".to_owned(),
-            before: self.policy.as_ref().and_then(text),
-            after: text(&policy),
-            outcome: match accepted {
-                true => "ok".to_owned(),
-                false => format!("refused: {} deployments break it", broken.len()),
-            },
-        };
-        self.audit(by, entry);
+        let after = Some(text(&policy));
+        let refused = (!accepted).then(|| format!("{} deployments break it", broken.len()));
+        self.audit_done(by, Entry { after, ..entry }, refused.as_ref());
         if accepted {
             self.take_policy(Some(policy).filter(|policy| !policy.is_empty()));
         }

@@ -76,11 +76,12 @@ impl Fleet {
             RecoverChoice::Adopt => ("recover.adopt", self.recover_adopt(named)),
             RecoverChoice::Override => ("recover.override", self.recover_override(named)),
         };
-        let (object, outcome) = match &done {
-            Ok(result) => (format!("device/{}", result.devices.join(",")), "ok".to_owned()),
-            Err(why) => ("device".to_owned(), format!("refused: {why}")),
+        let object = match &done {
+            Ok(result) => format!("device/{}", result.devices.join(",")),
+            Err(_) => "device".to_owned(),
         };
-        self.audit(by, Entry { action, object, before, after: None, outcome });
+        let entry = Entry { action, object, before, ..Entry::default() };
+        self.audit_done(by, entry, done.as_ref().err());
         done
     }
 

@@ -158,16 +158,7 @@ impl Fleet {
         refused: Option<&SecretRefusal>,
     ) {
         let object = format!("secret/{name}");
-        match refused {
-            None => {
-                let outcome = "ok".to_owned();
-                self.audit(by, Entry { action, object, before, after, outcome });
-            }
-            Some(why) => {
-                let outcome = format!("refused: {why}");
-                self.audit_failed(by, Entry { action, object, outcome, ..Entry::default() });
-            }
-        }
+        self.audit_done(by, Entry { action, object, before, after, ..Entry::default() }, refused);
     }
 
     fn end_secret(&mut self, name: &SecretName) -> Result<()> {

@@ -16,6 +16,7 @@ pub(super) const TABLES: &str = "
         source TEXT, action TEXT NOT NULL, object TEXT NOT NULL, before TEXT, after TEXT,
         outcome TEXT NOT NULL
     );
+    CREATE INDEX audit_by_name ON audit (substr(object, instr(object, '/') + 1), seq);
     CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
         BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
     CREATE TRIGGER audit_is_not_removed BEFORE DELETE ON audit
@@ -39,6 +40,20 @@ pub(in crate::server) struct AuditRow {
     pub(in crate::server) outcome: String,
 }
 
+/// Which entries are read.
+#[derive(Debug, Default)]
+pub(in crate::server) struct AuditFilter {
+    /// Only those behind this number.
+    pub(in crate::server) after: u64,
+    /// At most this many, the latest.
+    pub(in crate::server) limit: u32,
+    /// Only of objects with this name: `web` of `deployment/web`.
+    pub(in crate::server) name: Option<String>,
+}
+
+/// An object's name, as the index has it.
+const NAME: &str = "substr(object, instr(object, '/') + 1)";
+
 impl Store {
     pub(in crate::server) fn put_audit(&self, row: &AuditRow) -> Result<()> {
         self.writer()?
@@ -59,15 +74,19 @@ impl Store {
         Ok(())
     }
 
-    /// The latest `limit` entries behind `after`, in the order of their numbers.
-    pub(in crate::server) fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditRow>> {
-        let mut select = self.connection.prepare_cached(
+    /// The latest entries that a filter lets through, in the order of their numbers.
+    pub(in crate::server) fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>> {
+        let AuditFilter { after, limit, name } = filter;
+        // Without a name, ?3 is bound all the same.
+        let named =
+            if name.is_some() { NAME.to_owned() + " = ?3" } else { "?3 IS NULL".to_owned() };
+        let mut select = self.connection.prepare_cached(&format!(
             "SELECT * FROM (
                 SELECT seq, at_ms, who, source, action, object, before, after, outcome FROM audit
-                WHERE seq > ?1 ORDER BY seq DESC LIMIT ?2
+                WHERE seq > ?1 AND {named} ORDER BY seq DESC LIMIT ?2
              ) ORDER BY seq",
-        )?;
-        let rows = select.query_map(params![after, limit], |row| {
+        ))?;
+        let rows = select.query_map(params![after, limit, name], |row| {
             Ok(AuditRow {
                 seq: row.get(0)?,
                 at_ms: row.get(1)?,
@@ -110,9 +129,10 @@ mod tests {
         store.begin().unwrap();
         (1..=3).for_each(|n| store.put_audit(&row(n)).unwrap());
         store.commit().unwrap();
-        let read = store.audit(0, 2).unwrap();
+        let audit = |after, limit| store.audit(&AuditFilter { after, limit, name: None }).unwrap();
+        let read = audit(0, 2);
         assert_eq!(read[0].seq, 2);
-        assert_eq!(store.audit(0, 9).unwrap()[0], row(1));
+        assert_eq!(audit(0, 9)[0], row(1));
         let after = read[1].after.as_deref().unwrap();
         assert!(after.ends_with("ä\n[cut: 24000 bytes in all]"), "{}", &after[8000..]);
 
@@ -129,6 +149,40 @@ mod tests {
             let why = other.execute_batch(sql).unwrap_err().to_string();
             assert!(why.contains("the audit log is append-only"), "{sql}: {why}");
         }
-        assert_eq!(store.audit(1, 9).unwrap(), read);
+        assert_eq!(audit(1, 9), read);
+    }
+
+    #[test]
+    fn the_latest_of_one_object_are_found_among_those_of_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let put = |object: &str| {
+            store
+                .put_audit(&AuditRow { object: object.to_owned(), ..AuditRow::default() })
+                .unwrap();
+        };
+        store.begin().unwrap();
+        ["deployment/web", "secret/web", "policy"].iter().for_each(|object| put(object));
+        (0..50).for_each(|_| put("deployment/webs"));
+        store.commit().unwrap();
+        let seqs = |name: &str, after, limit| -> Vec<u64> {
+            let filter = AuditFilter { after, limit, name: Some(name.to_owned()) };
+            store.audit(&filter).unwrap().iter().map(|row| row.seq).collect()
+        };
+        assert_eq!(seqs("web", 0, 9), [1, 2]);
+        assert_eq!([seqs("web", 0, 1), seqs("web", 1, 9)], [[2], [2]]);
+        assert_eq!(seqs("policy", 0, 9), [3]);
+        assert_eq!(seqs("webs", 0, 2), [52, 53]);
+        let plan: String = store
+            .connection
+            .query_row(
+                &format!(
+                    "EXPLAIN QUERY PLAN SELECT seq FROM audit WHERE {NAME} = 'web' AND seq > 0"
+                ),
+                [],
+                |row| row.get(3),
+            )
+            .unwrap();
+        assert!(plan.contains("audit_by_name"), "{plan}");
     }
 }

@@ -71,16 +71,10 @@ impl Fleet {
             }
             Some(_) => self.certify(&id),
         };
-        let outcome = match &renewed {
-            Ok(_) => "ok".to_owned(),
-            Err(why) => format!("refused: {why}"),
-        };
         let by = Caller { who: Who::Device(id.clone()), from: Some(from) };
-        let object = format!("device/{id}");
-        self.audit_stranger(
-            &by,
-            Entry { action: "device.renew", object, outcome, ..Entry::default() },
-        );
+        let (action, object) = ("device.renew", format!("device/{id}"));
+        let entry = Entry { action, object, ..Entry::default() };
+        self.audit_done(&by, entry, renewed.as_ref().err());
         renewed
     }
 
