@@ -14,18 +14,21 @@ pub use trust::{
 };
 
 /// A device.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct DeviceView {
     /// Its id.
     pub id: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// When it joined the fleet (RFC 3339, UTC); null where devices need not.
+    pub joined_at: Option<String>,
     /// Architecture as OCI names it, with its variant: `amd64`, `arm/v7`.
     pub arch: String,
     /// `online`, `asleep` (it announced that), `offline`, `lost` (offline for too long), or `unknown`
-    /// shortly after the controller began.
+    /// shortly after the controller began; `joined` before its first hello, `waiting` where it waits
+    /// for `limpet device approve`, `revoked` where it is not let in any more.
     pub presence: String,
-    /// Seconds since it is so.
+    /// Seconds since it is so; where it has not said hello yet, since it joined.
     pub presence_age_s: u64,
     /// When it means to be back, by the controller's clock (RFC 3339, UTC).
     pub asleep_until: Option<String>,
@@ -53,6 +56,13 @@ pub struct DeviceView {
     pub applied_generation: u64,
     /// Workloads placed on it.
     pub workloads: usize,
+}
+
+impl DeviceView {
+    /// Whether it has ever said what it is.
+    pub(crate) fn has_said_hello(&self) -> bool {
+        !self.agent_version.is_empty()
+    }
 }
 
 /// A deployment.

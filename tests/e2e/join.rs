@@ -99,20 +99,28 @@ fn whoever_may_not_join_is_told_why_and_the_operator_too() {
 fn a_device_that_waits_is_let_in_when_approved_and_cut_off_when_revoked() {
     let lab = Lab::new();
     let controller = Controller::secured(&lab, &[]);
-    let string = controller.join_string(&["--require-approval"]);
+    let string = controller.join_string(&["--require-approval", "--label", "site=berlin"]);
     let agent = Agent::member(&lab, "dev-0", &string, "keep_alive_s = 6\n");
     eventually("the refusal", || {
         agent.process.log().contains("it waits for approval").then_some(())
     });
-    assert!(device(&controller, "dev-0").is_none());
+    let table = controller.ok(&["get", "devices", "--select", "site=berlin"]);
+    assert!(table.contains("dev-0  waiting   joined "), "{table}");
+    assert!(device(&controller, "dev-0").unwrap()["joined_at"].is_string());
+    let said = controller.fails(&["run", "web", "--image=box", "--timeout=1s"]);
+    assert!(said.contains("no device"), "{said}");
+    controller.ok(&["delete", "web"]);
     controller.ok(&["device", "approve", "dev-0"]);
     eventually("dev-0 online", || {
         (device(&controller, "dev-0")?["presence"] == "online").then_some(())
     });
     controller.ok(&["device", "revoke", "dev-0"]);
-    eventually("dev-0 offline", || {
-        (device(&controller, "dev-0")?["presence"] == "offline").then_some(())
+    assert_eq!(device(&controller, "dev-0").unwrap()["presence"], "revoked");
+    // It is forgotten only once the broker has no connection with it any more.
+    eventually("dev-0 forgotten", || {
+        (controller.limpet(&["device", "remove", "dev-0"]).status == 0).then_some(())
     });
+    assert!(device(&controller, "dev-0").is_none());
     let said = controller.fails(&["device", "revoke", "nobody"]);
     assert!(said.contains("there is no device nobody"), "{said}");
 }

@@ -68,6 +68,7 @@ fn pairs<'a>(pairs: impl IntoIterator<Item = (&'a String, &'a String)>) -> Strin
 }
 
 fn device(view: &DeviceView) -> String {
+    let said = |text: String| if view.has_said_hello() { text } else { String::new() };
     fields(&[
         ("Device", view.id.clone()),
         (
@@ -79,17 +80,18 @@ fn device(view: &DeviceView) -> String {
                 heard(view.heard_age_s)
             ),
         ),
-        ("Keep-alive", format!("{} s", view.keep_alive_s)),
+        ("Joined", view.joined_at.clone().unwrap_or_default()),
+        ("Keep-alive", said(format!("{} s", view.keep_alive_s))),
         ("On hold", view.on_hold.clone().unwrap_or_default()),
         ("Labels", pairs(&view.labels)),
         (
             "Machine",
-            format!("{}, {} processors, {}", view.arch, view.cpus, bytes(view.memory_bytes)),
+            said(format!("{}, {} processors, {}", view.arch, view.cpus, bytes(view.memory_bytes))),
         ),
         ("Kernel", view.kernel.clone()),
         ("Agent", view.agent_version.clone()),
         ("Features", view.features.join(", ")),
-        ("Generation", format!("{} applied of {}", view.applied_generation, view.generation)),
+        ("Generation", said(format!("{} applied of {}", view.applied_generation, view.generation))),
     ])
 }
 

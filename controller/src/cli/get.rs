@@ -199,6 +199,7 @@ const DEVICE: Heads = (
         "KERNEL",
         "MEMORY",
         "GENERATION",
+        "JOINED",
     ],
     6,
 );
@@ -215,15 +216,24 @@ fn device(row: &DeviceView) -> Vec<String> {
     vec![
         row.id.clone(),
         presence(row),
-        known_age(row.heard_age_s),
-        row.arch.clone(),
+        match row.has_said_hello() {
+            true => known_age(row.heard_age_s),
+            false => format!("joined {} ago", age(row.presence_age_s)),
+        },
+        dash(&row.arch),
         row.workloads.to_string(),
         if labels.is_empty() { "-".to_owned() } else { labels.join(",") },
-        row.agent_version.clone(),
-        row.kernel.clone(),
+        dash(&row.agent_version),
+        dash(&row.kernel),
         bytes(row.memory_bytes),
         format!("{} of {}", row.applied_generation, row.generation),
+        row.joined_at.clone().unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+/// What a device says of itself, once it has.
+fn dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
 const DEPLOYMENT: Heads =

@@ -319,11 +319,12 @@ impl Fleet {
     pub(in crate::server) fn forget(&mut self, by: &Caller, id: &DeviceId) -> Option<bool> {
         let entry =
             Entry { action: "device.forget", object: format!("device/{id}"), ..Entry::default() };
-        if !self.devices.contains_key(id) && by.scope().is_all() && self.forget_member(id) {
+        let is_seen = self.sees(by.scope(), id);
+        if is_seen && !self.devices.contains_key(id) && self.forget_member(id) {
             self.audit(by, Entry { outcome: "ok".to_owned(), ..entry });
             return Some(true);
         }
-        let device = self.devices.get(id).filter(|_| self.sees(by.scope(), id))?;
+        let device = self.devices.get(id).filter(|_| is_seen)?;
         if device.link.is_some() || self.sessions.contains_key(id) {
             self.audit_failed(by, entry, &"it is connected");
             return Some(false);

@@ -1,13 +1,16 @@
 //! What is known, as the API says it.
 
+use limpet_controller_core::placement::Placement;
 use limpet_controller_core::settling::{Seen, Settling, settle};
 use limpet_controller_core::{Count, Presence, Scope};
-use limpet_protocol::{ContainerId, DeploymentName, DeviceId, Exit, Feature, Phase, WorkloadId};
+use limpet_protocol::{ContainerId, DeploymentName, DeviceId, Exit, Phase, WorkloadId};
 
 use super::{Deployed, Device, Fleet, Known, recover};
 use crate::server::clock::rfc3339;
 use crate::server::store::{EventFilter, EventRow};
-use crate::view::{DeploymentView, DeviceView, EventView, ExitView, WorkloadView};
+use crate::view::{DeploymentView, EventView, ExitView, WorkloadView};
+
+mod devices;
 
 impl Fleet {
     pub(in crate::server) fn knows(&self, id: &DeviceId) -> bool {
@@ -16,8 +19,9 @@ impl Fleet {
 
     /// Whether a device is in what somebody is restricted to.
     pub(in crate::server) fn sees(&self, scope: &Scope, id: &DeviceId) -> bool {
-        let device = self.devices.get(id);
-        scope.is_all() || device.is_some_and(|device| scope.has_device(&device.record.labels))
+        let known = self.devices.get(id).map(|device| &device.record.labels);
+        let labels = known.or_else(|| self.members.records.get(id).map(|member| &member.labels));
+        scope.is_all() || labels.is_some_and(|labels| scope.has_device(labels))
     }
 
     /// A deployment, where it is in what somebody is restricted to.
@@ -26,67 +30,15 @@ impl Fleet {
         deployed.filter(|deployed| scope.has_select(&deployed.deployment.select))
     }
 
-    pub(in crate::server) fn device_views(&self, scope: &Scope) -> Vec<DeviceView> {
-        let seen = self.devices.iter().filter(|(id, _)| self.sees(scope, id));
-        seen.map(|(id, device)| self.device_view(id, device)).collect()
-    }
-
-    fn device_view(&self, id: &DeviceId, device: &Device) -> DeviceView {
-        let record = &device.record;
-        let slots = self.deployments.values().flat_map(|deployed| &deployed.slots);
-        let variant = match record.facts.variant.as_str() {
-            "" => String::new(),
-            variant => format!("/{variant}"),
-        };
-        DeviceView {
-            id: id.to_string(),
-            labels: record.labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
-            arch: format!("{}{variant}", record.facts.arch),
-            presence: device.presence.to_string(),
-            presence_age_s: self.steady_ms.saturating_sub(device.presence.since_ms()) / 1000,
-            asleep_until: match device.presence {
-                Presence::Asleep { since_ms, for_ms } => {
-                    let until_ms = since_ms.saturating_add(for_ms);
-                    let ahead_ms = until_ms.saturating_sub(self.steady_ms);
-                    // The two clocks tick apart: only whole seconds stay the same.
-                    let at_ms = self.now_ms.saturating_add(ahead_ms).saturating_add(500);
-                    rfc3339(at_ms / 1000 * 1000).map(|at| at.replace(".000Z", "Z"))
-                }
-                Presence::Unknown { .. }
-                | Presence::Online { .. }
-                | Presence::Offline { .. }
-                | Presence::Lost { .. } => None,
-            },
-            heard_age_s: self.heard_age_s(device),
-            keep_alive_s: record.keep_alive_s,
-            on_hold: recover::hold(id, device),
-            agent_version: record.agent_version.to_string(),
-            kernel: record.facts.kernel.to_string(),
-            memory_bytes: record.facts.memory_bytes,
-            cpus: record.facts.cpus,
-            features: record.features.iter().map(Feature::to_string).collect(),
-            epoch: record.held.epoch,
-            generation: record.held.generation,
-            applied_generation: device.inbox.cursor.applied.generation,
-            workloads: slots.filter(|(device, _)| device == id).count(),
-        }
-    }
-
     pub(in crate::server) fn deployment_views(&self, scope: &Scope) -> Vec<DeploymentView> {
         let seen = self.deployments.keys().filter_map(|name| self.deployment(scope, name));
-        if scope.is_all() {
-            return seen.map(|deployed| self.deployment_view(deployed)).collect();
-        }
-        // Why devices are unfit tells of their labels: of those only that are seen.
-        let cut = |deployed: &Deployed| {
-            let mut deployed = deployed.clone();
-            deployed.refusals.retain(|(id, _)| self.sees(scope, id));
-            self.deployment_view(&deployed)
-        };
-        seen.map(cut).collect()
+        seen.map(|deployed| self.deployment_view(scope, deployed)).collect()
     }
 
-    fn deployment_view(&self, deployed: &Deployed) -> DeploymentView {
+    fn deployment_view(&self, scope: &Scope, deployed: &Deployed) -> DeploymentView {
+        // Why devices are unfit tells of their labels: of those only that are seen.
+        let mut placement = deployed.placement();
+        placement.refusals.retain(|(id, _)| self.sees(scope, id));
         let Deployed { deployment, revision, .. } = deployed;
         let seen: Vec<Seen<'_>> =
             deployed.slots.iter().map(|(id, workload)| self.seen(id, workload)).collect();
@@ -99,7 +51,7 @@ impl Fleet {
         let running = u32::try_from(here.len()).unwrap_or(u32::MAX);
         let running_unheard = u32::try_from(away.len()).unwrap_or(u32::MAX);
         let placed = u32::try_from(deployed.slots.len()).unwrap_or(u32::MAX);
-        let (status, reason) = match self.settle(deployed, &seen) {
+        let (status, reason) = match self.settle(deployed, &placement, &seen) {
             Settling::Settled => ("settled", None),
             Settling::Progressing => ("progressing", None),
             Settling::Stuck(why) => ("stuck", Some(why)),
@@ -120,16 +72,16 @@ impl Fleet {
             running_unheard,
             status: status.to_owned(),
             reason,
-            refusals: deployed
+            refusals: placement
                 .refusals
-                .iter()
-                .map(|(id, why)| (id.to_string(), why.clone()))
+                .into_iter()
+                .map(|(id, why)| (id.to_string(), why))
                 .collect(),
             age_s: self.age_s(deployed.changed_ms.max(deployed.as_of_ms)),
         }
     }
 
-    fn settle(&self, deployed: &Deployed, seen: &[Seen<'_>]) -> Settling {
+    fn settle(&self, deployed: &Deployed, placement: &Placement, seen: &[Seen<'_>]) -> Settling {
         let mut devices = deployed.slots.iter().map(|(id, _)| (id, self.devices.get(id)));
         if let Some(why) = devices.find_map(|(id, device)| recover::hold(id, device?)) {
             return Settling::Stuck(why);
@@ -146,8 +98,7 @@ impl Fleet {
         });
         let leaving = leaving.filter(|slot| slot.1.deployment() == *name);
         let leaving = leaving.filter(|slot| !deployed.slots.contains(slot)).count();
-        let placement = deployed.placement();
-        settle(&deployed.deployment, deployed.revision, &placement, seen, leaving)
+        settle(&deployed.deployment, deployed.revision, placement, seen, leaving)
     }
 
     fn seen<'a>(&'a self, id: &DeviceId, workload: &WorkloadId) -> Seen<'a> {

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use limpet_controller_core::Scope;
 use limpet_controller_core::token::Wish;
 use limpet_protocol::{
     BootId, DeviceId, Digest, Facts, Header, Held, Hello, Invitation, Join, Kind, Nonce, OutboxId,
-    Purpose, SigningKey, Token, Topic, envelope,
+    Purpose, Renew, SigningKey, Token, Topic, envelope,
 };
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -15,7 +16,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::super::{Caller, Fleet, Handle, Outgoing, Standing, Terms, Who};
 use crate::server::authority::Authority;
-use crate::server::store::Store;
+use crate::server::store::{AuditFilter, Store};
+use crate::view::DeviceView;
 
 /// What members of a controller are told whose data folder this is.
 pub(in crate::server) fn terms(folder: &Path) -> Terms {
@@ -111,6 +113,23 @@ impl Known {
         })
     }
 
+    fn renew(&self) {
+        let signed = self.signed(Kind::Renew, &Renew {});
+        let from = "127.0.0.1:1".parse().unwrap();
+        self.call(move |fleet| fleet.renew(&signed, from)).unwrap();
+    }
+
+    /// The device, as it is listed to whoever is restricted to this.
+    fn listed(&self, scope: &[(&str, &str)]) -> Vec<DeviceView> {
+        let scope = scope.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let scope = Scope(scope.collect());
+        self.call(move |fleet| fleet.device_views(&scope))
+    }
+
+    fn presence(&self) -> String {
+        self.listed(&[]).pop().unwrap().presence
+    }
+
     fn stands(&self, standing: Standing) {
         self.call(move |fleet| fleet.set_standing(&local(), &id(), standing)).unwrap();
     }
@@ -173,7 +192,32 @@ fn who_waits_is_heard_once_it_is_approved() {
     let known = Known::joined(true);
     let why = known.hello(1).unwrap_err();
     assert!(why.ends_with("device dev-0 waits for `limpet device approve`"), "{why}");
+    // It is listed, with what its token gave it, and nothing is placed on it.
+    let view = known.listed(&[("site", "berlin")]).pop().unwrap();
+    assert_eq!((view.id.as_str(), view.presence.as_str()), ("dev-0", "waiting"));
+    assert_eq!((view.labels.len(), &view.labels["site"]), (1, &"berlin".to_owned()));
+    assert!(view.joined_at.unwrap().starts_with("20"));
+    assert!(known.listed(&[("site", "moon")]).is_empty());
+    assert!(known.call(|fleet| fleet.candidates().is_empty()));
     known.stands(Standing::Member);
+    assert_eq!(known.presence(), "joined");
     known.hello(1).unwrap();
-    assert!(known.call(|fleet| fleet.knows(&id())));
+    assert_eq!(known.presence(), "online");
+    assert_eq!(known.call(|fleet| fleet.candidates().len()), 1);
+    known.stands(Standing::Revoked);
+    let view = known.listed(&[]).pop().unwrap();
+    assert_eq!((view.presence.as_str(), view.labels.len()), ("revoked", 2));
+    assert!(view.joined_at.is_some());
+}
+
+#[test]
+fn every_renewal_is_in_the_audit_log() {
+    let known = Known::joined(false);
+    known.renew();
+    known.renew();
+    let filter =
+        AuditFilter { limit: 10, name: Some("dev-0".to_owned()), ..AuditFilter::default() };
+    let log = known.call(move |fleet| fleet.audit_views(&filter)).unwrap();
+    let renewed = log.iter().filter(|entry| entry.action == "device.renew");
+    assert_eq!(renewed.map(|entry| entry.outcome.as_str()).collect::<Vec<_>>(), ["ok", "ok"]);
 }
