@@ -13,6 +13,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod api;
+#[cfg(any(test, fuzzing))]
+pub use api::fuzz;
 mod authority;
 mod broker;
 mod clock;

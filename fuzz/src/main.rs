@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 use cap::Cap;
 use libfuzzer_sys::fuzz_target;
 use limpet_agent::fuzz::{certificates, images, layers, state};
+use limpet_controller::server::fuzz::requests;
 use limpet_controller_core::manifest::fuzz::manifests;
 use limpet_protocol::envelope::fuzz::messages;
 
@@ -28,6 +29,7 @@ enum Target {
     Layers,
     State,
     Certificates,
+    Requests,
 }
 
 static TARGET: LazyLock<Target> = LazyLock::new(|| match std::env::var("TARGET").as_deref() {
@@ -37,7 +39,8 @@ static TARGET: LazyLock<Target> = LazyLock::new(|| match std::env::var("TARGET")
     Ok("layers") => Target::Layers,
     Ok("state") => Target::State,
     Ok("certificates") => Target::Certificates,
-    _ => panic!("say TARGET=messages, manifests, images, layers, state or certificates"),
+    Ok("requests") => Target::Requests,
+    other => panic!("TARGET={other:?}: scripts/fuzz.sh names them"),
 });
 
 /// The folder that the process is started in: whoever follows a link to `/proc/self/cwd`, or a
@@ -54,6 +57,7 @@ fuzz_target!(init: LazyLock::force(&TARGET), |data: &[u8]| {
         Target::Layers => layers(&FOLDER, data),
         Target::State => state(&FOLDER, data),
         Target::Certificates => certificates(data),
+        Target::Requests => requests(&FOLDER, data),
     }
     ALLOCATOR.set_limit(usize::MAX).unwrap();
 });

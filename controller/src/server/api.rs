@@ -32,6 +32,8 @@ use crate::view::{
 
 mod auth;
 mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod join;
 mod policy;
 mod recover;

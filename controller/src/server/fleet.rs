@@ -43,8 +43,6 @@ pub(super) use caller::{Caller, Who};
 use handle::{Answer, Work};
 pub(super) use handle::{CallError, Handle};
 use members::Members;
-#[cfg(test)]
-pub(super) use members::tests::terms;
 pub(super) use members::{MemberError, Standing, Terms};
 pub(super) use policy::Breaking;
 use record::{Adoption, Device, DeviceRecord, Link};

@@ -12,7 +12,7 @@ use ureq::http::{HeaderMap, Method};
 
 use super::auth::{Needs, ROUTES};
 use super::*;
-use crate::server::fleet::{JoinRefusal, Outgoing, terms};
+use crate::server::fleet::{JoinRefusal, Outgoing, Terms};
 use crate::server::store::Store;
 use limpet_controller_core::Role;
 
@@ -50,7 +50,7 @@ impl Served {
         runtime.spawn(async { axum::serve(listener, served).await });
         let served = Self { runtime, fleet, thread: Some(thread), address, _to_publish, folder };
         if access == Access::Tokens {
-            let terms = terms(served.folder.path());
+            let terms = Terms::sample(served.folder.path()).unwrap();
             served.call(|fleet| fleet.set_terms(terms));
         }
         served

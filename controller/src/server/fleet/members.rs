@@ -14,7 +14,7 @@ use crate::server::store::{StoreError, Table};
 mod certificates;
 mod exchange;
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;
 
 /// How a member stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,20 @@ pub(in crate::server) struct Terms {
     pub(in crate::server) certificate_ms: u64,
     /// How long after its end a device may still ask for another.
     pub(in crate::server) renew_expired_ms: u64,
+}
+
+#[cfg(any(test, fuzzing))]
+impl Terms {
+    /// Those of a controller whose data folder this is.
+    pub(in crate::server) fn sample(folder: &std::path::Path) -> Result<Self, AuthorityError> {
+        Ok(Self {
+            authority: Authority::open(folder, &[], 0)?,
+            brokers: vec!["mqtts://limpet.example:8883".to_owned()],
+            servers: vec!["limpet.example:8420".to_owned()],
+            certificate_ms: 90_000,
+            renew_expired_ms: 0,
+        })
+    }
 }
 
 /// Why a device is not made a member.

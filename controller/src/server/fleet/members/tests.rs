@@ -1,6 +1,5 @@
 //! Who is heard, and who is not.
 
-use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,20 +14,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::super::{Caller, Fleet, Handle, Outgoing, Standing, Terms, Who};
-use crate::server::authority::Authority;
 use crate::server::store::{AuditFilter, Store};
 use crate::view::DeviceView;
-
-/// What members of a controller are told whose data folder this is.
-pub(in crate::server) fn terms(folder: &Path) -> Terms {
-    Terms {
-        authority: Authority::open(folder, &[], 0).unwrap(),
-        brokers: vec!["mqtts://limpet.example:8883".to_owned()],
-        servers: vec!["limpet.example:8420".to_owned()],
-        certificate_ms: 90_000,
-        renew_expired_ms: 0,
-    }
-}
 
 /// A controller that knows one device, which has joined.
 struct Known {
@@ -55,7 +42,7 @@ impl Known {
         let key = store.signing_key().unwrap();
         let (sender, outgoing) = unbounded_channel();
         let (fleet, thread) = Fleet::start(store, key, Duration::from_secs(60), sender).unwrap();
-        let terms = terms(folder.path());
+        let terms = Terms::sample(folder.path()).unwrap();
         let runtime = Runtime::new().unwrap();
         let device = SigningKey::generate().unwrap();
         let known =
