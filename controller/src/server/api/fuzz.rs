@@ -120,7 +120,7 @@ impl Served {
         assert!(!status.is_server_error(), "{asked}: {status} {text}");
         if status.is_client_error() {
             let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
-            let says = answer["error"].is_string() || answer["faults"].is_array();
+            let says = answer["error"].is_string() || answer["accepted"] == false;
             assert!(says, "{asked}: {status} {text}");
         }
     }
