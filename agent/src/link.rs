@@ -12,7 +12,7 @@ use std::time::Duration;
 use limpet_agent_core::{KeepAlive, Reconnect};
 use limpet_protocol::{BootId, DeviceId, Prefix, SigningKey};
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::SubscribeReasonCode;
+use rumqttc::v5::mqttbytes::v5::{Publish, SubscribeReasonCode};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, Incoming, StateError};
 use rustls::ClientConfig;
 use smol::channel::{Receiver, Sender};
@@ -417,6 +417,12 @@ async fn receive(
             Ok(Err(error)) => return Ended::Lost(explain(error)),
         };
         match event {
+            // It keeps the topic of each, and was told that there may be none.
+            Event::Incoming(Incoming::Publish(publish)) if has_alias(&publish) => {
+                return Ended::Lost(
+                    "the broker uses topic aliases, which are not asked for".into(),
+                );
+            }
             Event::Incoming(Incoming::Publish(publish)) => {
                 let topic = String::from_utf8_lossy(&publish.topic).into_owned();
                 let payload = publish.payload.to_vec();
@@ -430,4 +436,9 @@ async fn receive(
             Event::Incoming(_) | Event::Outgoing(_) => {}
         }
     }
+}
+
+/// Whether a message has a number for its topic (MQTT 5.0 section 3.3.2.3.4).
+fn has_alias(publish: &Publish) -> bool {
+    publish.properties.as_ref().is_some_and(|properties| properties.topic_alias.is_some())
 }

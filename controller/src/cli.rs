@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 mod apply;
 mod backup;
+mod broker_config;
 mod client;
 mod contexts;
 mod delete;
@@ -25,6 +26,7 @@ mod restore;
 mod run;
 mod scale;
 mod secret;
+mod sign;
 mod table;
 mod token;
 mod up;
@@ -72,6 +74,8 @@ enum Verb {
     Policy(policy::Policy),
     Device(device::Device),
     Token(token::Token),
+    Sign(sign::Sign),
+    BrokerConfig(broker_config::BrokerConfig),
     Login(login::Login),
     Logout(login::Logout),
     Context(login::Choose),
@@ -119,6 +123,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Device(verb) => verb.run(&client()?),
         Verb::Secret(verb) => verb.run(&client()?),
         Verb::Token(verb) => verb.run(&client()?),
+        Verb::Sign(verb) => verb.run(),
+        Verb::BrokerConfig(verb) => verb.run(),
         Verb::Login(verb) => verb.run(controller.context.as_deref()),
         Verb::Logout(verb) => verb.run(controller.context.as_deref()),
         Verb::Context(verb) => verb.run(),

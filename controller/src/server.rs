@@ -18,6 +18,7 @@ pub use api::fuzz;
 mod authority;
 mod broker;
 mod clock;
+mod external;
 mod fleet;
 mod login;
 mod logs;
@@ -26,7 +27,10 @@ mod tls;
 
 use api::Access;
 use authority::Authority;
+pub(crate) use authority::{CONTROLLER, PUBLISHER};
 use broker::Files;
+use external::Link;
+pub(crate) use external::{Address as BrokerAddress, Broker};
 use fleet::{Fleet, Handle, Terms};
 pub(crate) use login::Login;
 use store::Store;
@@ -44,6 +48,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Where the broker listens.
     pub mqtt_listen: SocketAddr,
+    /// A broker of somebody else, in place of the embedded one.
+    pub(crate) broker: Option<Broker>,
     /// Plain HTTP and MQTT, on loopback only, and no tokens.
     pub insecure: bool,
     /// When a string for an admin is written into the data folder.
@@ -74,7 +80,8 @@ pub fn up(options: &Options) -> anyhow::Result<()> {
 }
 
 fn check(options: &Options) -> anyhow::Result<()> {
-    for (flag, address) in [("--listen", options.listen), ("--mqtt-listen", options.mqtt_listen)] {
+    let mqtt = options.broker.is_none().then_some(("--mqtt-listen", options.mqtt_listen));
+    for (flag, address) in [("--listen", options.listen)].into_iter().chain(mqtt) {
         if options.insecure && !address.ip().is_loopback() {
             bail!("{flag} {address}: --insecure serves loopback only; use 127.0.0.1 or [::1]");
         }
@@ -107,8 +114,14 @@ async fn serve(
         true => None,
         false => Some(certify(options, &fleet).await?),
     };
-    let (files, tls) = certified.unzip();
-    broker::start(options.mqtt_listen, files, fleet.clone(), to_publish).await?;
+    let (door, tls) = certified.unzip();
+    match door {
+        None => broker::start(options.mqtt_listen, None, fleet.clone(), to_publish).await?,
+        Some(Door::Embedded(files)) => {
+            broker::start(options.mqtt_listen, Some(files), fleet.clone(), to_publish).await?;
+        }
+        Some(Door::External(link)) => external::start(link, fleet.clone(), to_publish),
+    }
     let listener = tokio::net::TcpListener::bind(options.listen)
         .await
         .with_context(|| format!("--listen {} cannot be used", options.listen))?;
@@ -143,11 +156,17 @@ async fn serve(
     thread.join().map_err(|_| anyhow::anyhow!("the fleet's thread failed while ending"))
 }
 
+/// How devices come in.
+enum Door {
+    Embedded(Files),
+    External(Link),
+}
+
 /// Makes what this controller is known by: what the broker and the API serve with.
 async fn certify(
     options: &Options,
     fleet: &Handle,
-) -> anyhow::Result<(Files, std::sync::Arc<rustls::ServerConfig>)> {
+) -> anyhow::Result<(Door, std::sync::Arc<rustls::ServerConfig>)> {
     let now_ms = clock::now_ms();
     let host = host(options)?;
     let names = authority::names(options.listen.ip(), &options.advertise);
@@ -164,18 +183,30 @@ async fn certify(
         key: file("server.key", &served.key)?,
         authority: file("authority.pem", &authority.pem())?,
     };
+    let (door, broker, broker_roots) = match &options.broker {
+        Some(broker) => {
+            let (link, roots) = external::link(broker, authority.certify_controller(now_ms)?)?;
+            fleet.call(Fleet::set_foreign).await?;
+            (Door::External(link), broker.url(), roots)
+        }
+        None => {
+            let broker = format!("mqtts://{}", at(&host, options.mqtt_listen.port()));
+            (Door::Embedded(files), broker, Vec::new())
+        }
+    };
     let config = tls::config(&served)?;
     let servers = vec![at(&host, options.listen.port())];
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let terms = Terms {
         authority,
-        brokers: vec![format!("mqtts://{}", at(&host, options.mqtt_listen.port()))],
+        brokers: vec![broker],
+        broker_roots,
         servers,
         certificate_ms: millis(options.certificate_ttl),
         renew_expired_ms: millis(options.renew_expired),
     };
     fleet.call(move |fleet| fleet.set_terms(terms)).await?;
-    Ok((files, config))
+    Ok((door, config))
 }
 
 /// The host that others reach this controller by.
@@ -206,12 +237,17 @@ fn at(host: &str, port: u16) -> String {
 fn announce(options: &Options, login: Option<&Path>) -> std::io::Result<()> {
     let Options { listen, mqtt_listen, data_dir, .. } = options;
     let mut out = std::io::stdout();
-    let (http, mqtt) = if options.insecure { ("http", "mqtt") } else { ("https", "mqtts") };
+    let http = if options.insecure { "http" } else { "https" };
+    let broker = match &options.broker {
+        Some(broker) => broker.url(),
+        None if options.insecure => format!("mqtt://{mqtt_listen}"),
+        None => format!("mqtts://{mqtt_listen}"),
+    };
     writeln!(
         out,
         "limpet {} serves\n\
          \x20 API   {http}://{listen}\n\
-         \x20 MQTT  {mqtt}://{mqtt_listen}\n\
+         \x20 MQTT  {broker}\n\
          \x20 data  {}\n\
          Next, on this machine:",
         env!("CARGO_PKG_VERSION"),
@@ -224,7 +260,6 @@ fn announce(options: &Options, login: Option<&Path>) -> std::io::Result<()> {
         if listen.port() != 8420 {
             writeln!(out, "  export LIMPET_SERVER=http://{listen}")?;
         }
-        let broker = format!("{mqtt}://{mqtt_listen}");
         writeln!(out, "  limpet-agent run --insecure --broker {broker} --device-id here")?;
     } else {
         writeln!(out, "  limpet-agent join $(limpet token create --join) && limpet-agent run")?;

@@ -27,6 +27,12 @@ pub struct Ack {
     pub send_whole: bool,
 }
 
+impl Ack {
+    /// The connection that an acknowledgement answers where the controller knows of none: the device is
+    /// to say hello again.
+    pub const NO_CONNECTION: u64 = 0;
+}
+
 /// An order for one connection of one device. Its number is in the envelope.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {

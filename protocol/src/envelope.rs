@@ -61,10 +61,13 @@ pub enum Kind {
     Join,
     /// [`crate::Renew`]; its number is 0.
     Renew,
+    /// [`crate::SignedManifest`]; its device is the deployment's name, and its number the time when it
+    /// was signed.
+    Manifest,
 }
 
 impl Kind {
-    /// All kinds that travel over MQTT.
+    /// All kinds that travel to or from a device over MQTT.
     pub const ALL: [Self; 10] = [
         Self::Desired,
         Self::Command,
@@ -193,6 +196,20 @@ pub fn open_first(message: &[u8], prefix: &Prefix, kind: Kind) -> Result<Envelop
     let unverified = Unverified::read(message)?;
     let device = unverified.content.header.device.clone();
     unverified.verify(Expected { prefix, device: &device, kind, signer: None })
+}
+
+/// Whether bytes begin as a signed message does. No manifest begins like that.
+pub fn is_signed(message: &[u8]) -> bool {
+    message.first() == Some(&TAG_SIGN1)
+}
+
+/// Whose key a message says that it is signed with. It is not checked: that costs more, and is of no
+/// use where that key counts for nothing.
+///
+/// # Errors
+/// When it is malformed, too long, or of another version.
+pub fn claimed_signer(message: &[u8]) -> Result<PublicKey, EnvelopeError> {
+    Ok(Unverified::read(message)?.content.signer)
 }
 
 /// A message that is well formed.

@@ -70,6 +70,19 @@ pub struct Hello {
     /// What secrets are sealed to; absent where an agent takes none.
     #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
     pub sealing_key: Option<SealingKey>,
+    /// When this was said, in milliseconds since boot: orders what is said on one connection; 0 where
+    /// an older agent does not say.
+    #[serde(rename = "t", default, skip_serializing_if = "is_zero")]
+    pub sent_ms: u64,
+    /// Events that are on the device's disk, or were there once: each start records one, so that this
+    /// orders boots. Absent where the device has lost something and does not know.
+    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<u64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Hello {

@@ -128,6 +128,13 @@ impl DeviceId {
     }
 }
 
+/// What an envelope about a deployment names in the place of a device: a DNS label is an id, too.
+impl From<&DeploymentName> for DeviceId {
+    fn from(name: &DeploymentName) -> Self {
+        Self(bounded(format_args!("{name}")))
+    }
+}
+
 impl WorkloadId {
     /// The id of replica `index` of a deployment.
     pub fn replica(deployment: &DeploymentName, index: u32) -> Self {

@@ -45,4 +45,8 @@ pub struct Membership {
     /// The controller's API, `HOST:PORT`.
     #[serde(rename = "s")]
     pub servers: Vec<String>,
+    /// Certificates (DER) of the authorities that a broker's own must come from; empty where those are
+    /// `roots`. An external broker must not pass for the controller.
+    #[serde(rename = "br", default, skip_serializing_if = "Vec::is_empty")]
+    pub broker_roots: Vec<ByteBuf>,
 }

@@ -20,6 +20,9 @@ pub enum KeyError {
     Damaged,
 }
 
+/// What stands before the seed in PKCS #8.
+const PKCS8_HEAD: [u8; 16] = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+
 /// A secret key, kept as its seed.
 pub struct SigningKey {
     pair: Ed25519KeyPair,
@@ -54,8 +57,15 @@ impl SigningKey {
 
     /// The key as PKCS #8 (RFC 5958, RFC 8410 section 7), as TLS libraries read it.
     pub fn pkcs8(&self) -> Vec<u8> {
-        const HEAD: [u8; 16] = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
-        [HEAD.as_slice(), &self.seed].concat()
+        [PKCS8_HEAD.as_slice(), &self.seed].concat()
+    }
+
+    /// Reads what [`SigningKey::pkcs8`] and openssl write.
+    ///
+    /// # Errors
+    /// When it is another kind of key, or more than a key.
+    pub fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
+        Self::from_seed(der.strip_prefix(&PKCS8_HEAD).ok_or(KeyError::Damaged)?)
     }
 
     /// The public half.

@@ -139,6 +139,8 @@ fn leaf(kind: Kind) -> &'static str {
         // They travel over HTTPS: no topic is read as theirs.
         Kind::Join => "up/join",
         Kind::Renew => "up/renew",
+        // Its topic is that of its deployment.
+        Kind::Manifest => "up/manifest",
     }
 }
 

@@ -99,6 +99,8 @@ fn golden_bytes() {
         outbox: OutboxId([4; 8]),
         keep_alive_s: 600,
         sealing_key: None,
+        sent_ms: 0,
+        recorded: None,
     };
     let reported = Reported {
         outbox: OutboxId([4; 8]),
@@ -220,6 +222,35 @@ fn golden_bytes_of_policies() {
     let bytes = cbor::encode(&state);
     assert_eq!(cbor::decode::<DesiredState>(&bytes, bytes.len()).unwrap(), state);
     expect!["a56168a26165016167026174036172006170a161646172617781a66169657765622e3061646377656261765820b5999fc0cc7aea27ab19803f7d611860aae9eaa19913a27a6646dcca281a58086171816c6c696d69742e6d656d6f72796170a3616461726172816c676863722e696f2f61636d65616b81582c302a300506032b657003210000000000000000000000000000000000000000000000000000000000000000006173a661696b6e6f64653a616c70696e65616181622d766165a1614b6156616ca1616d1a04000000617261666173a16167192710"].assert_eq(&hex(&bytes));
+}
+
+#[test]
+fn golden_bytes_of_signed_manifests() {
+    let (prefix, name) = (Prefix::default(), "web".parse().unwrap());
+    let manifest = SignedManifest { until_ms: 7_200_000, manifest: b"image: box".to_vec() };
+    let bytes = manifest.seal(&key(), &prefix, &name, 3_600_000);
+    let (envelope, opened) = SignedManifest::open(&bytes, &prefix, &name).unwrap();
+    assert_eq!((envelope.header.number, opened), (3_600_000, manifest));
+    let other = "web-2".parse().unwrap();
+    assert!(SignedManifest::open(&bytes, &prefix, &other).is_err());
+    expect!["d284584aa30127045820ea4a6c63e29c520abef5507b132ec5f9954776aebebe7b92421eea691446d22c3a000100008601696c696d7065742f763163776562686d616e6966657374001a0036ee80a055a261751a006ddd00616d4a696d6167653a20626f7858401877b805a6b477431e71eaef384d83a0ff1f0e9133212257d343f7477fcae150c91c019761023b84b32c25f12b8690d3038acb135b7ee7af56c0d24c13738a02"].assert_eq(&hex(&bytes));
+}
+
+#[test]
+fn a_hello_says_when_it_was_said_and_what_was_recorded() {
+    let older = "aa61625001010101010101010101010101010101616305616e500202020202020202020202020202\
+        0202617665302e312e306171816a6c696d69742e70696473616ca16473697465666265726c696e61\
+        66a561616361726d617660616d01616300616b606168a26165016167026164582003030303030303\
+        03030303030303030303030303030303030303030303030303616f480404040404040404";
+    let hello: Hello = cbor::decode(&unhex(older), 1024).unwrap();
+    assert_eq!((hello.sent_ms, hello.recorded), (0, None), "an older agent says neither");
+    let hello = Hello { sent_ms: 9, recorded: Some(0), ..hello };
+    assert_eq!(cbor::decode(&cbor::encode(&hello), 1024).ok(), Some(hello));
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+    (0..text.len()).step_by(2).map(byte).collect()
 }
 
 #[test]

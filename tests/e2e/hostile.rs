@@ -7,7 +7,7 @@ use limpet_protocol::{BootId, DesiredState, Held, Hello, Kind, Nonce, Prefix, Si
 use limpet_tests::{Agent, Door, Fleet, Lab, Member, Process, eventually, free_port, output};
 
 /// Bytes that are no message of anybody.
-fn garbage() -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn garbage() -> Vec<(&'static str, Vec<u8>)> {
     let key = SigningKey::from_seed(&[9; 32]).unwrap();
     let header = Header {
         prefix: "limpet/v1".into(),
@@ -62,6 +62,8 @@ pub(crate) fn evil_hello() -> Hello {
         outbox: limpet_protocol::OutboxId([1; 8]),
         keep_alive_s: 600,
         sealing_key: None,
+        sent_ms: 0,
+        recorded: None,
     }
 }
 

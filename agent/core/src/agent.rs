@@ -78,6 +78,8 @@ pub struct Agent {
     /// An image could not be had.
     image_failed: bool,
     link: Link,
+    /// The controller does not know the connection: it is to be greeted again.
+    is_unknown: bool,
     /// Of the latest connection.
     keep_alive_s: u16,
     refused: Refused,
@@ -161,6 +163,7 @@ impl Agent {
             collect: true,
             image_failed: false,
             link: Link::Down,
+            is_unknown: false,
             keep_alive_s: 0,
             refused: Refused::default(),
             fetching: BTreeSet::new(),
@@ -255,7 +258,7 @@ impl Agent {
         let link = match self.link {
             Link::Down => None,
             Link::Greeting { again_at_ms, .. } => Some(again_at_ms),
-            Link::Open { again_at_ms, .. } => self.outbox.waits().then_some(again_at_ms),
+            Link::Open { again_at_ms, .. } => self.greets_again().then_some(again_at_ms),
         };
         let refused = (self.refused.count > 0).then_some(self.refused.quiet_until_ms);
         let disk = self.disk.waits().then_some(self.disk.retry_at_ms);

@@ -206,6 +206,12 @@ impl Outbox {
         self.stored_event = self.stored_event.max(next_event);
     }
 
+    /// Events that are on disk, or were; None where the disk has lost something, and the controller has
+    /// yet to say how far it had come.
+    pub(crate) fn recorded(&self) -> Option<u64> {
+        if self.is_damaged { None } else { self.stored_event.checked_sub(1) }
+    }
+
     pub(crate) fn events_waiting(&self) -> usize {
         self.events.len()
     }

@@ -265,6 +265,37 @@ fn numbers_that_the_controller_has_heard_are_not_given_out_again() {
     assert_eq!(numbers(&effects(&mut agent)), [(5, "test".to_owned())], "the start of this agent");
 }
 
+#[test]
+fn a_controller_that_knows_no_connection_is_greeted_again_and_not_more_often_than_that() {
+    let mut agent = agent(Checkpoint::first(OUTBOX));
+    let hellos = |agent: &mut Agent| {
+        let all = effects(agent).into_iter();
+        let hello = |effect| match effect {
+            Effect::Publish(Message::Hello(hello)) => Some((hello.connection, hello.sent_ms)),
+            _ => None,
+        };
+        all.filter_map(hello).collect::<Vec<_>>()
+    };
+    let ack = Ack { outbox: OUTBOX, events: 0, sequence: 0, send_whole: false };
+    let acked = |agent: &mut Agent, now_ms, connection| {
+        agent.handle(now_ms, Input::Acked { connection, ack });
+    };
+    agent.handle(5, Input::LinkUp { connection: 5, nonce: Nonce([1; 16]), keep_alive_s: 600 });
+    assert_eq!(hellos(&mut agent), [(5, 5)]);
+    acked(&mut agent, 6, Ack::NO_CONNECTION);
+    acked(&mut agent, 7, 5);
+    for now_ms in [8, 9, 30_000] {
+        acked(&mut agent, now_ms, Ack::NO_CONNECTION);
+        assert_eq!(hellos(&mut agent), [], "at {now_ms}");
+    }
+    assert!(agent.poll_timeout().is_some_and(|at_ms| at_ms <= 60_000));
+    agent.handle(60_000, Input::Tick);
+    assert_eq!(hellos(&mut agent), [(5, 60_000)]);
+    acked(&mut agent, 60_001, 5);
+    agent.handle(120_000, Input::Tick);
+    assert_eq!(hellos(&mut agent), [], "nobody has asked");
+}
+
 /// What becomes of a look at the log of `web`, under this key.
 fn look(key: Option<SealingKey>) -> (Option<Option<String>>, usize) {
     let mut agent = agent(Checkpoint::first(OUTBOX));

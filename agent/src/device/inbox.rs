@@ -99,7 +99,8 @@ fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> 
         | Kind::Returned
         | Kind::Stream
         | Kind::Join
-        | Kind::Renew => {
+        | Kind::Renew
+        | Kind::Manifest => {
             return Err(Refusal::Misplaced(topic));
         }
     };

@@ -4,7 +4,8 @@
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::iter_over_hash_type)]
 
 pub mod deployment;
-pub mod inbox;
+mod greetings;
+mod inbox;
 pub mod limit;
 pub mod manifest;
 pub mod placement;
@@ -16,6 +17,7 @@ pub mod settling;
 pub mod token;
 
 pub use deployment::{Count, Deployment};
+pub use greetings::{Greetings, Outdated};
 pub use inbox::{Cursor, Inbox, Known, Told};
 pub use plan::{Deployed, Deployments};
 pub use presence::Presence;

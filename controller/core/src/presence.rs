@@ -26,13 +26,16 @@ const RETURNS_PER_S: u64 = 500;
 ///                         ▼             ▲     too long
 ///                       Asleep ─────────┘
 ///                          did not return in time
+///
+///   Online ── nobody is heard any more ──▶ Unknown
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Presence {
-    /// Not heard since this controller began, and it has had no time to speak.
+    /// Not heard since this controller began, or found its broker again, and it has had no time to
+    /// speak.
     Unknown {
-        /// When the controller began.
+        /// When the controller began to listen.
         since_ms: u64,
     },
     /// It is connected.
@@ -68,6 +71,8 @@ pub enum Heard {
     Sleeps(u64),
     /// Its connection is gone.
     Gone,
+    /// Nobody is heard any more: whether it is there is not known.
+    Nobody,
     /// Nothing; time has passed.
     Nothing,
 }
@@ -132,6 +137,11 @@ impl Presence {
             }
             // One that has announced that it goes is gone as announced.
             (Self::Asleep { .. } | Self::Offline { .. } | Self::Lost { .. }, Heard::Gone) => self,
+            // Its time to speak begins anew.
+            (Self::Online { .. } | Self::Unknown { .. }, Heard::Nobody) => {
+                Self::Unknown { since_ms: now_ms }
+            }
+            (Self::Asleep { .. } | Self::Offline { .. } | Self::Lost { .. }, Heard::Nobody) => self,
             (_, Heard::Nothing) => self.later(now_ms, patience),
         }
     }

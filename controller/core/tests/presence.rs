@@ -64,6 +64,23 @@ fn who_announces_sleep_is_asleep_whatever_ends_the_connection() {
 }
 
 #[test]
+fn of_those_that_nobody_can_hear_nothing_is_known_and_their_time_begins_anew() {
+    let told = story(
+        Presence::Online { since_ms: 0 },
+        &[
+            (500, Heard::Nobody),
+            (900, Heard::Nobody),
+            (999, Heard::Nothing),
+            (1000, Heard::Nothing),
+            (1001, Heard::Nobody),
+        ],
+    );
+    let unknown = ["unknown since 500", "unknown since 900", "unknown since 900"];
+    assert_eq!(told[..3], unknown);
+    assert_eq!(told[3..], ["offline since 900", "offline since 900"]);
+}
+
+#[test]
 fn a_long_silence_of_the_controller_itself_ends_in_one_step() {
     let told = story(Presence::Asleep { since_ms: 0, for_ms: 5 }, &[(u64::MAX, Heard::Nothing)]);
     assert_eq!(told, ["lost since 5"]);
@@ -98,6 +115,7 @@ fn any_heard() -> impl Strategy<Value = Heard> {
         Just(Heard::Hello),
         any::<u64>().prop_map(Heard::Sleeps),
         Just(Heard::Gone),
+        Just(Heard::Nobody),
         Just(Heard::Nothing),
     ]
 }

@@ -43,6 +43,7 @@ enum Verb {
 /// Examples:
 ///   limpet token create --join --ttl 1h --uses 20 --label site=berlin
 ///   limpet token create --publisher ci --out ./ci
+///   limpet token create --publisher ci --public-key ci.pub --out ./ci
 ///   limpet token create --role operator --name ci --select site=berlin --ttl 90d
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
@@ -51,11 +52,16 @@ struct Create {
     #[arg(long, conflicts_with_all = ["role", "select"])]
     join: bool,
     /// For a client that publishes manifests over MQTT: a key and a certificate, in --out
+    ///
+    /// The key signs manifests, too: see `limpet sign`.
     #[arg(long, value_name = "NAME", requires = "out", conflicts_with_all = ["join", "role", "select", "name"])]
     publisher: Option<String>,
     /// The folder for ca.pem, cert.pem and key.pem
     #[arg(long, value_name = "DIR", requires = "publisher")]
     out: Option<PathBuf>,
+    /// Its public key, Ed25519 in PEM, where it has one: of `openssl pkey -pubout`
+    #[arg(long, value_name = "FILE", requires = "publisher")]
+    public_key: Option<PathBuf>,
     /// For a person or a program: viewer, operator or admin
     #[arg(long, required_unless_present_any = ["join", "publisher"])]
     role: Option<String>,
@@ -136,7 +142,8 @@ impl Create {
             if self.ttl == Some(Ttl::Never) {
                 return Err(Usage("a publisher's certificate ends: say --ttl 365d").into());
             }
-            return publisher::create(client, name, ttl_s, out);
+            let key = self.public_key.as_deref();
+            return publisher::create(client, name, key, ttl_s, out);
         }
         let name = self.name.clone().unwrap_or_else(|| "join".to_owned());
         let map = |pairs: &[(String, String)]| -> BTreeMap<String, String> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::progress::duration;
-use crate::server::{self, Login, Options};
+use crate::server::{self, Broker, BrokerAddress, Login, Options};
 
 /// Start a controller: broker, store and API in one process
 ///
@@ -27,6 +27,28 @@ pub(super) struct Up {
     /// [default: 0.0.0.0:8883; with --insecure 127.0.0.1:1883]
     #[arg(long, value_name = "ADDR")]
     mqtt_listen: Option<SocketAddr>,
+    /// A broker of somebody else, in place of the embedded one: mqtts://[USER@]HOST:PORT
+    ///
+    /// Devices connect to it with their certificates of this fleet's authority, whose certificate is
+    /// DIR/authority.pem; `limpet broker-config` prints what the broker must be told. Of its owner
+    /// nothing is believed but what devices and publishers have signed: manifests over MQTT are those
+    /// of `limpet sign`. A device that is revoked is not listened to and told nothing any more; its
+    /// connection is the broker's to cut.
+    #[arg(long, value_name = "URL", env = "LIMPET_BROKER", requires = "broker_ca",
+          conflicts_with_all = ["insecure", "mqtt_listen"])]
+    broker: Option<BrokerAddress>,
+    /// Certificates (PEM) of the authorities that the broker's own comes from
+    #[arg(long, value_name = "FILE", requires = "broker")]
+    broker_ca: Option<PathBuf>,
+    /// A certificate (PEM) to connect to the broker with [one of the fleet's authority]
+    #[arg(long, value_name = "FILE", requires = "broker_key")]
+    broker_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "broker_cert")]
+    broker_key: Option<PathBuf>,
+    /// A file with the password of the broker's USER
+    #[arg(long, value_name = "FILE", requires = "broker")]
+    broker_password_file: Option<PathBuf>,
     /// A host name or address that devices and people reach this controller by; can be repeated
     ///
     /// The first is what they are told; certificates name all that were ever given. [default: the
@@ -55,11 +77,18 @@ impl Up {
         let login = if self.new_login { Login::Another } else { Login::First };
         let (anywhere, here) = (Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST);
         let (host, mqtt_port) = if self.insecure { (here, 1883) } else { (anywhere, 8883) };
+        let broker = self.broker.zip(self.broker_ca).map(|(address, authorities)| Broker {
+            address,
+            authorities,
+            own: self.broker_cert.zip(self.broker_key),
+            password: self.broker_password_file,
+        });
         server::begin_logging()?;
         server::up(&Options {
             data_dir: self.data_dir,
             listen: self.listen.unwrap_or((host, 8420).into()),
             mqtt_listen: self.mqtt_listen.unwrap_or((host, mqtt_port).into()),
+            broker,
             insecure: self.insecure,
             advertise: self.advertise,
             certificate_ttl: self.certificate_ttl,
@@ -71,7 +100,7 @@ impl Up {
 }
 
 /// A number of days, or a shorter time.
-fn days(text: &str) -> Result<Duration, String> {
+pub(super) fn days(text: &str) -> Result<Duration, String> {
     match text.strip_suffix('d').map(str::parse::<u32>) {
         Some(Ok(days)) => Ok(Duration::from_secs(u64::from(days) * 24 * 3600)),
         Some(Err(_)) => Err("write a number of days, as 365d, or a time, as 12h".to_owned()),

@@ -26,7 +26,10 @@ use crate::pem::pem;
 /// The file of the authority in the data folder; it holds its key.
 pub(super) const AUTHORITY: &str = "authority";
 /// What the names of publishers begin with in certificates.
-pub(super) const PUBLISHER: &str = "publisher/";
+pub(crate) const PUBLISHER: &str = "publisher/";
+/// The name of the controller where it is a client of somebody else's broker; no device's id has a
+/// slash.
+pub(crate) const CONTROLLER: &str = "limpet/controller";
 /// The authority's own certificate lives this long.
 const AUTHORITY_DAYS: u64 = 20 * 365;
 /// The controller's certificate lives this long; it is made anew at each start.
@@ -120,6 +123,16 @@ impl Authority {
         let mut params = params(CertificateParams::new(names)?, now_ms, SERVER_DAYS * DAY_MS)?;
         params.distinguished_name.push(DnType::CommonName, "Limpet controller");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Served { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+
+    /// A certificate with which the controller itself is a client of a broker.
+    pub(super) fn certify_controller(&self, now_ms: u64) -> Result<Served, AuthorityError> {
+        let key = KeyPair::generate()?;
+        let mut params = params(CertificateParams::default(), now_ms, SERVER_DAYS * DAY_MS)?;
+        params.distinguished_name.push(DnType::CommonName, CONTROLLER);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Served { certificate: certificate.pem(), key: key.serialize_pem() })
     }

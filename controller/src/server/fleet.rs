@@ -25,6 +25,7 @@ mod caller;
 mod deployments;
 mod desired;
 mod devices;
+mod foreign;
 mod handle;
 mod members;
 mod policy;
@@ -32,6 +33,7 @@ mod presence;
 mod record;
 mod recover;
 mod secrets;
+mod signed;
 mod tokens;
 mod views;
 
@@ -40,6 +42,7 @@ pub(super) use admit::JoinRefusal;
 pub(super) use audit::Entry;
 use audit::Refusals;
 pub(super) use caller::{Caller, Who};
+use foreign::Foreign;
 use handle::{Answer, Work};
 pub(super) use handle::{CallError, Handle};
 use members::Members;
@@ -91,6 +94,8 @@ pub(super) struct Fleet {
     tokens: Tokens,
     members: Members,
     refusals: Refusals,
+    /// None where the broker is this controller's own.
+    foreign: Option<Foreign>,
     secrets: Secrets,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     last_command: u64,
@@ -132,6 +137,7 @@ impl Fleet {
             tokens,
             members: Members::new(),
             refusals: Refusals::new(),
+            foreign: None,
             secrets: Secrets::new(),
             streams: BTreeMap::new(),
             last_command: 0,

@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::*;
 use crate::{
     Ack, Command, CommandResult, DesiredState, EventBatch, Hello, Invitation, Join, Membership,
-    Presence, Purpose, Renew, Reported, Returned, SealedChunk, StreamChunk, Token, Topic,
+    Presence, Purpose, Renew, Reported, Returned, SealedChunk, SignedManifest, StreamChunk, Token,
+    Topic,
 };
 
 /// Reads `data` as its first byte says: a whole message, a protected header, topics, or the body
@@ -17,7 +18,7 @@ pub fn messages(data: &[u8]) {
     let Some((what, data)) = data.split_first() else {
         return;
     };
-    match what % 15 {
+    match what % 16 {
         0 => message(data),
         1 => protected(data),
         2 => topics(data),
@@ -35,7 +36,8 @@ pub fn messages(data: &[u8]) {
         }
         12 => body::<Returned>(Kind::Returned, data),
         13 => joining(data),
-        _ => invitations(data),
+        14 => invitations(data),
+        _ => manifests(data),
     }
 }
 
@@ -88,6 +90,33 @@ fn joining(data: &[u8]) {
     if let Ok(membership) = cbor::decode::<Membership>(data, cbor::MESSAGE_BYTES_MAX) {
         let again = cbor::encode(&membership);
         assert_eq!(cbor::decode::<Membership>(&again, again.len()).ok(), Some(membership));
+    }
+}
+
+/// What anybody can publish as a manifest; and what is behind a signature that holds.
+fn manifests(data: &[u8]) {
+    let (Some(key), Ok(name)) = (key(), "web".parse()) else {
+        return;
+    };
+    let prefix = Prefix::default();
+    let opened = |message: &[u8]| {
+        let opened = SignedManifest::open(message, &prefix, &name);
+        let claimed = claimed_signer(message);
+        if let Err(error) = &opened {
+            assert!(error.to_string().len() < 4096);
+        }
+        // Whose key counts is decided by what is claimed.
+        opened.ok().map(|(envelope, manifest)| {
+            assert_eq!(claimed.ok(), Some(envelope.signer));
+            (envelope.header.number, manifest)
+        })
+    };
+    if let Some((at_ms, manifest)) = opened(data) {
+        assert_eq!(opened(&manifest.seal(&key, &prefix, &name, at_ms)), Some((at_ms, manifest)));
+    }
+    if let Ok(manifest) = cbor::decode::<SignedManifest>(data, cbor::MESSAGE_BYTES_MAX) {
+        let sealed = manifest.seal(&key, &prefix, &name, u64::MAX);
+        assert_eq!(opened(&sealed), Some((u64::MAX, manifest)));
     }
 }
 

@@ -42,6 +42,7 @@ impl Agent {
         let again_at_ms = now_ms.saturating_add(RESEND_MS);
         self.link = Link::Greeting { connection, nonce, again_at_ms, last_command };
         self.outbox.send_again();
+        self.is_unknown = false;
         let hello = Hello {
             boot: self.boot,
             connection,
@@ -56,11 +57,17 @@ impl Agent {
             outbox: self.outbox.id,
             keep_alive_s: self.keep_alive_s,
             sealing_key: self.sealing_key,
+            sent_ms: now_ms,
+            recorded: self.outbox.recorded(),
         };
         self.effects.push_back(Effect::Publish(Message::Hello(Box::new(hello))));
     }
 
     pub(super) fn acked(&mut self, now_ms: u64, answered: u64, ack: &Ack) {
+        if answered == Ack::NO_CONNECTION {
+            self.is_unknown |= matches!(self.link, Link::Open { .. });
+            return;
+        }
         let again_at_ms = now_ms.saturating_add(RESEND_MS);
         match &mut self.link {
             Link::Greeting { connection, nonce, last_command, .. } if *connection == answered => {
@@ -75,6 +82,12 @@ impl Agent {
         if self.outbox.acked(ack) {
             self.disk.renumbered();
         }
+    }
+
+    /// Whether the connection begins again with hello, when it is time. It is never sooner, however
+    /// often the controller seems to ask.
+    pub(super) fn greets_again(&self) -> bool {
+        self.is_unknown || self.outbox.waits()
     }
 
     /// Says that the device sleeps, and ends the connection.
@@ -134,7 +147,7 @@ impl Agent {
                 }
             }
             Link::Open { connection, nonce, again_at_ms, last_command } => {
-                if now_ms >= again_at_ms && self.outbox.waits() {
+                if now_ms >= again_at_ms && self.greets_again() {
                     return self.greet(now_ms, connection, nonce, last_command);
                 }
                 let before = self.effects.len();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use limpet_controller_core::manifest::{self, Fault, Format};
 use limpet_controller_core::placement::Candidate;
 use limpet_controller_core::{Count, Deployment, Scope, plan, secrets};
-use limpet_protocol::{DeploymentName, DeviceId, Feature, SecretName, Topic};
+use limpet_protocol::{DeploymentName, DeviceId, Feature, SecretName, Topic, envelope};
 
 use super::{Caller, Deployed, DeviceRecord, Entry, Fleet};
 use crate::server::store::{EventRow, Table};
@@ -38,18 +38,26 @@ impl Fleet {
             }
             Err(error) => return self.answer_bad_name(topic, &error.to_string()),
         };
+        match envelope::is_signed(payload) {
+            true => self.signed_manifest(by.from, &name, payload),
+            false => self.obey(by, &name, payload),
+        }
+        Ok(())
+    }
+
+    /// Does what a manifest says that was published; an empty one deletes.
+    pub(super) fn obey(&mut self, by: &Caller, name: &DeploymentName, payload: &[u8]) {
         let result = if payload.is_empty() {
-            self.delete(by, &name)
+            self.delete(by, name)
                 .unwrap_or_else(|| refused(name.as_str(), "there is no such deployment"))
         } else {
-            let applied = self.apply(by, Some(&name), payload, Format::Detect);
+            let applied = self.apply(by, Some(name), payload, Format::Detect);
             applied.unwrap_or_else(|why| refused(name.as_str(), &why.to_string()))
         };
         // What was refused, and what changed nothing, is answered here only: it is nobody else's.
         if !matches!(result.action.as_deref(), Some("created" | "updated" | "deleted")) {
-            self.publish_result(&name, &result);
+            self.publish_result(name, &result);
         }
-        Ok(())
     }
 
     /// Answers on a topic whose name is none, as far as an answer can be given there.
@@ -73,15 +81,21 @@ impl Fleet {
 
     /// Puts the answers back on their topics: the broker forgot them when it ended.
     pub(super) fn publish_results(&mut self) -> Result<(), crate::server::store::StoreError> {
+        self.put_results_back()?;
+        for message in self.to_publish.drain(..) {
+            if self.outgoing.send(message).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same with what else is published by the work under way.
+    pub(super) fn put_results_back(&mut self) -> Result<(), crate::server::store::StoreError> {
         for (name, json) in self.store.results()? {
             if let Ok(name) = name.parse() {
                 let topic = Topic::DeployResult(name).under(&self.prefix);
                 self.publish(topic, json.into_bytes(), true);
-            }
-        }
-        for message in self.to_publish.drain(..) {
-            if self.outgoing.send(message).is_err() {
-                break;
             }
         }
         Ok(())
@@ -228,6 +242,7 @@ impl Fleet {
         );
         let deleted = self.store.delete(Table::Deployments, name.as_str());
         self.stored(deleted);
+        self.ordered(name);
         self.note_deployment("deployment-deleted", name.as_str(), String::new());
         let devices: BTreeSet<DeviceId> = deployed.slots.into_iter().map(|(id, _)| id).collect();
         for id in devices {
@@ -276,6 +291,7 @@ impl Fleet {
             }
         };
         self.put_deployed(&name);
+        self.ordered(&name);
         self.note_deployment(
             "deployment-accepted",
             name.as_str(),
@@ -362,7 +378,7 @@ fn restricted(name: &SecretName) -> String {
     )
 }
 
-fn refused(name: &str, why: &str) -> DeployResult {
+pub(super) fn refused(name: &str, why: &str) -> DeployResult {
     let fault = FaultView { path: String::new(), line: None, message: why.to_owned() };
     DeployResult {
         accepted: false,

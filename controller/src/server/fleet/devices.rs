@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use limpet_controller_core::presence::{Heard, moved_ms};
-use limpet_controller_core::{Cursor, Inbox, Known, Presence, Told};
+use limpet_controller_core::{Cursor, Inbox, Known, Outdated, Presence, Told};
 use limpet_protocol::envelope::{self, Expected};
 use limpet_protocol::hello::KEEP_ALIVE_S;
 use limpet_protocol::{
@@ -51,7 +51,7 @@ impl Fleet {
         })
     }
 
-    fn take_message(
+    pub(super) fn take_message(
         &mut self,
         client: &DeviceId,
         topic: &str,
@@ -80,12 +80,15 @@ impl Fleet {
         let expected = Expected { prefix: &prefix, device: &id, kind, signer: known.as_ref() };
         let message = envelope::open(payload, expected).map_err(|e| e.to_string())?;
         let number = message.header.number;
-        if let Some(device) = self.devices.get_mut(&id) {
+        // What somebody else's broker repeats is no sign of life.
+        if let (None, Some(device)) = (&self.foreign, self.devices.get_mut(&id)) {
             device.heard_ms = Some(self.steady_ms);
         }
         let malformed = |e: limpet_protocol::cbor::CborError| e.to_string();
         match kind {
-            Kind::Hello => self.hello(&id, message.signer, message.read().map_err(malformed)?),
+            Kind::Hello => {
+                return self.hello(&id, message.signer, message.read().map_err(malformed)?);
+            }
             Kind::Presence => self.announced(&id, message.read().map_err(malformed)?),
             Kind::Reported => self.reported(&id, message.read().map_err(malformed)?),
             Kind::Event => self.events(&id, message.read().map_err(malformed)?),
@@ -104,14 +107,18 @@ impl Fleet {
             Kind::Join | Kind::Renew => {
                 return Err("that travels over HTTPS".to_owned());
             }
+            Kind::Manifest => return Err("that is a publisher's".to_owned()),
         }
         Ok(())
     }
 
-    fn hello(&mut self, id: &DeviceId, key: PublicKey, hello: Hello) {
+    fn hello(&mut self, id: &DeviceId, key: PublicKey, hello: Hello) -> Result<(), String> {
         let before = self.devices.get(id).map(|device| device.record.clone());
         let was_on_hold = before.as_ref().is_some_and(|before| before.ahead.is_some());
-        let record = self.record_of(id, key, &hello, before.clone());
+        let mut record = self.record_of(id, key, &hello, before.clone());
+        if self.foreign.is_some() {
+            self.greet(id, &hello, &mut record)?;
+        }
         let link = Link { boot: hello.boot, connection: hello.connection, nonce: hello.nonce };
         let steady_ms = self.steady_ms;
         let device = self.devices.entry(id.clone()).or_insert_with(|| Device {
@@ -124,8 +131,9 @@ impl Fleet {
         });
         let known = device.inbox.cursor.clone();
         let Some(differs) = device.inbox.hello(&hello) else {
-            return;
+            return Ok(());
         };
+        device.heard_ms = Some(steady_ms);
         let before_link = device.link.replace(link);
         let on_hold = record.ahead.is_some();
         device.record = record;
@@ -162,6 +170,25 @@ impl Fleet {
             // It is new here, or has lost what it held beyond this store.
             Some(_) | None => self.publish_desired(id),
         }
+        Ok(())
+    }
+
+    /// Notes a hello that somebody else's broker brings, where it is later than all before it.
+    fn greet(
+        &mut self,
+        id: &DeviceId,
+        hello: &Hello,
+        record: &mut DeviceRecord,
+    ) -> Result<(), String> {
+        let inbox = self.devices.get(id).map(|device| &device.inbox);
+        let taken = record.greetings.take(hello, inbox.map(|inbox| &inbox.cursor));
+        if let (Err(Outdated::Events), Some(inbox)) = (taken, inbox) {
+            // The device itself takes over how far it had come, and says hello again: no other can.
+            let ack = inbox.ack(false);
+            self.send(id, Kind::Ack, hello.connection, &ack);
+            self.ask_for_hello(id);
+        }
+        taken.map_err(|why| why.to_string())
     }
 
     /// What is to be stored of a device, from its hello.
@@ -198,6 +225,7 @@ impl Fleet {
             ahead: (hello.accepted() > told).then_some(hello.accepted()),
             absence: before.as_ref().and_then(|before| before.absence),
             heard_ms: before.as_ref().and_then(|before| before.heard_ms),
+            greetings: before.map(|before| before.greetings).unwrap_or_default(),
         }
     }
 
@@ -208,6 +236,9 @@ impl Fleet {
         let Some(changes) = device.inbox.report(now_ms, report) else {
             return;
         };
+        if changes.cursor {
+            device.heard_ms = Some(now_ms);
+        }
         for workload in &changes.workloads {
             self.put_status(id, workload);
         }
@@ -233,11 +264,15 @@ impl Fleet {
     }
 
     fn events(&mut self, id: &DeviceId, batch: EventBatch) {
-        let (now_ms, Some(device)) = (self.now_ms, self.devices.get_mut(id)) else {
+        let (now_ms, steady_ms) = (self.now_ms, self.steady_ms);
+        let Some(device) = self.devices.get_mut(id) else {
             return;
         };
         let told = device.inbox.events(batch);
         let any = !told.is_empty();
+        if any {
+            device.heard_ms = Some(steady_ms);
+        }
         for told in told {
             self.event(event_row(id, now_ms, told));
         }

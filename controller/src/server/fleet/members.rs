@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use limpet_protocol::{DeviceId, Labels, PublicKey, TokenId};
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::audit::Entry;
 use super::caller::Caller;
 use super::{Fleet, JoinRefusal};
+use crate::pem::pem;
 use crate::server::authority::{Authority, AuthorityError};
 use crate::server::store::{StoreError, Table};
 
@@ -54,10 +56,22 @@ pub(in crate::server) struct Terms {
     pub(in crate::server) authority: Authority,
     pub(in crate::server) brokers: Vec<String>,
     pub(in crate::server) servers: Vec<String>,
+    /// Certificates (DER) of the authorities of a broker of somebody else; empty where there is none.
+    pub(in crate::server) broker_roots: Vec<ByteBuf>,
     /// How long a device's certificate is good.
     pub(in crate::server) certificate_ms: u64,
     /// How long after its end a device may still ask for another.
     pub(in crate::server) renew_expired_ms: u64,
+}
+
+impl Terms {
+    /// Certificates (PEM) of the authorities that the broker's own comes from.
+    pub(super) fn broker_authorities(&self) -> String {
+        match self.broker_roots.as_slice() {
+            [] => self.authority.pem(),
+            roots => roots.iter().map(|root| pem("CERTIFICATE", root)).collect(),
+        }
+    }
 }
 
 #[cfg(any(test, fuzzing))]
@@ -69,6 +83,7 @@ impl Terms {
             brokers: vec!["mqtts://limpet.example:8883".to_owned()],
             servers: vec!["limpet.example:8420".to_owned()],
             certificate_ms: 90_000,
+            broker_roots: Vec::new(),
             renew_expired_ms: 0,
         })
     }

@@ -49,6 +49,12 @@ impl Fleet {
     }
 
     pub(super) fn gone(&mut self, id: &DeviceId) {
+        self.unlink(id);
+        self.hear(id, Heard::Gone);
+    }
+
+    /// Forgets a device's connection, and what it was asked on it.
+    pub(super) fn unlink(&mut self, id: &DeviceId) {
         let Some(device) = self.devices.get_mut(id) else {
             return;
         };
@@ -59,7 +65,6 @@ impl Fleet {
             self.streams.retain(|_, stream| stream.device != *id);
             self.not_returned_any(id);
         }
-        self.hear(id, Heard::Gone);
     }
 
     /// What follows from what was heard of a device; where its presence is another, that is stored
@@ -100,7 +105,9 @@ impl Fleet {
             }
             Presence::Offline { since_ms } => {
                 let why = match before {
-                    Presence::Unknown { .. } => "not heard since this controller began".to_owned(),
+                    Presence::Unknown { .. } => {
+                        "not heard since this controller began to listen".to_owned()
+                    }
                     Presence::Asleep { .. } => {
                         format!("expected back at {}", time(since_ms))
                     }
@@ -118,7 +125,7 @@ impl Fleet {
 
     /// Looks for those whose time has come, when it has.
     pub(super) fn look_for_absent(&mut self) {
-        if self.steady_ms < self.due_ms {
+        if self.steady_ms < self.due_ms || self.hears_nobody() {
             return;
         }
         self.due_ms = u64::MAX;

@@ -1,6 +1,6 @@
 //! What is known of one device.
 
-use limpet_controller_core::{Inbox, Presence};
+use limpet_controller_core::{Greetings, Inbox, Presence};
 use limpet_protocol::hello::KEEP_ALIVE_S;
 use limpet_protocol::{BootId, Facts, Feature, Held, Labels, Nonce, PublicKey, SealingKey};
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,9 @@ pub(super) struct DeviceRecord {
     pub(super) absence: Option<Presence>,
     #[serde(default)]
     pub(super) heard_ms: Option<u64>,
+    /// Its hellos that were taken in from a broker of somebody else.
+    #[serde(default)]
+    pub(super) greetings: Greetings,
 }
 
 fn keep_alive_s() -> u16 {

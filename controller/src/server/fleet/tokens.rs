@@ -109,7 +109,7 @@ impl Fleet {
         let lives_ms = record.expires_ms.unwrap_or(u64::MAX).saturating_sub(self.now_ms);
         let lives = (self.now_ms, lives_ms);
         let certificate = terms.authority.certify_publisher(wish.name, id, &key, lives)?;
-        let authorities = terms.authority.pem();
+        let authorities = terms.broker_authorities();
         let broker = terms.brokers.first().cloned().unwrap_or_default();
         let token = self.add_token(by, id, record)?;
         Ok(PublisherMade { token, certificate, authorities, broker })

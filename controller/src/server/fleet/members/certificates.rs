@@ -27,6 +27,7 @@ impl Fleet {
             certificates: vec![ByteBuf::from(certificate)],
             brokers: terms.brokers.clone(),
             servers: terms.servers.clone(),
+            broker_roots: terms.broker_roots.clone(),
         };
         Ok((membership, self.now_ms.saturating_add(lives_ms)))
     }

@@ -92,6 +92,8 @@ impl Known {
             outbox: OutboxId([1; 8]),
             keep_alive_s: 600,
             sealing_key: None,
+            sent_ms: 0,
+            recorded: None,
         };
         let signed = self.signed(Kind::Hello, &hello);
         self.call(move |fleet| {
