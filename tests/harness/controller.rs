@@ -114,9 +114,10 @@ impl Controller {
     fn begin(lab: &Lab, api: &str, flags: &[&str]) -> Self {
         let ports = (free_port(), free_port());
         let data = ["--data-dir".to_owned(), lab.path("controller").display().to_string()];
-        let flags = flags.iter().map(ToString::to_string);
-        let own = ["up".to_owned()].into_iter().chain(listening(api, ports));
-        let args = own.chain(flags).chain(data);
+        // One on a broker of somebody else has none of its own.
+        let own = if flags.contains(&"--broker") { 2 } else { 4 };
+        let own = ["up".to_owned()].into_iter().chain(listening(api, ports).into_iter().take(own));
+        let args = own.chain(flags.iter().map(ToString::to_string)).chain(data);
         let args: Vec<String> = args.collect();
         let log = lab.path("controller.log");
         let mut process = launch(&log, &args);
