@@ -79,6 +79,7 @@ pub fn requests(folder: &Path, data: &[u8]) {
 }
 
 impl Served {
+    #[expect(clippy::panic, reason = "nothing can be asked")]
     fn start(folder: &Path) -> Self {
         let begun = Self::begin(&folder.join("controller"));
         begun.unwrap_or_else(|error| panic!("a controller in {}: {error:#}", folder.display()))
