@@ -23,6 +23,7 @@ mod login;
 mod logs;
 mod store;
 mod tls;
+mod websocket;
 
 use api::Access;
 use authority::Authority;
@@ -44,6 +45,9 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Where the broker listens.
     pub mqtt_listen: SocketAddr,
+    /// Where MQTT over WebSocket is served, and the API with it: where it is the API's own address,
+    /// there alone.
+    pub wss_listen: Option<SocketAddr>,
     /// Plain HTTP and MQTT, on loopback only, and no tokens.
     pub insecure: bool,
     /// When a string for an admin is written into the data folder.
@@ -74,7 +78,9 @@ pub fn up(options: &Options) -> anyhow::Result<()> {
 }
 
 fn check(options: &Options) -> anyhow::Result<()> {
-    for (flag, address) in [("--listen", options.listen), ("--mqtt-listen", options.mqtt_listen)] {
+    let wss = second(options).map(|address| ("--wss-listen", address));
+    let own = [("--listen", options.listen), ("--mqtt-listen", options.mqtt_listen)];
+    for (flag, address) in own.into_iter().chain(wss) {
         if options.insecure && !address.ip().is_loopback() {
             bail!("{flag} {address}: --insecure serves loopback only; use 127.0.0.1 or [::1]");
         }
@@ -108,10 +114,10 @@ async fn serve(
         false => Some(certify(options, &fleet).await?),
     };
     let (files, tls) = certified.unzip();
-    broker::start(options.mqtt_listen, files, fleet.clone(), to_publish).await?;
-    let listener = tokio::net::TcpListener::bind(options.listen)
-        .await
-        .with_context(|| format!("--listen {} cannot be used", options.listen))?;
+    let websocket = options.wss_listen.is_some();
+    let door =
+        broker::start(options.mqtt_listen, files, websocket, fleet.clone(), to_publish).await?;
+    let listener = bind("--listen", options.listen).await?;
     let access = if options.insecure { Access::Open } else { Access::Tokens };
     let login = match access {
         Access::Open => None,
@@ -124,13 +130,18 @@ async fn serve(
         tokio::select! { _ = term.recv() => (), _ = interrupt.recv() => () }
     };
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let service = api::service(fleet.clone(), access);
+    let service = api::service(fleet.clone(), access, door);
     let ended = async move { drop(ended.await) };
     let server = match tls {
         None => {
             tokio::spawn(axum::serve(listener, service).with_graceful_shutdown(ended).into_future())
         }
         Some(config) => {
+            if let Some(address) = second(options) {
+                let listener = bind("--wss-listen", address).await?;
+                let listener = tls::TlsListener::new(listener, config.clone())?;
+                tokio::spawn(axum::serve(listener, service.clone()).into_future());
+            }
             let listener = tls::TlsListener::new(listener, config)?;
             tokio::spawn(axum::serve(listener, service).with_graceful_shutdown(ended).into_future())
         }
@@ -141,6 +152,16 @@ async fn serve(
     let _ = tokio::time::timeout(END_TIMEOUT, server).await;
     fleet.end();
     thread.join().map_err(|_| anyhow::anyhow!("the fleet's thread failed while ending"))
+}
+
+/// The address that the API is served on besides its own.
+fn second(options: &Options) -> Option<SocketAddr> {
+    options.wss_listen.filter(|address| *address != options.listen)
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    let bound = tokio::net::TcpListener::bind(address).await;
+    bound.with_context(|| format!("{flag} {address} cannot be used"))
 }
 
 /// Makes what this controller is known by: what the broker and the API serve with.
@@ -164,12 +185,16 @@ async fn certify(
         key: file("server.key", &served.key)?,
         authority: file("authority.pem", &authority.pem())?,
     };
-    let config = tls::config(&served)?;
-    let servers = vec![at(&host, options.listen.port())];
+    let config = tls::config(&served, &authority.pem())?;
+    let port = |address: SocketAddr| at(&host, address.port());
+    // The second is for those to whom walls leave nothing else.
+    let servers: Vec<_> = [options.listen].into_iter().chain(second(options)).map(port).collect();
+    let mqtts = format!("mqtts://{}", port(options.mqtt_listen));
+    let wss = options.wss_listen.map(|wss| format!("wss://{}{}", port(wss), websocket::PATH));
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let terms = Terms {
         authority,
-        brokers: vec![format!("mqtts://{}", at(&host, options.mqtt_listen.port()))],
+        brokers: [mqtts].into_iter().chain(wss).collect(),
         servers,
         certificate_ms: millis(options.certificate_ttl),
         renew_expired_ms: millis(options.renew_expired),
@@ -207,14 +232,17 @@ fn announce(options: &Options, login: Option<&Path>) -> std::io::Result<()> {
     let Options { listen, mqtt_listen, data_dir, .. } = options;
     let mut out = std::io::stdout();
     let (http, mqtt) = if options.insecure { ("http", "mqtt") } else { ("https", "mqtts") };
+    let wss = options.wss_listen.map(|wss| format!("  MQTT  wss://{wss}{}\n", websocket::PATH));
     writeln!(
         out,
         "limpet {} serves\n\
          \x20 API   {http}://{listen}\n\
          \x20 MQTT  {mqtt}://{mqtt_listen}\n\
+         {}\
          \x20 data  {}\n\
          Next, on this machine:",
         env!("CARGO_PKG_VERSION"),
+        wss.unwrap_or_default(),
         data_dir.display(),
     )?;
     if let Some(login) = login {

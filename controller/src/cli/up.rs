@@ -27,6 +27,12 @@ pub(super) struct Up {
     /// [default: 0.0.0.0:8883; with --insecure 127.0.0.1:1883]
     #[arg(long, value_name = "ADDR")]
     mqtt_listen: Option<SocketAddr>,
+    /// Where the broker takes MQTT over WebSocket too, for sites that let only HTTPS out: 0.0.0.0:443
+    ///
+    /// The API is served there as well, so that devices can join; it may be the address of --listen.
+    /// Devices learn it when they join, and take it where the broker's own port is not reached.
+    #[arg(long, value_name = "ADDR", conflicts_with = "insecure")]
+    wss_listen: Option<SocketAddr>,
     /// A host name or address that devices and people reach this controller by; can be repeated
     ///
     /// The first is what they are told; certificates name all that were ever given. [default: the
@@ -60,6 +66,7 @@ impl Up {
             data_dir: self.data_dir,
             listen: self.listen.unwrap_or((host, 8420).into()),
             mqtt_listen: self.mqtt_listen.unwrap_or((host, mqtt_port).into()),
+            wss_listen: self.wss_listen,
             insecure: self.insecure,
             advertise: self.advertise,
             certificate_ttl: self.certificate_ttl,
