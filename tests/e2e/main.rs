@@ -29,3 +29,4 @@ mod secrets;
 mod secured;
 mod start;
 mod survive;
+mod wall;
