@@ -51,4 +51,4 @@ trap 'rm -rf "$WORK"' EXIT
 trap 'exit 130' INT TERM
 export SECONDS_EACH CORPUS WORK
 # shellcheck disable=SC2086 # a list of targets
-printf '%s\n' ${TARGETS:-layers messages manifests state images certificates requests} | xargs -n 1 -P 2 scripts/fuzz.sh feed
+printf '%s\n' ${TARGETS:-layers messages manifests state images certificates requests answers} | xargs -n 1 -P 2 scripts/fuzz.sh feed

@@ -20,7 +20,7 @@ mod time;
 const HELP: &str = "\
 Runs the containers that a Limpet controller publishes for this device.
 
-Usage: limpet-agent join STRING | --file FILE [--device-id ID] [--data-dir DIR]
+Usage: limpet-agent join STRING | --file FILE [--device-id ID] [--data-dir DIR] [--proxy URL]
        limpet-agent run [OPTIONS]
        limpet-agent status [-o json]             where this device stands
        limpet-agent logs WORKLOAD [-f] [--tail N]
@@ -35,6 +35,12 @@ Usage: limpet-agent join STRING | --file FILE [--device-id ID] [--data-dir DIR]
 join makes this device a member of a fleet, with the line that `limpet token create --join` prints.
 Its key is made here and stays here. Where `run` finds that the device has not joined, it uses the
 line in /etc/limpet/join (`join_file` in the configuration), and deletes it then.
+
+Where a site lets nothing out but through an HTTP proxy, the section [proxy] of the configuration
+file names it: url = \"http://USER:PASSWORD@HOST:PORT\" (chmod 0600), no_proxy = [\"10.0.0.0/8\",
+\"registry.local\", \".example.com\"] for what is reached without. Joining, the link and pulls all take
+it, with CONNECT. What the file does not say, HTTPS_PROXY and NO_PROXY of the environment do; join
+has --proxy as well, for this once.
 
 preload puts the images of FILE on this device, for places with no registry, and pins them: they
 stay, needed or not, until `--unpin`. FILE is what `docker save` or `skopeo copy` to docker-archive:
@@ -90,7 +96,10 @@ enum Command {
 /// Does what the arguments say: 0 done, 1 failed, 2 the arguments were wrong.
 pub fn main() -> ExitCode {
     match parse(lexopt::Parser::from_env()) {
-        Ok(Command::Join(order)) => report(join::run(order)),
+        Ok(Command::Join(order)) => {
+            begin_logging();
+            report(join::run(order))
+        }
         Ok(Command::Run(flags)) => run(flags),
         Ok(Command::Preload(order)) => {
             begin_logging();

@@ -1,6 +1,7 @@
 //! Configuration: `/etc/limpet/agent.toml`, overruled by flags.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use serde::Deserialize;
 
 use crate::image::Registries;
 use crate::logs::Storage;
+use crate::proxy::{self, Proxies, SettingError, Table};
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const PATH: &str = "/etc/limpet/agent.toml";
@@ -40,6 +42,7 @@ struct File {
     registries: Registries,
     join_file: Option<PathBuf>,
     owner: Owner,
+    proxy: Table,
 }
 
 /// What the flags of `limpet-agent run` may say.
@@ -82,6 +85,8 @@ pub struct Config {
     pub logs: Storage,
     /// Labels of the device.
     pub labels: Labels,
+    /// What leads to everything else.
+    pub proxies: Proxies,
     /// How images are had.
     pub registries: Registries,
     /// What the device's owner allows the controller.
@@ -100,13 +105,16 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// Not TOML, or with keys that do not exist.
-    #[error("{path}: {source}")]
+    #[error("{path}: {why}")]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What and where.
-        source: Box<toml::de::Error>,
+        /// What and where, without passwords.
+        why: String,
     },
+    /// Not a proxy.
+    #[error(transparent)]
+    Proxy(#[from] SettingError),
     /// Nowhere to connect to.
     #[error(
         "--insecure: say which broker, `--broker mqtt://HOST:PORT` or `broker = \"...\"` in {0}"
@@ -141,6 +149,7 @@ impl Config {
     /// When the file cannot be read or says something that cannot be.
     pub fn load(flags: Flags) -> Result<Self, ConfigError> {
         let (path, file) = read(flags.config.as_deref())?;
+        let proxies = proxies_of(&path, &file, None)?;
         let broker = match (flags.broker.or(file.broker), flags.insecure || file.insecure) {
             (Some(broker), true) => Some(broker_address(&broker)?),
             (None, true) => return Err(ConfigError::NoBroker(path)),
@@ -162,7 +171,8 @@ impl Config {
             keep_alive: Duration::from_secs(keep_alive_s.into()),
             logs: file.logs,
             labels: labels(file.labels)?,
-            registries: file.registries,
+            registries: Registries { proxies: proxies.clone(), ..file.registries },
+            proxies,
             owner: file.owner,
         })
     }
@@ -184,6 +194,25 @@ pub fn run_dir(flags: &Flags) -> Result<PathBuf, ConfigError> {
 pub fn data_dir(flags: &Flags) -> Result<PathBuf, ConfigError> {
     let (_, file) = read(flags.config.as_deref())?;
     Ok(absolute(flags.data_dir.clone().or(file.data_dir), DATA_DIR))
+}
+
+/// What leads out of this machine's network; what a flag says of the proxy wins.
+///
+/// # Errors
+/// When the file cannot be read, or file, environment or flag say something that cannot be.
+pub fn proxies(flags: &Flags, proxy: Option<&str>) -> Result<Proxies, ConfigError> {
+    let (path, file) = read(flags.config.as_deref())?;
+    proxies_of(&path, &file, proxy)
+}
+
+fn proxies_of(path: &Path, file: &File, flag: Option<&str>) -> Result<Proxies, ConfigError> {
+    let proxies = Proxies::new(flag, &file.proxy, |name| std::env::var(name).ok())?;
+    let mode = std::fs::metadata(path).map_or(0, |file| file.permissions().mode());
+    if flag.is_none() && file.proxy.url.is_some() && proxies.has_password() && mode & 0o004 != 0 {
+        let path = path.display();
+        log::warn!("{path} has a proxy's password and can be read by everybody: chmod 0600 {path}");
+    }
+    Ok(proxies)
 }
 
 /// The id that the file gives this device.
@@ -211,8 +240,11 @@ fn read(named: Option<&Path>) -> Result<(PathBuf, File), ConfigError> {
 }
 
 fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
-    toml::from_str(text)
-        .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
+    // An error shows the line that it is in.
+    toml::from_str(text).map_err(|error| ConfigError::Parse {
+        path: path.into(),
+        why: proxy::redacted(&error.to_string()),
+    })
 }
 
 fn value(key: &'static str, value: &str, reason: String) -> ConfigError {
@@ -303,10 +335,13 @@ mod tests {
             ("[owner]\nhost_devices = ['sda']", "write a path below /dev"),
             ("[owner]\nmemory_share = 80", "write a part of 1, such as 0.8"),
             ("[owner]\nregistries = ['https://x']", "write HOST[:PORT][/PATH]"),
+            ("[proxy]\nurl = 'http://u:secret@h:x'", "the proxy of [proxy] is no URL of one"),
+            ("[proxy]\nurl = 'http://u:secret@h:1", "url = 'http://***@h:1"),
+            ("[proxy]\nno_proxy = ['a b']", "no_proxy has \"a b\""),
             ("[registries]\nstall_timeout_s = 1", "a stall timeout of 1 s: use 5 to 600 seconds"),
         ] {
             let error = load(text).unwrap_err();
-            assert!(error.contains(says), "{text}: {error}");
+            assert!(error.contains(says) && !error.contains("secret"), "{text}: {error}");
         }
     }
 }

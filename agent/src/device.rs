@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::device::effects::{Parts, Sends, Shell};
 use crate::device::inbox::Inbox;
 use crate::image::Images;
-use crate::link::{self, FromLink, Pace, Route, Way};
+use crate::link::{self, Broker, FromLink, Pace, Route, Way};
 use crate::local::server::Asked;
 use crate::logs::Logs;
 use crate::runtime::{Folders, Runtime};
@@ -114,11 +114,13 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 /// Where to connect to; a member of a fleet knows, and whoever is none becomes one first.
 fn route(state: &State, identity: Identity, config: &Config) -> anyhow::Result<(Identity, Route)> {
+    let proxies = config.proxies.clone();
     if let Some(broker) = config.broker.clone() {
-        return Ok((identity, Route { brokers: vec![broker], tls: None }));
+        let brokers = vec![Broker::plain(broker)];
+        return Ok((identity, Route { brokers, tls: None, proxies }));
     }
-    let member = membership::await_membership(state, identity, &config.join_file)?;
-    let route = Route::of(&member)?;
+    let member = membership::await_membership(state, identity, &config.join_file, &proxies)?;
+    let route = Route::of(&member, proxies)?;
     Ok((member, route))
 }
 

@@ -5,6 +5,11 @@ use std::path::Path;
 
 pub use crate::image::fuzz::{images, layers};
 
+/// Reads `data` as what a proxy or a WebSocket server says.
+pub fn answers(data: &[u8]) {
+    crate::proxy::fuzz::answers(data);
+}
+
 /// Reads `data` as one of the files that an agent finds, as its first byte says, below `folder`.
 pub fn state(folder: &Path, data: &[u8]) {
     let Some((what, data)) = data.split_first() else {
@@ -50,6 +55,11 @@ mod tests {
     #[test]
     fn certificates_of_anybody() {
         replay("certificates", |_, data| certificates(data));
+    }
+
+    #[test]
+    fn answers_of_proxies_and_servers() {
+        replay("answers", |_, data| answers(data));
     }
 
     #[test]

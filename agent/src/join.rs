@@ -16,11 +16,14 @@ use ureq::Agent;
 use ureq::http::StatusCode;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsConfigBuilder, TlsProvider};
 
+use crate::proxy::Proxies;
 use crate::state::{Identity, State, StateError};
 use crate::tls;
 
 /// A whole exchange at most, over a slow link.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// For a connection: a port that a wall swallows holds the next one up for this long.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Answers at most.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
@@ -39,12 +42,12 @@ pub enum JoinError {
         source: std::io::Error,
     },
     /// No answer.
-    #[error("the controller at {server} cannot be reached: {source}")]
+    #[error("the controller at {server} cannot be reached: {why}")]
     Unreachable {
         /// `HOST:PORT`.
         server: String,
         /// Why.
-        source: Box<ureq::Error>,
+        why: String,
     },
     /// Somebody else answers.
     #[error(
@@ -106,10 +109,12 @@ pub fn join(
     state: &State,
     identity: &Identity,
     invitation: &Invitation,
+    proxies: &Proxies,
 ) -> Result<Identity, JoinError> {
     let body = Join { token: invitation.token.clone() };
     let request = sealed(identity, Kind::Join, &body);
     let membership = ask_any(&invitation.servers, |server| {
+        let server = Server { address: server, proxies };
         let root = pinned(server, &invitation.pin)?;
         post(server, vec![root], "join", &request)
     })?;
@@ -120,13 +125,14 @@ pub fn join(
 ///
 /// # Errors
 /// As [`join`].
-pub fn renew(state: &State, identity: &Identity) -> Result<Identity, JoinError> {
+pub fn renew(state: &State, identity: &Identity, proxies: &Proxies) -> Result<Identity, JoinError> {
     let known = identity.membership.as_ref().ok_or(JoinError::NoMember)?;
     let request = sealed(identity, Kind::Renew, &Renew {});
     let roots = known.roots.iter().map(|root| Certificate::from_der(root).to_owned());
     let roots: Vec<_> = roots.collect();
-    let membership =
-        ask_any(&known.servers, |server| post(server, roots.clone(), "renew", &request))?;
+    let membership = ask_any(&known.servers, |address| {
+        post(Server { address, proxies }, roots.clone(), "renew", &request)
+    })?;
     keep(state, identity, membership)
 }
 
@@ -166,44 +172,58 @@ fn ask_any(
     last
 }
 
+/// A controller that is asked, and what leads there.
+#[derive(Clone, Copy)]
+struct Server<'a> {
+    /// `HOST:PORT`.
+    address: &'a str,
+    proxies: &'a Proxies,
+}
+
 /// The authority's certificate that has the pin.
-fn pinned(server: &str, pin: &Digest) -> Result<Certificate<'static>, JoinError> {
+fn pinned(server: Server<'_>, pin: &Digest) -> Result<Certificate<'static>, JoinError> {
     let anybody = TlsConfig::builder().disable_verification(true);
-    let asked = http(anybody).get(format!("https://{server}/api/v1/authorities")).call();
+    let url = format!("https://{}/api/v1/authorities", server.address);
+    let asked = server.http(anybody).get(url).call();
     let pem = read(server, asked)?;
     tls::certificates(&pem)
         .find(|certificate| Digest::of(certificate.der()) == *pin)
-        .ok_or_else(|| JoinError::Pin { server: server.to_owned() })
+        .ok_or_else(|| JoinError::Pin { server: server.address.to_owned() })
 }
 
 fn post(
-    server: &str,
+    server: Server<'_>,
     roots: Vec<Certificate<'static>>,
     what: &str,
     request: &[u8],
 ) -> Result<Membership, JoinError> {
     let fleet = TlsConfig::builder().root_certs(RootCerts::Specific(roots.into()));
-    let asked = http(fleet)
-        .post(format!("https://{server}/api/v1/{what}"))
+    let asked = server
+        .http(fleet)
+        .post(format!("https://{}/api/v1/{what}", server.address))
         .content_type(MEDIA_TYPE)
         .send(request);
     let answer = read(server, asked)?;
     cbor::decode(&answer, answer.len())
-        .map_err(|e| JoinError::Answer { server: server.to_owned(), why: e.to_string() })
+        .map_err(|e| JoinError::Answer { server: server.address.to_owned(), why: e.to_string() })
 }
 
-fn http(tls: TlsConfigBuilder) -> Agent {
-    let tls = tls
-        .provider(TlsProvider::Rustls)
-        .unversioned_rustls_crypto_provider(tls::provider())
-        .build();
-    Agent::config_builder()
-        .tls_config(tls)
-        .http_status_as_error(false)
-        .timeout_global(Some(TIMEOUT))
-        .user_agent(concat!("limpet-agent/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .new_agent()
+impl Server<'_> {
+    fn http(self, tls: TlsConfigBuilder) -> Agent {
+        let tls = tls
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(tls::provider())
+            .build();
+        Agent::config_builder()
+            .tls_config(tls)
+            .proxy(self.proxies.for_request("https", self.address))
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_global(Some(TIMEOUT))
+            .user_agent(concat!("limpet-agent/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent()
+    }
 }
 
 #[derive(Deserialize)]
@@ -212,11 +232,14 @@ struct Refusal {
 }
 
 fn read(
-    server: &str,
+    server: Server<'_>,
     answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
 ) -> Result<Vec<u8>, JoinError> {
-    let unreachable =
-        |source| JoinError::Unreachable { server: server.to_owned(), source: Box::new(source) };
+    let Server { address, proxies } = server;
+    let unreachable = |error| JoinError::Unreachable {
+        server: address.to_owned(),
+        why: proxies.explain("https", address, &error),
+    };
     let mut answer = answer.map_err(unreachable)?;
     let status = answer.status();
     let body = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
@@ -227,10 +250,10 @@ fn read(
     match serde_json::from_slice::<Refusal>(&body) {
         // It may be better in a moment: the store failed, or too many ask.
         Ok(refusal) if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-            Err(JoinError::Answer { server: server.to_owned(), why: clip(&refusal.error) })
+            Err(JoinError::Answer { server: address.to_owned(), why: clip(&refusal.error) })
         }
         Ok(refusal) => Err(JoinError::Refused(clip(&refusal.error))),
-        Err(_) => Err(JoinError::Answer { server: server.to_owned(), why: status.to_string() }),
+        Err(_) => Err(JoinError::Answer { server: address.to_owned(), why: status.to_string() }),
     }
 }
 

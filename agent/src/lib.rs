@@ -14,6 +14,7 @@ pub mod link;
 pub mod local;
 pub mod logs;
 pub mod privilege;
+pub mod proxy;
 pub mod runtime;
 pub mod state;
 pub mod tls;

@@ -5,11 +5,11 @@
 //! to survive is in the core's outbox.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use limpet_agent_core::{KeepAlive, Reconnect};
+use limpet_agent_core::{KeepAlive, Reconnect, Turn};
 use limpet_protocol::{BootId, DeviceId, Prefix, SigningKey};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, SubscribeReasonCode};
@@ -17,12 +17,24 @@ use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, Incoming, Stat
 use rustls::ClientConfig;
 use smol::channel::{Receiver, Sender};
 
-use crate::state::Identity;
-use crate::{clock, tls};
+use crate::clock;
+use crate::proxy::Proxy;
 
+mod broker;
+mod dial;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+mod head;
 mod mqtt;
+mod route;
+mod tunnel;
+mod websocket;
 
+pub use broker::{Broker, Over};
 use mqtt::{UNANSWERED, explain};
+use route::shown;
+pub use route::{Route, RouteError, Way};
+use tunnel::Tunnel;
 
 /// Messages that wait for the network, either way.
 const QUEUE: usize = 64;
@@ -54,63 +66,6 @@ pub struct Options {
     pub seed: u64,
     /// What changes meanwhile.
     pub pace: Arc<Pace>,
-}
-
-/// The brokers that a connection may go to, and how it is secured.
-pub struct Route {
-    /// Hosts and ports, the best first.
-    pub brokers: Vec<(String, u16)>,
-    /// None speaks plain MQTT.
-    pub tls: Option<Arc<ClientConfig>>,
-}
-
-/// A broker's address cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum RouteError {
-    /// Not an address of this version.
-    #[error("broker {0:?} is no address that this version knows: mqtts://HOST:PORT")]
-    Broker(String),
-    /// Not certificates.
-    #[error("the device's certificates cannot be used: {0}")]
-    Certificates(#[from] rustls::Error),
-    /// Nobody to go to.
-    #[error("this device has not joined a fleet")]
-    NoMember,
-}
-
-impl Route {
-    /// How a member of a fleet reaches it.
-    ///
-    /// # Errors
-    /// When the device is none, or its membership cannot be used.
-    pub fn of(identity: &Identity) -> Result<Self, RouteError> {
-        let membership = identity.membership.as_ref().ok_or(RouteError::NoMember)?;
-        let broker = |url: &String| {
-            crate::config::address(url, "mqtts://").ok_or_else(|| RouteError::Broker(url.clone()))
-        };
-        let brokers = membership.brokers.iter().map(broker).collect::<Result<_, _>>()?;
-        Ok(Self { brokers, tls: Some(tls::client(membership, &identity.key)?) })
-    }
-}
-
-/// The route of the next connection: it changes when a certificate does.
-pub struct Way(Mutex<Arc<Route>>);
-
-impl Way {
-    /// Connections take this one.
-    pub fn new(route: Route) -> Self {
-        Self(Mutex::new(Arc::new(route)))
-    }
-
-    /// Connections take this one from here on.
-    pub fn set(&self, route: Route) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(route);
-    }
-
-    /// The one to take.
-    pub fn get(&self) -> Arc<Route> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
 /// When the link may connect, as the rest of the agent has it.
@@ -222,29 +177,31 @@ async fn run(options: Options, outgoing: Outgoing, incoming: Sender<FromLink>) {
     let mut keep_alive = KeepAlive::new(longest);
     let spread_ms = || options.pace.spread_ms.load(Ordering::Relaxed);
     let mut wait_ms = reconnect.first_ms(spread_ms());
-    let mut failures = 0;
+    let mut turn = Turn::default();
     while !incoming.is_closed() {
         wait(wait_ms, &options.pace).await;
         let route = options.way.get();
-        let Some(broker) = route.brokers.iter().cycle().nth(failures) else {
+        let count = route.brokers.len();
+        let Some(broker) = route.brokers.get(turn.of(count)) else {
             log::error!("there is no broker to connect to");
             return;
         };
-        let (host, port) = broker;
+        let proxy = route.proxy(broker);
+        let to = shown(broker, proxy);
         let connection = clock::boot_ms();
         let seconds = keep_alive.seconds();
-        let attempt =
-            Attempt { broker, tls: route.tls.as_ref(), connection, keep_alive_s: seconds };
+        let tls = route.tls.as_ref();
+        let attempt = Attempt { broker, tls, proxy, connection, keep_alive_s: seconds };
+        options.way.taken.store(turn.of(count), Ordering::Relaxed);
         let ended = match connect(&options, attempt, &incoming).await {
             Ok(connected) => {
-                failures = 0;
                 keep_alive.connected(clock::boot_ms());
-                log::info!("link to {host}:{port} is up");
+                log::info!("link to {to} is up");
                 serve(connected, &outgoing, &incoming).await
             }
             Err(why) => {
                 keep_alive.failed();
-                failures = (failures + 1) % route.brokers.len();
+                turn.failed(count);
                 Ended::Never(why)
             }
         };
@@ -253,6 +210,7 @@ async fn run(options: Options, outgoing: Outgoing, incoming: Sender<FromLink>) {
         }
         let up = matches!(ended, Ended::Silent | Ended::Lost(_));
         let up_ms = up.then(|| clock::boot_ms().saturating_sub(connection));
+        turn.ended(up_ms.unwrap_or_default());
         if matches!(ended, Ended::Silent) {
             keep_alive.fell_silent();
         }
@@ -261,7 +219,7 @@ async fn run(options: Options, outgoing: Outgoing, incoming: Sender<FromLink>) {
         }
         wait_ms = reconnect.wait_ms(up_ms, spread_ms());
         let seconds = Duration::from_millis(wait_ms).as_secs_f32();
-        log::warn!("link to {host}:{port}: {ended}; next try in {seconds:.1} s");
+        log::warn!("link to {to}: {ended}; next try in {seconds:.1} s");
     }
 }
 
@@ -280,8 +238,9 @@ async fn wait(wait_ms: u64, pace: &Pace) {
 
 /// A connection that is to be made.
 struct Attempt<'a> {
-    broker: &'a (String, u16),
+    broker: &'a Broker,
     tls: Option<&'a Arc<ClientConfig>>,
+    proxy: Option<&'a Proxy>,
     connection: u64,
     keep_alive_s: u16,
 }
@@ -292,6 +251,8 @@ struct Connected {
     client: AsyncClient,
     events: EventLoop,
     keep_alive: Duration,
+    /// What carries it, where rumqttc does not reach the broker by itself.
+    tunnel: Option<Tunnel>,
 }
 
 /// Why there is no connection any more.
@@ -326,15 +287,39 @@ async fn connect(
     incoming: &Sender<FromLink>,
 ) -> Result<Connected, String> {
     let Attempt { connection, keep_alive_s, .. } = attempt;
-    let keep_alive = Duration::from_secs(keep_alive_s.into());
-    let mqtt = mqtt::options(options, &attempt);
-    let (client, mut events) = AsyncClient::new(mqtt, CLIENT_QUEUE);
-    let first =
-        tokio::time::timeout(CONNECT_TIMEOUT, until_subscribed(options, &client, &mut events));
-    first.await.map_err(|_| UNANSWERED.to_owned())??;
+    let first = tokio::time::timeout(CONNECT_TIMEOUT, begin(options, &attempt));
+    let connected = first.await.map_err(|_| UNANSWERED.to_owned())??;
     let up = FromLink::Up { connection, keep_alive_s };
     incoming.send(up).await.map_err(|_| ENDING.to_owned())?;
-    Ok(Connected { connection, client, events, keep_alive })
+    Ok(connected)
+}
+
+async fn begin(options: &Options, attempt: &Attempt<'_>) -> Result<Connected, String> {
+    let Attempt { broker, tls, proxy, connection, keep_alive_s } = *attempt;
+    let mut tunnel = match (&broker.over, proxy) {
+        (Over::Tcp | Over::Tls, None) => None,
+        (Over::WebSocket(_), _) | (_, Some(_)) => {
+            let stream =
+                dial::dial(broker, tls, proxy).await.map_err(|e| mqtt::explain_error(&e))?;
+            Some(Tunnel::open(stream).map_err(|e| e.to_string())?)
+        }
+    };
+    let mqtt = mqtt::options(options, attempt, tunnel.as_ref());
+    let (client, mut events) = AsyncClient::new(mqtt, CLIENT_QUEUE);
+    if let Err(why) = until_subscribed(options, &client, &mut events).await {
+        return Err(told(tunnel.as_mut(), why).await);
+    }
+    let keep_alive = Duration::from_secs(keep_alive_s.into());
+    Ok(Connected { connection, client, events, keep_alive, tunnel })
+}
+
+/// Why a connection ended, where its tunnel knows it better.
+async fn told(tunnel: Option<&mut Tunnel>, why: String) -> String {
+    let failure = match tunnel {
+        Some(tunnel) => tunnel.failure().await,
+        None => None,
+    };
+    failure.map_or(why, |error| mqtt::explain_error(&error))
 }
 
 /// One connection, until it is none.
@@ -347,7 +332,10 @@ async fn serve(
     let publisher = tokio::spawn(publish(client.clone(), *connection, outgoing.clone()));
     let ended = receive(connected.keep_alive, &mut connected.events, incoming).await;
     publisher.abort();
-    ended
+    match ended {
+        Ended::Lost(why) => Ended::Lost(told(connected.tunnel.as_mut(), why).await),
+        Ended::Silent | Ended::Never(_) => ended,
+    }
 }
 
 async fn until_subscribed(

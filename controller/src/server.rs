@@ -24,6 +24,7 @@ mod login;
 mod logs;
 mod store;
 mod tls;
+mod websocket;
 
 use api::Access;
 use authority::Authority;
@@ -50,6 +51,9 @@ pub struct Options {
     pub mqtt_listen: SocketAddr,
     /// A broker of somebody else, in place of the embedded one.
     pub(crate) broker: Option<Broker>,
+    /// Where MQTT over WebSocket is served, and the API with it: where it is the API's own address,
+    /// there alone.
+    pub wss_listen: Option<SocketAddr>,
     /// Plain HTTP and MQTT, on loopback only, and no tokens.
     pub insecure: bool,
     /// When a string for an admin is written into the data folder.
@@ -81,7 +85,8 @@ pub fn up(options: &Options) -> anyhow::Result<()> {
 
 fn check(options: &Options) -> anyhow::Result<()> {
     let mqtt = options.broker.is_none().then_some(("--mqtt-listen", options.mqtt_listen));
-    for (flag, address) in [("--listen", options.listen)].into_iter().chain(mqtt) {
+    let wss = second(options).map(|address| ("--wss-listen", address));
+    for (flag, address) in [("--listen", options.listen)].into_iter().chain(mqtt).chain(wss) {
         if options.insecure && !address.ip().is_loopback() {
             bail!("{flag} {address}: --insecure serves loopback only; use 127.0.0.1 or [::1]");
         }
@@ -115,16 +120,19 @@ async fn serve(
         false => Some(certify(options, &fleet).await?),
     };
     let (door, tls) = certified.unzip();
-    match door {
-        None => broker::start(options.mqtt_listen, None, fleet.clone(), to_publish).await?,
-        Some(Door::Embedded(files)) => {
-            broker::start(options.mqtt_listen, Some(files), fleet.clone(), to_publish).await?;
+    let websocket = options.wss_listen.is_some();
+    let embedded = async |files, outgoing| {
+        broker::start(options.mqtt_listen, files, websocket, fleet.clone(), outgoing).await
+    };
+    let door = match door {
+        None => embedded(None, to_publish).await?,
+        Some(Door::Embedded(files)) => embedded(Some(files), to_publish).await?,
+        Some(Door::External(link)) => {
+            external::start(link, fleet.clone(), to_publish);
+            None
         }
-        Some(Door::External(link)) => external::start(link, fleet.clone(), to_publish),
-    }
-    let listener = tokio::net::TcpListener::bind(options.listen)
-        .await
-        .with_context(|| format!("--listen {} cannot be used", options.listen))?;
+    };
+    let listener = bind("--listen", options.listen).await?;
     let access = if options.insecure { Access::Open } else { Access::Tokens };
     let login = match access {
         Access::Open => None,
@@ -137,13 +145,18 @@ async fn serve(
         tokio::select! { _ = term.recv() => (), _ = interrupt.recv() => () }
     };
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let service = api::service(fleet.clone(), access);
+    let service = api::service(fleet.clone(), access, door);
     let ended = async move { drop(ended.await) };
     let server = match tls {
         None => {
             tokio::spawn(axum::serve(listener, service).with_graceful_shutdown(ended).into_future())
         }
         Some(config) => {
+            if let Some(address) = second(options) {
+                let listener = bind("--wss-listen", address).await?;
+                let listener = tls::TlsListener::new(listener, config.clone())?;
+                tokio::spawn(axum::serve(listener, service.clone()).into_future());
+            }
             let listener = tls::TlsListener::new(listener, config)?;
             tokio::spawn(axum::serve(listener, service).with_graceful_shutdown(ended).into_future())
         }
@@ -160,6 +173,16 @@ async fn serve(
 enum Door {
     Embedded(Files),
     External(Link),
+}
+
+/// The address that the API is served on besides its own.
+fn second(options: &Options) -> Option<SocketAddr> {
+    options.wss_listen.filter(|address| *address != options.listen)
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    let bound = tokio::net::TcpListener::bind(address).await;
+    bound.with_context(|| format!("{flag} {address} cannot be used"))
 }
 
 /// Makes what this controller is known by: what the broker and the API serve with.
@@ -183,23 +206,27 @@ async fn certify(
         key: file("server.key", &served.key)?,
         authority: file("authority.pem", &authority.pem())?,
     };
-    let (door, broker, broker_roots) = match &options.broker {
+    let config = tls::config(&served, &authority.pem())?;
+    let port = |address: SocketAddr| at(&host, address.port());
+    let (door, brokers, broker_roots) = match &options.broker {
         Some(broker) => {
             let (link, roots) = external::link(broker, authority.certify_controller(now_ms)?)?;
             fleet.call(Fleet::set_foreign).await?;
-            (Door::External(link), broker.url(), roots)
+            (Door::External(link), vec![broker.url()], roots)
         }
         None => {
-            let broker = format!("mqtts://{}", at(&host, options.mqtt_listen.port()));
-            (Door::Embedded(files), broker, Vec::new())
+            let mqtts = format!("mqtts://{}", port(options.mqtt_listen));
+            let wss =
+                options.wss_listen.map(|wss| format!("wss://{}{}", port(wss), websocket::PATH));
+            (Door::Embedded(files), [mqtts].into_iter().chain(wss).collect(), Vec::new())
         }
     };
-    let config = tls::config(&served)?;
-    let servers = vec![at(&host, options.listen.port())];
+    // The second is for those to whom walls leave nothing else.
+    let servers: Vec<_> = [options.listen].into_iter().chain(second(options)).map(port).collect();
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let terms = Terms {
         authority,
-        brokers: vec![broker],
+        brokers,
         broker_roots,
         servers,
         certificate_ms: millis(options.certificate_ttl),
@@ -243,14 +270,17 @@ fn announce(options: &Options, login: Option<&Path>) -> std::io::Result<()> {
         None if options.insecure => format!("mqtt://{mqtt_listen}"),
         None => format!("mqtts://{mqtt_listen}"),
     };
+    let wss = options.wss_listen.map(|wss| format!("  MQTT  wss://{wss}{}\n", websocket::PATH));
     writeln!(
         out,
         "limpet {} serves\n\
          \x20 API   {http}://{listen}\n\
          \x20 MQTT  {broker}\n\
+         {}\
          \x20 data  {}\n\
          Next, on this machine:",
         env!("CARGO_PKG_VERSION"),
+        wss.unwrap_or_default(),
         data_dir.display(),
     )?;
     if let Some(login) = login {

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 use cap::Cap;
 use libfuzzer_sys::fuzz_target;
-use limpet_agent::fuzz::{certificates, images, layers, state};
+use limpet_agent::fuzz::{answers, certificates, images, layers, state};
 use limpet_controller::server::fuzz::requests;
 use limpet_controller_core::manifest::fuzz::manifests;
 use limpet_protocol::envelope::fuzz::messages;
@@ -30,6 +30,7 @@ enum Target {
     State,
     Certificates,
     Requests,
+    Answers,
 }
 
 static TARGET: LazyLock<Target> = LazyLock::new(|| match std::env::var("TARGET").as_deref() {
@@ -39,6 +40,7 @@ static TARGET: LazyLock<Target> = LazyLock::new(|| match std::env::var("TARGET")
     Ok("layers") => Target::Layers,
     Ok("state") => Target::State,
     Ok("certificates") => Target::Certificates,
+    Ok("answers") => Target::Answers,
     Ok("requests") => Target::Requests,
     other => panic!("TARGET={other:?}: scripts/fuzz.sh names them"),
 });
@@ -58,6 +60,7 @@ fuzz_target!(init: LazyLock::force(&TARGET), |data: &[u8]| {
         Target::State => state(&FOLDER, data),
         Target::Certificates => certificates(data),
         Target::Requests => requests(&FOLDER, data),
+        Target::Answers => answers(data),
     }
     ALLOCATOR.set_limit(usize::MAX).unwrap();
 });

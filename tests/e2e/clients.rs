@@ -169,7 +169,7 @@ fn floods_of_clients_and_huge_publishes_harm_nobody_else() {
 }
 
 /// The beginning of a connection (MQTT 5.0 section 3.1) and of a publish that claims 200 MB.
-fn connect_and_publish(id: &str, topic: &str) -> Vec<u8> {
+pub(crate) fn connect_and_publish(id: &str, topic: &str) -> Vec<u8> {
     let text = |text: &str| {
         let length = u16::try_from(text.len()).unwrap().to_be_bytes();
         [&length, text.as_bytes()].concat()

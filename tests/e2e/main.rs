@@ -31,3 +31,4 @@ mod secrets;
 mod secured;
 mod start;
 mod survive;
+mod wall;

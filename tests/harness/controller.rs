@@ -64,7 +64,12 @@ impl Controller {
     /// Starts one that its devices know by this address, and logs in. Its API is there; its broker is
     /// on loopback, so that a [`crate::Proxy`] can stand in front of it.
     pub fn advertised(lab: &Lab, address: &str) -> Self {
-        let mut controller = Self::begin(lab, address, &["--advertise", address]);
+        Self::advertised_with(lab, address, &[])
+    }
+
+    /// The same, with further flags.
+    pub fn advertised_with(lab: &Lab, address: &str, more: &[&str]) -> Self {
+        let mut controller = Self::begin(lab, address, &[&["--advertise", address], more].concat());
         controller.log_in(lab, &lab.path("controller/login"));
         controller
     }

@@ -45,6 +45,21 @@ impl Island {
         ip(&["link", "set", &self.cable, "up"]);
     }
 
+    /// Builds a wall around it: packets to other ports vanish.
+    pub fn let_out_only(&self, ports: &[u16]) {
+        let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+        let rules = format!(
+            "flush ruleset\ntable inet wall {{\n chain out {{\n\
+             type filter hook output priority 0; policy drop;\n\
+             oif \"lo\" accept\n tcp dport {{ {} }} accept\n }}\n}}\n",
+            ports.join(", ")
+        );
+        run(
+            "sh",
+            &["-c", "printf %s \"$1\" | nsenter --net=/run/netns/$0 nft -f -", &self.name, &rules],
+        );
+    }
+
     /// What a program is started through that lives there.
     pub fn through(&self) -> Vec<String> {
         vec!["nsenter".to_owned(), format!("--net=/run/netns/{}", self.name)]

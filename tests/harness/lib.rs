@@ -14,6 +14,7 @@ pub mod process;
 pub mod proxy;
 pub mod registry;
 pub mod signer;
+pub mod tinyproxy;
 pub mod unit;
 
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ pub use proxy::Proxy;
 pub use registry::Registry;
 pub use serde_json::{Value, json};
 pub use signer::Signer;
+pub use tinyproxy::Tinyproxy;
 pub use unit::{Told, Unit};
 
 /// A folder for one test, and names that nothing else on this machine uses.

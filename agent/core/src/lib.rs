@@ -23,4 +23,4 @@ pub use io::{Effect, Found, FoundState, Input, LocalAction, Message, StreamOrder
 pub use owner::{
     DeviceRule, MemoryShare, Owner, PathRule, PathUse, Refusal, RegistryRule, Rule, RuleError,
 };
-pub use reconnect::{KeepAlive, Reconnect};
+pub use reconnect::{KeepAlive, Reconnect, Turn};

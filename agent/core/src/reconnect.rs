@@ -47,6 +47,37 @@ impl Reconnect {
     }
 }
 
+/// A connection that lasted this long says nothing more of the brokers before its own, in milliseconds.
+const FORGET_MS: u64 = 24 * 3_600_000;
+
+/// Whose turn it is among brokers of which the first is the best.
+///
+/// The one that was reached last is tried first: where a wall keeps a device from the better one, it
+/// waits for that once, and again when a connection that lasted a day ends, since walls are moved.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Turn {
+    at: usize,
+}
+
+impl Turn {
+    /// The one to try, of so many.
+    pub fn of(self, count: usize) -> usize {
+        self.at.checked_rem(count).unwrap_or(0)
+    }
+
+    /// It was not reached: the next one's turn.
+    pub fn failed(&mut self, count: usize) {
+        self.at = self.of(count).saturating_add(1);
+    }
+
+    /// A connection that it had has ended, after so many milliseconds.
+    pub fn ended(&mut self, up_ms: u64) {
+        if up_ms >= FORGET_MS {
+            self.at = 0;
+        }
+    }
+}
+
 /// Below this a keep-alive is not shortened, in seconds: no NAT in use forgets TCP sooner.
 const SHORTEST_S: u16 = 60;
 /// A keep-alive that has held for this long may try to be longer, in milliseconds.
@@ -124,6 +155,23 @@ mod tests {
         waits.for_each(|wait| *tenths.entry(wait / 200).or_insert(0) += 1);
         let shares = (1..10).map(|tenth| tenths.get(&tenth).copied().unwrap_or(0));
         assert!(shares.min() > Some(50), "{tenths:?}");
+    }
+
+    #[test]
+    fn the_broker_that_was_reached_is_tried_first_for_a_day() {
+        let mut turn = Turn::default();
+        assert_eq!(turn.of(2), 0);
+        turn.failed(2);
+        assert_eq!(turn.of(2), 1, "a wall");
+        turn.ended(FORGET_MS - 1);
+        assert_eq!(turn.of(2), 1);
+        turn.failed(2);
+        assert_eq!(turn.of(2), 0, "round again");
+        turn.failed(2);
+        turn.ended(FORGET_MS);
+        assert_eq!(turn.of(2), 0, "walls are moved");
+        turn.failed(2);
+        assert_eq!((turn.of(1), turn.of(0)), (0, 0), "the list has changed");
     }
 
     #[test]

@@ -14,16 +14,19 @@ pub(super) struct Order {
     string: Option<String>,
     file: Option<PathBuf>,
     device: Option<DeviceId>,
+    proxy: Option<String>,
     flags: Flags,
 }
 
 /// Reads the arguments behind the verb; None asks for help.
 pub(super) fn parse(mut parser: lexopt::Parser) -> Result<Option<Order>, lexopt::Error> {
-    let mut order = Order { string: None, file: None, device: None, flags: Flags::default() };
+    let flags = Flags::default();
+    let mut order = Order { string: None, file: None, device: None, proxy: None, flags };
     while let Some(argument) = parser.next()? {
         match argument {
             Value(string) if order.string.is_none() => order.string = Some(string.string()?),
             Long("file") => order.file = Some(parser.value()?.into()),
+            Long("proxy") => order.proxy = Some(parser.value()?.string()?),
             Long("device-id") => order.device = Some(parser.value()?.parse()?),
             Long("data-dir") => order.flags.data_dir = Some(parser.value()?.into()),
             Long("config") => order.flags.config = Some(parser.value()?.into()),
@@ -44,11 +47,16 @@ pub(super) fn run(order: Order) -> anyhow::Result<()> {
         (None, Some(file)) => join::invitation(file)?,
         (None, None) => anyhow::bail!("there is no join string"),
     };
+    let proxies = config::proxies(&order.flags, order.proxy.as_deref())?;
     let folder = config::data_dir(&order.flags)?;
     let id = order.device.map_or_else(|| config::device_id(&order.flags), |id| Ok(Some(id)))?;
     let Opened { state, identity, clock_floor_ms, .. } = State::open(&folder, id)?;
     crate::clock::raise_floor(clock_floor_ms);
-    let member = join::join(&state, &identity, &invitation)?;
-    let said = format!("joined as {}; start it with `limpet-agent run`\n", member.device);
+    let member = join::join(&state, &identity, &invitation, &proxies)?;
+    let proxy = match order.proxy {
+        Some(_) => ", which wants the proxy as `url` of [proxy] in agent.toml",
+        None => "",
+    };
+    let said = format!("joined as {}; start it with `limpet-agent run`{proxy}\n", member.device);
     Ok(std::io::Write::write_all(&mut std::io::stdout(), said.as_bytes())?)
 }

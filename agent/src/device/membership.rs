@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::join;
+use crate::proxy::Proxies;
 use crate::state::{Identity, State};
 
 /// Between two tries while the network is not there.
@@ -20,10 +21,11 @@ pub(super) fn await_membership(
     state: &State,
     identity: Identity,
     join_file: &Path,
+    proxies: &Proxies,
 ) -> anyhow::Result<Identity> {
     let member = match &identity.membership {
         Some(_) => identity,
-        None => joined(state, &identity, join_file)?,
+        None => joined(state, &identity, join_file, proxies)?,
     };
     match std::fs::remove_file(join_file) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -37,7 +39,12 @@ pub(super) fn await_membership(
     Ok(member)
 }
 
-fn joined(state: &State, identity: &Identity, join_file: &Path) -> anyhow::Result<Identity> {
+fn joined(
+    state: &State,
+    identity: &Identity,
+    join_file: &Path,
+    proxies: &Proxies,
+) -> anyhow::Result<Identity> {
     if !join_file.exists() {
         anyhow::bail!(
             "this device has not joined a fleet: `limpet-agent join STRING`, with the string that \
@@ -47,7 +54,7 @@ fn joined(state: &State, identity: &Identity, join_file: &Path) -> anyhow::Resul
     }
     let invitation = join::invitation(join_file)?;
     loop {
-        match join::join(state, identity, &invitation) {
+        match join::join(state, identity, &invitation, proxies) {
             Err(error) if error.may_pass() => {
                 log::warn!("cannot join yet: {error}");
                 std::thread::sleep(AGAIN);

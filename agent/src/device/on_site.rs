@@ -57,8 +57,6 @@ impl Device {
     }
 
     fn status(&self) -> Status {
-        let route = self.way.get();
-        let brokers = route.brokers.iter().map(|(host, port)| format!("{host}:{port}"));
         let held = self.agent.held();
         let line = |(id, status, image): (&WorkloadId, limpet_protocol::WorkloadStatus, String)| {
             WorkloadLine {
@@ -74,7 +72,7 @@ impl Device {
         Status {
             device: self.shell.identity().device.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            broker: brokers.collect::<Vec<_>>().join(", "),
+            broker: self.way.taken(),
             connected: self.agent.is_connected(),
             held: (held != Held::default()).then(|| held.to_string()),
             events_waiting: self.agent.events_waiting(),

@@ -10,7 +10,8 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::Deserialize;
 use ureq::http::{Response, StatusCode};
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
-use ureq::{Agent, Body};
+use ureq::typestate::WithoutBody;
+use ureq::{Agent, Body, RequestBuilder};
 
 use super::auth::{self, Challenge};
 use super::manifest::ACCEPT;
@@ -70,6 +71,8 @@ impl Registry {
             .build();
         let agent = Agent::config_builder()
             .tls_config(config)
+            // Each request has its own.
+            .proxy(None)
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(ANSWER_TIMEOUT))
@@ -145,14 +148,26 @@ impl Registry {
         range: Option<&str>,
         authorization: Option<&str>,
     ) -> Result<Response<Body>, ImageError> {
-        let mut request = self.agent.get(url).header("accept", ACCEPT);
+        let mut request = self.request(url).header("accept", ACCEPT);
         for (header, value) in [("range", range), ("authorization", authorization)] {
             if let Some(value) = value {
                 request = request.header(header, value);
             }
         }
-        let response = request.call().map_err(|e| unreachable(endpoint, e.to_string()))?;
+        let response = request.call().map_err(|e| unreachable(endpoint, self.explain(url, &e)))?;
         able(endpoint, url, response)
+    }
+
+    fn request(&self, url: &str) -> RequestBuilder<WithoutBody> {
+        let (scheme, authority) = scheme_and_authority(url);
+        let proxy = self.registries.proxies.for_request(scheme, authority);
+        self.agent.get(url).config().proxy(proxy).build()
+    }
+
+    /// What an error of a request means, which may be the proxy's.
+    fn explain(&self, url: &str, error: &ureq::Error) -> String {
+        let (scheme, authority) = scheme_and_authority(url);
+        self.registries.proxies.explain(scheme, authority, error)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), String>> {
@@ -251,16 +266,17 @@ impl Source<'_> {
                 }
                 let scope =
                     scope.unwrap_or_else(|| format!("repository:{}:pull", self.name.repository()));
-                let mut request = self.registry.agent.get(&realm).query("scope", scope);
+                let mut request = self.registry.request(&realm).query("scope", scope);
                 if let Some(service) = service {
                     request = request.query("service", service);
                 }
                 if let Some(basic) = basic {
                     request = request.header("authorization", basic);
                 }
-                let response = request
-                    .call()
-                    .map_err(|e| unreachable(self.endpoint, format!("{realm}: {e}")))?;
+                let response = request.call().map_err(|e| {
+                    let why = self.registry.explain(&realm, &e);
+                    unreachable(self.endpoint, format!("{realm}: {why}"))
+                })?;
                 let response = able(self.endpoint, &realm, response)?;
                 let text = document(self.endpoint, &realm, response)?;
                 let token: Option<Token> = serde_json::from_slice(&text).ok();
@@ -320,6 +336,12 @@ fn document(
             false => unreachable(endpoint, reason),
         }
     })
+}
+
+/// What a URL begins with.
+fn scheme_and_authority(url: &str) -> (&str, &str) {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
+    (scheme, rest.split(['/', '?']).next().unwrap_or(rest))
 }
 
 fn is_loopback(host: &str) -> bool {

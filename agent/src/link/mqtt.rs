@@ -9,7 +9,7 @@ use rumqttc::v5::{ConnectionError, MqttOptions, StateError};
 use rumqttc::{TlsConfiguration, Transport};
 use rustls::{AlertDescription, CertificateError, Error as RustlsError};
 
-use super::{Attempt, CONNECT_TIMEOUT, Options};
+use super::{Attempt, CONNECT_TIMEOUT, Options, Tunnel};
 
 /// MQTT packets at most: the largest message, and its topic.
 const PACKET_BYTES_MAX: u32 = 256 * 1024;
@@ -23,10 +23,8 @@ pub(super) const EXPIRED: &str = "this device's certificate has expired";
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "rumqttc's errors and reasons say themselves")]
 pub(super) fn explain(error: ConnectionError) -> String {
-    if let Some(error) = rustls_error(&error) {
-        return explain_tls(error);
-    }
     match &error {
+        error if rustls_error(error).is_some() => explain_error(error),
         ConnectionError::ConnectionRefused(code) => format!(
             "the controller refused this device ({code:?}): it waits for approval, was revoked, or \
              another device has its id. `limpet get events` says which"
@@ -44,8 +42,13 @@ pub(super) fn explain(error: ConnectionError) -> String {
     }
 }
 
+/// What any error on the way to a broker means.
+pub(super) fn explain_error(error: &(dyn std::error::Error + 'static)) -> String {
+    rustls_error(error).map_or_else(|| error.to_string(), explain_tls)
+}
+
 /// The error of TLS in an error of the connection, which has it by itself or inside errors of IO.
-fn rustls_error(error: &ConnectionError) -> Option<&RustlsError> {
+fn rustls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a RustlsError> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
         if let Some(found) = error.downcast_ref::<RustlsError>() {
@@ -81,14 +84,23 @@ fn explain_tls(error: &RustlsError) -> String {
     }
 }
 
-pub(super) fn options(options: &Options, attempt: &Attempt<'_>) -> MqttOptions {
-    let (host, port) = attempt.broker;
+pub(super) fn options(
+    options: &Options,
+    attempt: &Attempt<'_>,
+    tunnel: Option<&Tunnel>,
+) -> MqttOptions {
+    let broker = attempt.broker;
     let fingerprint = options.key.public().fingerprint();
     let client_id = format!("limpet/{}/{fingerprint}", options.device);
-    let mut mqtt = MqttOptions::new(client_id, host, *port);
-    if let Some(config) = attempt.tls {
-        let config = TlsConfiguration::Rustls(std::sync::Arc::clone(config));
-        mqtt.set_transport(Transport::tls_with_config(config));
+    let host = tunnel.map_or(&broker.host, |tunnel| &tunnel.address);
+    let mut mqtt = MqttOptions::new(client_id, host, broker.port);
+    match (tunnel, attempt.tls) {
+        (Some(_), _) => drop(mqtt.set_transport(Transport::unix())),
+        (None, Some(config)) => {
+            let config = TlsConfiguration::Rustls(std::sync::Arc::clone(config));
+            mqtt.set_transport(Transport::tls_with_config(config));
+        }
+        (None, None) => {}
     }
     mqtt.set_keep_alive(Duration::from_secs(attempt.keep_alive_s.into()))
         .set_clean_start(true)

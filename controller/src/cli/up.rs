@@ -49,6 +49,12 @@ pub(super) struct Up {
     /// A file with the password of the broker's USER
     #[arg(long, value_name = "FILE", requires = "broker")]
     broker_password_file: Option<PathBuf>,
+    /// Where the broker takes MQTT over WebSocket too, for sites that let only HTTPS out: 0.0.0.0:443
+    ///
+    /// The API is served there as well, so that devices can join; it may be the address of --listen.
+    /// Devices learn it when they join, and take it where the broker's own port is not reached.
+    #[arg(long, value_name = "ADDR", conflicts_with_all = ["insecure", "broker"])]
+    wss_listen: Option<SocketAddr>,
     /// A host name or address that devices and people reach this controller by; can be repeated
     ///
     /// The first is what they are told; certificates name all that were ever given. [default: the
@@ -89,6 +95,7 @@ impl Up {
             listen: self.listen.unwrap_or((host, 8420).into()),
             mqtt_listen: self.mqtt_listen.unwrap_or((host, mqtt_port).into()),
             broker,
+            wss_listen: self.wss_listen,
             insecure: self.insecure,
             advertise: self.advertise,
             certificate_ttl: self.certificate_ttl,

@@ -25,6 +25,7 @@ use utoipa_axum::routes;
 use super::fleet::{Caller, Fleet, Handle};
 use super::logs::{self, Look, Part};
 use super::store::EventFilter;
+use super::websocket;
 use crate::view::{
     DeployResult, DeploymentView, DeviceView, ErrorView, EventView, LogLineView, ScaleRequest,
     VersionView, WorkloadView,
@@ -43,7 +44,8 @@ mod tests;
 mod tokens;
 
 pub(super) use auth::{Access, Peer};
-use failure::{Answer, Failure};
+use failure::Answer;
+pub(super) use failure::Failure;
 
 /// A manifest at most: far above any that a device could be told.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -72,16 +74,21 @@ impl Modify for Bearer {
     }
 }
 
-/// What serves all connections.
+/// What serves all connections; with a door, MQTT over WebSocket as well.
 pub(super) fn service(
     fleet: Handle,
     access: Access,
+    door: Option<websocket::Door>,
 ) -> IntoMakeServiceWithConnectInfo<Router, Peer> {
-    router(fleet, access).0.into_make_service_with_connect_info::<Peer>()
+    router(fleet, access, door).0.into_make_service_with_connect_info::<Peer>()
 }
 
 /// All routes, and the document of those under `/api/v1`.
-fn router(fleet: Handle, access: Access) -> (Router, utoipa::openapi::OpenApi) {
+fn router(
+    fleet: Handle,
+    access: Access,
+    door: Option<websocket::Door>,
+) -> (Router, utoipa::openapi::OpenApi) {
     let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(version))
         .routes(routes!(devices))
@@ -110,7 +117,12 @@ fn router(fleet: Handle, access: Access) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(secrets::set, secrets::delete))
         .split_for_parts();
     let served = document.clone();
+    let mqtt = match door {
+        Some(door) => Router::new().route(websocket::PATH, get(websocket::mqtt)).with_state(door),
+        None => Router::new(),
+    };
     let router = router
+        .merge(mqtt)
         .route("/healthz", get(async || "ok\n"))
         .route("/api/v1/openapi.json", get(async move || Json(served)))
         .fallback(async || {

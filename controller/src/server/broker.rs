@@ -5,7 +5,7 @@
 //! stored before it is acknowledged: the work is done where the broker asks whether a publish is
 //! allowed, which is the only place where it can still be refused.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use limpet_protocol::{DeviceId, IdError, Kind, Prefix, TokenId, Topic};
 use rmqtt::codec::cert::CertInfo;
 use rmqtt::context::ServerContext;
 use rmqtt::hook::{Handler, HookResult, Parameter, ReturnType, Type};
-use rmqtt::net::Builder;
+use rmqtt::net::{Builder, Listener};
 use rmqtt::server::MqttServer;
 use rmqtt::session::{Session, SessionState};
 use rmqtt::types::{
@@ -27,11 +27,16 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::authority::PUBLISHER;
 use super::fleet::{Caller, Handle, Outgoing, Who};
+use super::websocket::{self, Guests};
 
 /// MQTT packets at most: the largest message of Limpet, and its topic.
-const PACKET_BYTES_MAX: u32 = 256 * 1024;
+pub(super) const PACKET_BYTES_MAX: u32 = 256 * 1024;
 /// Messages that wait for one client.
 const QUEUE: usize = 10_000;
+/// The number of the listener for connections over WebSocket; others have their ports.
+const GUESTS: u16 = 1;
+/// How long a connection on loopback may take to say whose it is: others wait meanwhile.
+const GREETING_TIMEOUT: Duration = Duration::from_millis(500);
 /// Retained messages are answers to manifests, and presence: they live as long as the broker.
 const EXPIRY: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -75,13 +80,15 @@ pub(super) struct Files {
     pub(super) authority: PathBuf,
 }
 
-/// Starts the broker, and publishes what the fleet sends. Without files it speaks plain MQTT.
+/// Starts the broker, and publishes what the fleet sends. Without files it speaks plain MQTT. With
+/// `websocket` it gives where those get in that come over WebSocket.
 pub(super) async fn start(
     listen: SocketAddr,
     files: Option<Files>,
+    websocket: bool,
     fleet: Handle,
     outgoing: UnboundedReceiver<Outgoing>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<websocket::Door>> {
     let context = ServerContext::new()
         // Else a machine with other things to do turns devices away.
         .busy_check_enable(false)
@@ -90,6 +97,7 @@ pub(super) async fn start(
         .await;
     rmqtt_retainer::register(&context, true, false).await.map_err(|e| anyhow!("retainer: {e}"))?;
     let hooks = context.extends.hook_mgr().register();
+    let guests = Guests::default();
     for kind in [
         Type::ClientAuthenticate,
         Type::ClientConnected,
@@ -100,7 +108,8 @@ pub(super) async fn start(
         Type::MessagePublishCheckAcl,
     ] {
         let door = if files.is_some() { Door::Certificates } else { Door::Open };
-        let hook = Hook { fleet: fleet.clone(), prefix: Prefix::default(), door };
+        let (fleet, guests) = (fleet.clone(), guests.clone());
+        let hook = Hook { fleet, prefix: Prefix::default(), door, guests };
         hooks.add_priority(kind, 1000, Box::new(hook)).await;
     }
     hooks.start().await;
@@ -117,8 +126,10 @@ pub(super) async fn start(
         .max_handshaking_limit(10_000)
         .max_keepalive(65_535)
         .message_expiry_interval(EXPIRY);
+    let inner = websocket.then(|| for_guests(builder.clone())).transpose();
+    let inner = inner.map_err(|e| anyhow!("the broker cannot listen on loopback: {e}"))?;
     let listener = match &files {
-        None => builder.bind().and_then(rmqtt::net::Listener::tcp),
+        None => builder.bind().and_then(Listener::tcp),
         Some(Files { certificate, key, authority }) => builder
             .tls_cert(Some(certificate.display().to_string()))
             .tls_key(Some(key.display().to_string()))
@@ -126,17 +137,32 @@ pub(super) async fn start(
             .tls_cross_certificate(true)
             .collect_cert_info(true)
             .bind()
-            .and_then(rmqtt::net::Listener::tls),
+            .and_then(Listener::tls),
     };
     let listener = listener.map_err(|e| anyhow!("--mqtt-listen {listen} cannot be used: {e}"))?;
-    let server = MqttServer::new(context.clone()).listener(listener).build();
+    let mut server = MqttServer::new(context.clone()).listener(listener);
+    let mut door = None;
+    if let Some((listener, broker)) = inner {
+        server = server.listener_by_id(listener, GUESTS);
+        door = Some(websocket::Door { guests, broker });
+    }
+    let server = server.build();
     tokio::spawn(async move {
         if let Err(error) = server.run().await {
             log::error!("the broker ended: {error}");
         }
     });
     tokio::spawn(publish(context, outgoing));
-    Ok(())
+    Ok(door)
+}
+
+/// Where connections over WebSocket come to the broker; see [`websocket`].
+fn for_guests(builder: Builder) -> anyhow::Result<(Listener, SocketAddr)> {
+    let here = (Ipv4Addr::LOCALHOST, 0).into();
+    let builder = builder.laddr(here).proxy_protocol(true).proxy_protocol_timeout(GREETING_TIMEOUT);
+    let listener = builder.bind()?.tcp()?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
 }
 
 async fn publish(context: ServerContext, mut outgoing: UnboundedReceiver<Outgoing>) {
@@ -200,6 +226,7 @@ struct Hook {
     fleet: Handle,
     prefix: Prefix,
     door: Door,
+    guests: Guests,
 }
 
 #[async_trait]
@@ -313,7 +340,13 @@ impl Hook {
 
     async fn client_of(&self, session: &Session) -> Result<Client, String> {
         let info = session.connect_info().await.map_err(|e| e.to_string())?;
-        self.client(&session.id.client_id, info.cert())
+        self.client(&session.id.client_id, self.certificate(&info).as_ref())
+    }
+
+    /// What TLS has proved of a client.
+    fn certificate(&self, info: &ConnectInfo) -> Option<CertInfo> {
+        let guest = || Some(self.guests.find(info.id().remote_addr)?.certificate);
+        info.cert().cloned().or_else(guest)
     }
 
     async fn publish(&self, session: &Session, publish: &Publish) -> Result<(), String> {
@@ -322,7 +355,7 @@ impl Hook {
     }
 
     async fn let_in(&self, info: &ConnectInfo) -> Result<(), String> {
-        let client = self.client(info.client_id(), info.cert())?;
+        let client = self.client(info.client_id(), self.certificate(info).as_ref())?;
         self.may_leave(&client, info)?;
         let known = self.fleet.call(move |fleet| match client {
             Client::Device { id, fingerprint } => fleet.may_connect(&id, &fingerprint),
@@ -368,7 +401,8 @@ impl Hook {
     /// Hands a publish to the fleet, and waits until it is stored.
     async fn take(&self, client: Client, from: &Id, publish: &Publish) -> Result<(), String> {
         let (topic, payload) = (publish.topic.to_string(), publish.payload.to_vec());
-        let (id, from) = (from.client_id.to_string(), from.remote_addr);
+        let (id, guest) = (from.client_id.to_string(), self.guests.find(from.remote_addr));
+        let from = guest.map(|guest| guest.from).or(from.remote_addr);
         let taken = self.fleet.call(move |fleet| match client {
             Client::Device { id, .. } => fleet.device_message(&id, &topic, &payload),
             Client::Publisher { token, .. } if !fleet.may_publish(token) => {

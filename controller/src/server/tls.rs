@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::serve::Listener;
-use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -30,20 +31,29 @@ pub(super) struct TlsListener {
     address: SocketAddr,
 }
 
-/// What the API serves with.
+/// What the API serves with. Whoever has a certificate of the authority (PEM) may show it; nobody has
+/// to.
 ///
 /// # Errors
 /// When the certificate cannot be used.
-pub(super) fn config(served: &Served) -> anyhow::Result<Arc<ServerConfig>> {
+pub(super) fn config(served: &Served, authority: &str) -> anyhow::Result<Arc<ServerConfig>> {
     let chain = CertificateDer::pem_slice_iter(served.certificate.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .context("the controller's certificate")?;
     let key = PrivateKeyDer::from_pem_slice(served.key.as_bytes())
         .context("the key of the controller's certificate")?;
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(authority.as_bytes()) {
+        roots.add(root.context("the authority's certificate")?)?;
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(&provider))
+        .allow_unauthenticated()
+        .build()
+        .context("the authority's certificate")?;
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
+        .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)?;
     Ok(Arc::new(config))
 }

@@ -34,7 +34,8 @@ impl Shell {
     }
 
     fn believe(&self, member: Identity) -> Result<(), String> {
-        self.way.set(Route::of(&member).map_err(|e| e.to_string())?);
+        self.way
+            .set(Route::of(&member, self.way.get().proxies.clone()).map_err(|e| e.to_string())?);
         *self.identity.borrow_mut() = Arc::new(member);
         Ok(())
     }
@@ -44,7 +45,8 @@ impl Shell {
         let shell = Rc::clone(self);
         self.spawn(async move {
             let (state, known) = (Arc::clone(&shell.state), shell.identity());
-            let renewed = smol::unblock(move || join::renew(&state, &known)).await;
+            let route = shell.way.get();
+            let renewed = smol::unblock(move || join::renew(&state, &known, &route.proxies)).await;
             match renewed.map_err(|e| e.to_string()).and_then(|member| shell.believe(member)) {
                 Ok(()) => log::info!("this device has a new certificate"),
                 Err(why) => {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::proxy::Proxies;
+
 /// A transfer that brings nothing for this long has stalled, unless the device's owner says
 /// otherwise.
 const STALL_TIMEOUT_S: u16 = 30;
@@ -28,6 +30,9 @@ pub struct Registries {
     pub certificates: Option<PathBuf>,
     /// Seconds after which a transfer that brings not one byte is given up and resumed; 30 unless said.
     pub stall_timeout_s: StallTimeout,
+    /// What leads to them: of another table.
+    #[serde(skip)]
+    pub proxies: Proxies,
 }
 
 /// A bound on silence, in seconds from 5 to 600.

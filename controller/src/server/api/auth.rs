@@ -1,6 +1,7 @@
 //! Who is let in: a token and its role for every request, or nobody but this machine.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
@@ -10,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use axum::serve::IncomingStream;
 use limpet_controller_core::Role;
 use limpet_protocol::Token;
+use rmqtt::codec::cert::CertInfo;
+use rmqtt::net::TlsCertExtractor;
 use tokio::net::TcpListener;
 
 use super::Failure;
@@ -26,18 +29,23 @@ pub(in crate::server) enum Access {
 }
 
 /// The other end of a connection.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::server) struct Peer(pub(in crate::server) SocketAddr);
+#[derive(Debug, Clone)]
+pub(in crate::server) struct Peer {
+    pub(in crate::server) from: SocketAddr,
+    /// What it has proved itself with.
+    pub(in crate::server) certificate: Option<Arc<CertInfo>>,
+}
 
 impl Connected<IncomingStream<'_, TcpListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
-        Self(*stream.remote_addr())
+        Self { from: *stream.remote_addr(), certificate: None }
     }
 }
 
 impl Connected<IncomingStream<'_, TlsListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
-        Self(*stream.remote_addr())
+        let certificate = stream.io().extract_cert_info().map(Arc::new);
+        Self { from: *stream.remote_addr(), certificate }
     }
 }
 
@@ -92,6 +100,7 @@ pub(super) const ROUTES: &[(Method, &str, Needs)] = &[
     (Method::DELETE, "/api/v1/secrets/{name}", OPERATOR),
     (Method::GET,    "/api/v1/policy", VIEWER),
     (Method::PUT,    "/api/v1/policy", ADMIN),
+    (Method::GET,    "/mqtt", NOTHING), // but a certificate
 ];
 
 /// Why a request is not let in.
@@ -106,7 +115,7 @@ enum Refusal {
 /// Lets a request in, with its [`Caller`], or answers why not.
 pub(super) async fn guard(
     State((access, fleet)): State<(Access, Handle)>,
-    ConnectInfo(Peer(from)): ConnectInfo<Peer>,
+    ConnectInfo(Peer { from, .. }): ConnectInfo<Peer>,
     mut request: Request,
     next: Next,
 ) -> Response {

@@ -14,7 +14,10 @@ const TEXT_BYTES_MAX: usize = 128 * 1024;
 const CHARS_MAX: usize = 500;
 
 /// An answer that is an error.
-pub(super) struct Failure(pub(super) StatusCode, pub(super) String);
+pub(in crate::server) struct Failure(
+    pub(in crate::server) StatusCode,
+    pub(in crate::server) String,
+);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {

@@ -98,14 +98,15 @@ impl Served {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let terms = Terms::sample(folder)?;
         runtime.block_on(fleet.call(move |fleet| fleet.set_terms(terms)))?;
-        let routers = [Access::Open, Access::Tokens].map(|access| router(fleet.clone(), access).0);
+        let routers =
+            [Access::Open, Access::Tokens].map(|access| router(fleet.clone(), access, None).0);
         Ok(Self { runtime, fleet, thread: Some(thread), routers, asked: 0 })
     }
 
     fn ask(&mut self, router: u8, method: &Method, mut request: Request<Body>) {
         self.asked += 1;
         let from = SocketAddr::from(([127, 0, 0, 1], 1));
-        request.extensions_mut().insert(ConnectInfo(Peer(from)));
+        request.extensions_mut().insert(ConnectInfo(Peer { from, certificate: None }));
         let asked = format!("{method} {}", request.uri());
         let router = &mut self.routers[usize::from(router)];
         let Self { runtime, .. } = self;

@@ -14,6 +14,7 @@ use super::auth::{Needs, ROUTES};
 use super::*;
 use crate::server::fleet::{JoinRefusal, Outgoing, Terms};
 use crate::server::store::Store;
+use crate::server::websocket::{Door, Guests};
 use limpet_controller_core::Role;
 
 mod audit;
@@ -44,7 +45,8 @@ impl Served {
         let (outgoing, _to_publish) = unbounded_channel();
         let (fleet, thread) = Fleet::start(store, key, Duration::from_secs(60), outgoing).unwrap();
         let runtime = Runtime::new().unwrap();
-        let served = service(fleet.clone(), access);
+        let door = Door { guests: Guests::default(), broker: ([127, 0, 0, 1], 1).into() };
+        let served = service(fleet.clone(), access, Some(door));
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         runtime.spawn(async { axum::serve(listener, served).await });
@@ -156,7 +158,7 @@ fn names_token(text: &str) -> bool {
 #[test]
 fn every_route_has_a_role_and_every_role_a_route() {
     let served = Served::start(Access::Tokens);
-    let (_, document) = router(served.fleet.clone(), Access::Tokens);
+    let (_, document) = router(served.fleet.clone(), Access::Tokens, None);
     let document = serde_json::to_value(&document).unwrap();
     let mut routes: Vec<(String, String)> = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -165,7 +167,7 @@ fn every_route_has_a_role_and_every_role_a_route() {
         routes.extend(methods.map(|method| (method.to_uppercase(), path.clone())));
     }
     // Not in the document: what serves it.
-    let others = ["/api/v1/openapi.json", "/healthz"];
+    let others = ["/api/v1/openapi.json", "/healthz", "/mqtt"];
     routes.extend(others.map(|path| ("GET".to_owned(), path.to_owned())));
     routes.sort();
     let mut known: Vec<(String, String)> =
@@ -181,6 +183,10 @@ fn every_route_has_a_role_and_every_role_a_route() {
     for (method, path, needs) in ROUTES {
         let path = path.replace(['{', '}'], "");
         let said = served.ask(method.clone(), &path, "", None);
+        if path == websocket::PATH {
+            assert_eq!((said.status, said.body["error"].as_str()), (401, Some(websocket::NOBODY)));
+            continue;
+        }
         let Needs::Token(role) = needs else {
             assert!(!matches!(said.status, 401 | 403 | 429), "{method} {path}: {}", said.body);
             continue;
