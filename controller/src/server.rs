@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use limpet_controller_core::certificate;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 mod api;
 #[cfg(any(test, fuzzing))]
@@ -22,17 +24,18 @@ mod external;
 mod fleet;
 mod login;
 mod logs;
+mod proof;
 mod store;
 mod tls;
 
 use api::Access;
 use authority::Authority;
 pub(crate) use authority::{CONTROLLER, PUBLISHER};
-use broker::Files;
 use external::Link;
 pub(crate) use external::{Address as BrokerAddress, Broker};
-use fleet::{Fleet, Handle, Terms};
+use fleet::{Fleet, Handle, Outgoing, Terms};
 pub(crate) use login::Login;
+use proof::Proof;
 use store::Store;
 pub(crate) use store::{Existing, restore};
 
@@ -60,6 +63,8 @@ pub struct Options {
     pub certificate_ttl: Duration,
     /// How long after its end a device may still renew it.
     pub renew_expired: Duration,
+    /// How long the controller's own certificate is good.
+    pub server_certificate_ttl: Duration,
     /// A device that is offline for this long is lost.
     pub lost_after: Duration,
 }
@@ -115,12 +120,18 @@ async fn serve(
         false => Some(certify(options, &fleet).await?),
     };
     let (door, tls) = certified.unzip();
+    if tls.is_some() {
+        tokio::spawn(renew_own(fleet.clone(), millis(options.server_certificate_ttl)));
+    }
     match door {
         None => broker::start(options.mqtt_listen, None, fleet.clone(), to_publish).await?,
-        Some(Door::Embedded(files)) => {
-            broker::start(options.mqtt_listen, Some(files), fleet.clone(), to_publish).await?;
+        Some(Door::Embedded(proof)) => {
+            broker::start(options.mqtt_listen, Some(proof), fleet.clone(), to_publish).await?;
         }
-        Some(Door::External(link)) => external::start(link, fleet.clone(), to_publish),
+        Some(Door::External(link, proof)) => {
+            let to_publish = serving(proof, fleet.clone(), to_publish);
+            external::start(link, fleet.clone(), to_publish);
+        }
     }
     let listener = tokio::net::TcpListener::bind(options.listen)
         .await
@@ -158,8 +169,8 @@ async fn serve(
 
 /// How devices come in.
 enum Door {
-    Embedded(Files),
-    External(Link),
+    Embedded(Proof),
+    External(Link, Proof),
 }
 
 /// Makes what this controller is known by: what the broker and the API serve with.
@@ -172,31 +183,22 @@ async fn certify(
     let names = authority::names(options.listen.ip(), &options.advertise);
     let names = [names, vec![host.clone()]].concat();
     let authority = Authority::open(&options.data_dir, &names, now_ms)?;
-    let served = authority.serve(now_ms)?;
-    let file = |name: &str, content: &str| -> anyhow::Result<PathBuf> {
-        let path = options.data_dir.join(name);
-        store::write_key(&path, content.as_bytes())?;
-        Ok(path)
-    };
-    let files = Files {
-        certificate: file("server.pem", &served.certificate)?,
-        key: file("server.key", &served.key)?,
-        authority: file("authority.pem", &authority.pem())?,
-    };
+    let server_ms = millis(options.server_certificate_ttl);
+    let served = authority.serve(now_ms, server_ms)?;
+    let (proof, shown) = Proof::new(&options.data_dir, &served)?;
     let (door, broker, broker_roots) = match &options.broker {
         Some(broker) => {
             let (link, roots) = external::link(broker, authority.certify_controller(now_ms)?)?;
             fleet.call(Fleet::set_foreign).await?;
-            (Door::External(link), broker.url(), roots)
+            (Door::External(link, proof), broker.url(), roots)
         }
         None => {
             let broker = format!("mqtts://{}", at(&host, options.mqtt_listen.port()));
-            (Door::Embedded(files), broker, Vec::new())
+            (Door::Embedded(proof), broker, Vec::new())
         }
     };
-    let config = tls::config(&served)?;
+    let config = tls::config(shown)?;
     let servers = vec![at(&host, options.listen.port())];
-    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let terms = Terms {
         authority,
         brokers: vec![broker],
@@ -204,9 +206,51 @@ async fn certify(
         servers,
         certificate_ms: millis(options.certificate_ttl),
         renew_expired_ms: millis(options.renew_expired),
+        server_ms,
+        served_until_ms: served.until_ms,
     };
     fleet.call(move |fleet| fleet.set_terms(terms)).await?;
     Ok((door, config))
+}
+
+/// Has the controller's own certificate renewed, for as long as it serves.
+async fn renew_own(fleet: Handle, lives_ms: u64) {
+    let every = Duration::from_millis(certificate::look_every_ms(lives_ms));
+    loop {
+        tokio::time::sleep(every).await;
+        fleet.tell(Fleet::renew_own);
+    }
+}
+
+/// Serves what is to be served, and hands on what else is ordered.
+fn serving(
+    proof: Proof,
+    fleet: Handle,
+    mut orders: UnboundedReceiver<Outgoing>,
+) -> UnboundedReceiver<Outgoing> {
+    let (others, to_publish) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(order) = orders.recv().await {
+            match order {
+                Outgoing::Serve(served) => {
+                    if let Err(why) = proof.show(&served) {
+                        log::error!("the controller's new certificate is not in use yet: {why:#}");
+                        fleet.tell(Fleet::not_served);
+                    }
+                }
+                order @ (Outgoing::Publish { .. } | Outgoing::Drop { .. }) => {
+                    if others.send(order).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    to_publish
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The host that others reach this controller by.

@@ -32,8 +32,8 @@ pub(crate) const PUBLISHER: &str = "publisher/";
 pub(crate) const CONTROLLER: &str = "limpet/controller";
 /// The authority's own certificate lives this long.
 const AUTHORITY_DAYS: u64 = 20 * 365;
-/// The controller's certificate lives this long; it is made anew at each start.
-const SERVER_DAYS: u64 = 5 * 365;
+/// The controller's certificate as a client of somebody else's broker; it is made anew at each start.
+const CLIENT_DAYS: u64 = 5 * 365;
 const DAY_MS: u64 = 86_400_000;
 
 /// Why certificates cannot be made.
@@ -69,10 +69,16 @@ pub(super) struct Authority {
     names: BTreeSet<String>,
 }
 
-/// The controller's own certificate and its key, in PEM.
+/// What the controller proves itself with, and whose clients it lets in; in PEM.
+#[derive(Debug)]
 pub(super) struct Served {
-    pub(super) certificate: String,
+    /// Its certificate, and those that lead from it to an authority.
+    pub(super) chain: String,
     pub(super) key: String,
+    /// Of the authorities whose clients are let in.
+    pub(super) authorities: String,
+    /// When the certificate ends, in milliseconds since 1970.
+    pub(super) until_ms: u64,
 }
 
 impl Authority {
@@ -116,25 +122,36 @@ impl Authority {
         pem("CERTIFICATE", &self.certificate)
     }
 
-    /// A certificate for the controller itself.
-    pub(super) fn serve(&self, now_ms: u64) -> Result<Served, AuthorityError> {
+    /// A certificate for the controller itself, over a key that is made for it.
+    pub(super) fn serve(&self, now_ms: u64, lives_ms: u64) -> Result<Served, AuthorityError> {
         let key = KeyPair::generate()?;
         let names: Vec<String> = self.names.iter().cloned().collect();
-        let mut params = params(CertificateParams::new(names)?, now_ms, SERVER_DAYS * DAY_MS)?;
+        let mut params = params(CertificateParams::new(names)?, now_ms, lives_ms)?;
         params.distinguished_name.push(DnType::CommonName, "Limpet controller");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Served { certificate: certificate.pem(), key: key.serialize_pem() })
+        Ok(Served {
+            chain: certificate.pem(),
+            key: key.serialize_pem(),
+            authorities: self.pem(),
+            until_ms: now_ms.saturating_add(lives_ms),
+        })
     }
 
     /// A certificate with which the controller itself is a client of a broker.
     pub(super) fn certify_controller(&self, now_ms: u64) -> Result<Served, AuthorityError> {
         let key = KeyPair::generate()?;
-        let mut params = params(CertificateParams::default(), now_ms, SERVER_DAYS * DAY_MS)?;
+        let lives_ms = CLIENT_DAYS * DAY_MS;
+        let mut params = params(CertificateParams::default(), now_ms, lives_ms)?;
         params.distinguished_name.push(DnType::CommonName, CONTROLLER);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Served { certificate: certificate.pem(), key: key.serialize_pem() })
+        Ok(Served {
+            chain: certificate.pem(),
+            key: key.serialize_pem(),
+            authorities: self.pem(),
+            until_ms: now_ms.saturating_add(lives_ms),
+        })
     }
 
     /// A certificate, in DER, for a device's key.

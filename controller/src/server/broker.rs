@@ -6,7 +6,6 @@
 //! allowed, which is the only place where it can still be refused.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -16,8 +15,7 @@ use limpet_protocol::{DeviceId, IdError, Kind, Prefix, TokenId, Topic};
 use rmqtt::codec::cert::CertInfo;
 use rmqtt::context::ServerContext;
 use rmqtt::hook::{Handler, HookResult, Parameter, ReturnType, Type};
-use rmqtt::net::Builder;
-use rmqtt::server::MqttServer;
+use rmqtt::net::{Builder, Listener};
 use rmqtt::session::{Session, SessionState};
 use rmqtt::types::{
     AuthResult, CodecPublish, ConnectInfo, From, FromType, Id, LastWill, Publish, PublishAclResult,
@@ -25,8 +23,13 @@ use rmqtt::types::{
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::authority::PUBLISHER;
-use super::fleet::{Caller, Handle, Outgoing, Who};
+use super::authority::{PUBLISHER, Served};
+use super::fleet::{Caller, Fleet, Handle, Outgoing, Who};
+use super::proof::Proof;
+
+mod listeners;
+
+use listeners::{Listeners, Socket};
 
 /// MQTT packets at most: the largest message of Limpet, and its topic.
 const PACKET_BYTES_MAX: u32 = 256 * 1024;
@@ -67,18 +70,10 @@ impl FromStr for Client {
     }
 }
 
-/// What the broker proves itself with, and whom it lets in: files in PEM.
-pub(super) struct Files {
-    pub(super) certificate: PathBuf,
-    pub(super) key: PathBuf,
-    /// Of the authority whose clients are let in.
-    pub(super) authority: PathBuf,
-}
-
-/// Starts the broker, and publishes what the fleet sends. Without files it speaks plain MQTT.
+/// Starts the broker, and publishes what the fleet sends. Without proof it speaks plain MQTT.
 pub(super) async fn start(
     listen: SocketAddr,
-    files: Option<Files>,
+    proof: Option<Proof>,
     fleet: Handle,
     outgoing: UnboundedReceiver<Outgoing>,
 ) -> anyhow::Result<()> {
@@ -99,7 +94,7 @@ pub(super) async fn start(
         Type::MessagePublish,
         Type::MessagePublishCheckAcl,
     ] {
-        let door = if files.is_some() { Door::Certificates } else { Door::Open };
+        let door = if proof.is_some() { Door::Certificates } else { Door::Open };
         let hook = Hook { fleet: fleet.clone(), prefix: Prefix::default(), door };
         hooks.add_priority(kind, 1000, Box::new(hook)).await;
     }
@@ -117,35 +112,66 @@ pub(super) async fn start(
         .max_handshaking_limit(10_000)
         .max_keepalive(65_535)
         .message_expiry_interval(EXPIRY);
-    let listener = match &files {
-        None => builder.bind().and_then(rmqtt::net::Listener::tcp),
-        Some(Files { certificate, key, authority }) => builder
-            .tls_cert(Some(certificate.display().to_string()))
-            .tls_key(Some(key.display().to_string()))
-            .tls_client_ca_certs(Some(authority.display().to_string()))
-            .tls_cross_certificate(true)
-            .collect_cert_info(true)
-            .bind()
-            .and_then(rmqtt::net::Listener::tls),
+    let socket = match &proof {
+        None => Socket { builder, finish: Listener::tcp },
+        Some(proof) => Socket { builder: secured(builder, proof), finish: Listener::tls },
     };
-    let listener = listener.map_err(|e| anyhow!("--mqtt-listen {listen} cannot be used: {e}"))?;
-    let server = MqttServer::new(context.clone()).listener(listener).build();
-    tokio::spawn(async move {
-        if let Err(error) = server.run().await {
-            log::error!("the broker ended: {error}");
-        }
-    });
-    tokio::spawn(publish(context, outgoing));
+    let mut listeners = Listeners::new(context.clone(), vec![socket]);
+    listeners.open().map_err(|e| anyhow!("--mqtt-listen {listen} cannot be used: {e}"))?;
+    let doors = Doors { proof, listeners, fleet };
+    tokio::spawn(publish(context, doors, outgoing));
     Ok(())
 }
 
-async fn publish(context: ServerContext, mut outgoing: UnboundedReceiver<Outgoing>) {
+/// TLS, and clients that have certificates.
+fn secured(builder: Builder, proof: &Proof) -> Builder {
+    let [certificate, key, authorities] = proof.files().map(|path| path.display().to_string());
+    builder
+        .tls_cert(Some(certificate))
+        .tls_key(Some(key))
+        .tls_client_ca_certs(Some(authorities))
+        .tls_cross_certificate(true)
+        .collect_cert_info(true)
+        // What opens in its place listens before it has closed.
+        .reuseport(Some(true))
+}
+
+/// Where clients come in, and what they are shown there.
+struct Doors {
+    proof: Option<Proof>,
+    listeners: Listeners,
+    fleet: Handle,
+}
+
+impl Doors {
+    /// Whoever comes from here on is shown this; connections that stand go on.
+    fn serve(&mut self, served: &Served) {
+        let Some(proof) = &self.proof else { return };
+        match proof.show(served).and_then(|()| self.listeners.open()) {
+            Ok(()) => log::info!("clients are shown a new certificate from here on"),
+            Err(why) => {
+                log::error!("the controller's new certificate is not in use yet: {why:#}");
+                self.fleet.tell(Fleet::not_served);
+            }
+        }
+    }
+}
+
+async fn publish(
+    context: ServerContext,
+    mut doors: Doors,
+    mut outgoing: UnboundedReceiver<Outgoing>,
+) {
     let id = Id::new(context.node.id(), 0, None, None, "limpet-controller".into(), None);
     while let Some(order) = outgoing.recv().await {
         let (topic, payload, retain) = match order {
             Outgoing::Publish { topic, payload, retain } => (topic, payload, retain),
             Outgoing::Drop { client } => {
                 tokio::spawn(cut(context.clone(), client));
+                continue;
+            }
+            Outgoing::Serve(served) => {
+                doors.serve(&served);
                 continue;
             }
         };

@@ -15,6 +15,7 @@ use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence, Secr
 use limpet_protocol::{DeviceId, Held, ImagePolicy, Prefix, SigningKey, StreamId, WorkloadId};
 use tokio::sync::mpsc;
 
+use super::authority::Served;
 use super::clock::{Steady, now_ms};
 use super::logs::Stream;
 use super::store::{EventRow, ReportedRow, Source, Store, StoreError, Table};
@@ -68,6 +69,8 @@ pub(super) enum Outgoing {
     Publish { topic: String, payload: Vec<u8>, retain: bool },
     /// Cut a client's connection.
     Drop { client: String },
+    /// Whoever comes from here on is shown this.
+    Serve(Box<Served>),
 }
 
 /// Everything that is known.

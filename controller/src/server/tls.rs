@@ -10,8 +10,10 @@ use axum::serve::Listener;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -30,21 +32,40 @@ pub(super) struct TlsListener {
     address: SocketAddr,
 }
 
-/// What the API serves with.
+/// The certificate that handshakes show; it may change between any two.
+#[derive(Debug, Clone)]
+pub(super) struct Shown(pub(super) watch::Receiver<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.borrow()))
+    }
+}
+
+/// What handshakes show of what is served.
 ///
 /// # Errors
 /// When the certificate cannot be used.
-pub(super) fn config(served: &Served) -> anyhow::Result<Arc<ServerConfig>> {
-    let chain = CertificateDer::pem_slice_iter(served.certificate.as_bytes())
+pub(super) fn certified(served: &Served) -> anyhow::Result<Arc<CertifiedKey>> {
+    let chain = CertificateDer::pem_slice_iter(served.chain.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .context("the controller's certificate")?;
     let key = PrivateKeyDer::from_pem_slice(served.key.as_bytes())
         .context("the key of the controller's certificate")?;
+    let provider = rustls::crypto::ring::default_provider();
+    Ok(Arc::new(CertifiedKey::from_der(chain, key, &provider)?))
+}
+
+/// What the API serves with.
+///
+/// # Errors
+/// When this build's TLS has no version that is safe.
+pub(super) fn config(shown: Shown) -> anyhow::Result<Arc<ServerConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+        .with_cert_resolver(Arc::new(shown));
     Ok(Arc::new(config))
 }
 

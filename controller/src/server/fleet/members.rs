@@ -15,6 +15,7 @@ use crate::server::store::{StoreError, Table};
 
 mod certificates;
 mod exchange;
+mod serving;
 #[cfg(test)]
 mod tests;
 
@@ -62,6 +63,10 @@ pub(in crate::server) struct Terms {
     pub(in crate::server) certificate_ms: u64,
     /// How long after its end a device may still ask for another.
     pub(in crate::server) renew_expired_ms: u64,
+    /// How long the controller's own certificate is good.
+    pub(in crate::server) server_ms: u64,
+    /// When the one that is served ends; 0 where another is to be served as soon as can be.
+    pub(in crate::server) served_until_ms: u64,
 }
 
 impl Terms {
@@ -85,6 +90,8 @@ impl Terms {
             certificate_ms: 90_000,
             broker_roots: Vec::new(),
             renew_expired_ms: 0,
+            server_ms: 90_000,
+            served_until_ms: 0,
         })
     }
 }
@@ -142,6 +149,8 @@ impl Fleet {
         let records = self.store.records::<Member>(Table::Members)?;
         let known = |(id, member): (String, _)| Some((id.parse().ok()?, member));
         self.members.records = records.into_iter().filter_map(known).collect();
+        // What was to be served may have been undone with the rest.
+        self.not_served();
         Ok(())
     }
 
