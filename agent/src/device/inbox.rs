@@ -45,7 +45,7 @@ impl Inbox {
                 let nonce = super::random().map(Nonce).map_err(|_| Refusal::NoRandomness);
                 nonce.map(|nonce| Input::LinkUp { connection, nonce, keep_alive_s })
             }
-            FromLink::Expired => {
+            FromLink::Outdated => {
                 shell.renew();
                 return None;
             }

@@ -37,6 +37,7 @@ pub mod fuzz;
 mod join;
 mod policy;
 mod recover;
+mod rotation;
 mod secrets;
 #[cfg(test)]
 mod tests;
@@ -101,6 +102,8 @@ fn router(fleet: Handle, access: Access) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(join::renew))
         .routes(routes!(join::approve))
         .routes(routes!(join::revoke_device))
+        .routes(routes!(rotation::rotation))
+        .routes(routes!(rotation::authority))
         .routes(routes!(tokens::whoami))
         .routes(routes!(tokens::tokens, tokens::create))
         .routes(routes!(tokens::revoke))

@@ -47,7 +47,7 @@ use foreign::Foreign;
 use handle::{Answer, Work};
 pub(super) use handle::{CallError, Handle};
 use members::Members;
-pub(super) use members::{MemberError, Standing, Terms};
+pub(super) use members::{AuthorityStep, MemberError, RotateError, Standing, Terms};
 pub(super) use policy::Breaking;
 use record::{Adoption, Device, DeviceRecord, Link};
 pub(super) use secrets::SecretRefusal;

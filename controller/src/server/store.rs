@@ -340,7 +340,8 @@ pub(super) fn write_key(path: &Path, seed: &[u8]) -> Result<()> {
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(seed)?;
         file.sync_all()?;
-        std::fs::rename(&fresh, path)
+        std::fs::rename(&fresh, path)?;
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     };
     written().map_err(|source| StoreError::Io { action: "write", path: path.into(), source })
 }

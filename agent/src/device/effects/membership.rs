@@ -48,7 +48,9 @@ impl Shell {
             match renewed.map_err(|e| e.to_string()).and_then(|member| shell.believe(member)) {
                 Ok(()) => log::info!("this device has a new certificate"),
                 Err(why) => {
-                    log::warn!("the certificate has expired, and there is no new one: {why}")
+                    log::warn!(
+                        "the certificate is not taken any more, and there is no new one: {why}"
+                    )
                 }
             }
         });

@@ -158,7 +158,7 @@ impl Fleet {
             self.put_device(id);
         }
         self.acknowledge(id, differs);
-        self.renew_certificate(id);
+        self.offer_again(id);
         if fits_anew {
             self.place_all();
         }

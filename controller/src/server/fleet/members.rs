@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use limpet_protocol::{DeviceId, Labels, PublicKey, TokenId};
+use limpet_protocol::{DeviceId, Digest, Labels, PublicKey, TokenId};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -15,9 +15,13 @@ use crate::server::store::{StoreError, Table};
 
 mod certificates;
 mod exchange;
+mod rotation;
 mod serving;
 #[cfg(test)]
 mod tests;
+
+use certificates::Taken;
+pub(in crate::server) use rotation::{AuthorityStep, RotateError};
 
 /// How a member stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,13 +45,16 @@ pub(super) struct Member {
     pub(super) joined_ms: u64,
     /// When the latest certificate made for it ends.
     pub(super) certified_until_ms: u64,
+    /// The authorities that it was told of with that; None where an earlier version did not note it.
+    #[serde(default)]
+    pub(super) roots: Option<Digest>,
 }
 
 /// Who may be a member, and what members are told.
 pub(super) struct Members {
     pub(super) records: BTreeMap<DeviceId, Member>,
-    /// The command that offers a new certificate, and when that ends.
-    offered: BTreeMap<DeviceId, (u64, u64)>,
+    /// The command that offers something on the present connection, and what it offers.
+    offered: BTreeMap<DeviceId, (u64, Taken)>,
     /// None where anybody is let in, and trusted on first use (`--insecure`).
     terms: Option<Terms>,
 }
@@ -149,8 +156,9 @@ impl Fleet {
         let records = self.store.records::<Member>(Table::Members)?;
         let known = |(id, member): (String, _)| Some((id.parse().ok()?, member));
         self.members.records = records.into_iter().filter_map(known).collect();
-        // What was to be served may have been undone with the rest.
+        // What was to be served or offered may have been undone with the rest.
         self.not_served();
+        self.members.offered.clear();
         Ok(())
     }
 
@@ -235,6 +243,7 @@ impl Fleet {
     /// Whether it was one.
     pub(super) fn forget_member(&mut self, id: &DeviceId) -> bool {
         let known = self.members.records.remove(id);
+        self.members.offered.remove(id);
         if let Some(member) = &known {
             self.cut(client(id, &member.key.fingerprint()));
             let deleted = self.store.delete(Table::Members, id.as_str());

@@ -43,6 +43,7 @@ impl Fleet {
             token: grant.token,
             joined_ms: self.now_ms,
             certified_until_ms: 0,
+            roots: None,
         };
         self.members.records.insert(id.clone(), member);
         if standing == Standing::Waiting {
