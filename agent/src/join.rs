@@ -107,7 +107,7 @@ pub fn join(
     identity: &Identity,
     invitation: &Invitation,
 ) -> Result<Identity, JoinError> {
-    let body = Join { token: invitation.token.clone() };
+    let body = Join { token: invitation.token.clone(), controller: identity.controller };
     let request = sealed(identity, Kind::Join, &body);
     let membership = ask_any(&invitation.servers, |server| {
         let root = pinned(server, &invitation.pin)?;
@@ -122,7 +122,7 @@ pub fn join(
 /// As [`join`].
 pub fn renew(state: &State, identity: &Identity) -> Result<Identity, JoinError> {
     let known = identity.membership.as_ref().ok_or(JoinError::NoMember)?;
-    let request = sealed(identity, Kind::Renew, &Renew {});
+    let request = sealed(identity, Kind::Renew, &Renew { controller: identity.controller });
     let roots = known.roots.iter().map(|root| Certificate::from_der(root).to_owned());
     let roots: Vec<_> = roots.collect();
     let membership =

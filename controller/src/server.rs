@@ -36,8 +36,8 @@ pub(crate) use external::{Address as BrokerAddress, Broker};
 use fleet::{Fleet, Handle, Outgoing, Terms};
 pub(crate) use login::Login;
 use proof::Proof;
-use store::Store;
 pub(crate) use store::{Existing, restore};
+use store::{Keys, Store};
 
 /// How long requests under way may take to end.
 const END_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -77,9 +77,9 @@ pub fn up(options: &Options) -> anyhow::Result<()> {
     check(options)?;
     allow_connections();
     let store = Store::open(&options.data_dir)?;
-    let key = store.signing_key()?;
+    let keys = store.keys()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(options, store, key))?;
+    runtime.block_on(serve(options, store, keys))?;
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(())
 }
@@ -108,13 +108,9 @@ fn allow_connections() {
     }
 }
 
-async fn serve(
-    options: &Options,
-    store: Store,
-    key: limpet_protocol::SigningKey,
-) -> anyhow::Result<()> {
+async fn serve(options: &Options, store: Store, keys: Keys) -> anyhow::Result<()> {
     let (outgoing, to_publish) = tokio::sync::mpsc::unbounded_channel();
-    let (fleet, thread) = Fleet::start(store, key, options.lost_after, outgoing)?;
+    let (fleet, thread) = Fleet::start(store, keys, options.lost_after, outgoing)?;
     let certified = match options.insecure {
         true => None,
         false => Some(certify(options, &fleet).await?),

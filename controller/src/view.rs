@@ -11,7 +11,7 @@ mod trust;
 
 pub use trust::{
     AuditView, AuthorityView, PublisherMade, PublisherRequest, RotateAuthority, RotationView,
-    TokenMade, TokenRequest, TokenView, WhoView,
+    SigningKeyView, TokenMade, TokenRequest, TokenView, WhoView,
 };
 
 /// A device.

@@ -14,6 +14,7 @@ use crate::view::{RotateAuthority, RotationView};
 ///   limpet rotate authority
 ///   limpet rotate status
 ///   limpet rotate authority --finish
+///   limpet rotate signing-key
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Rotate {
@@ -39,6 +40,11 @@ enum Verb {
         #[arg(long, requires = "finish")]
         force: bool,
     },
+    /// Make another key sign what devices are told
+    ///
+    /// Each device takes it by a document that the key signs which it believes: at once, or when it
+    /// connects. What runs goes on. The former key is kept for as long as a device believes it.
+    SigningKey,
 }
 
 impl Rotate {
@@ -49,6 +55,7 @@ impl Rotate {
                 let request = RotateAuthority { finish, force };
                 client.ask("/api/v1/rotation/authority", &request)?
             }
+            Verb::SigningKey => client.ask("/api/v1/rotation/signing-key", &())?,
         };
         print(&text(&view))
     }
@@ -63,7 +70,8 @@ fn text(view: &RotationView) -> String {
     if !authority.publishers.is_empty() {
         text += &format!("  publishers of the former: {}\n", authority.publishers.join(", "));
     }
-    text
+    text += &format!("signing key {}\n", view.signing_key.fingerprint);
+    text + &taken(view.members, &view.signing_key.waiting)
 }
 
 fn taken(members: usize, waiting: &[String]) -> String {
@@ -73,4 +81,48 @@ fn taken(members: usize, waiting: &[String]) -> String {
         text += &format!("  not yet by: {}\n", waiting.join(", "));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::{AuthorityView, SigningKeyView};
+
+    #[test]
+    fn status_names_who_has_not_taken_what_is_new() {
+        let mut view = RotationView {
+            members: 3,
+            authority: AuthorityView {
+                pin: "07".repeat(32),
+                made_at: Some("2026-11-26T12:00:00Z".to_owned()),
+                replaces: true,
+                waiting: vec!["pi-1".to_owned(), "pi-2".to_owned()],
+                publishers: vec!["ci".to_owned()],
+            },
+            signing_key: SigningKeyView { fingerprint: "00112233".to_owned(), waiting: vec![] },
+        };
+        expect_test::expect![[r#"
+            authority 0707070707070707, made 2026-11-26T12:00:00Z: takes the place of another
+              taken by 1 of 3 members
+              not yet by: pi-1, pi-2
+              publishers of the former: ci
+            signing key 00112233
+              taken by 3 of 3 members
+        "#]]
+        .assert_eq(&text(&view));
+        view.authority = AuthorityView {
+            made_at: None,
+            replaces: false,
+            waiting: vec![],
+            publishers: vec![],
+            ..view.authority
+        };
+        expect_test::expect![[r#"
+            authority 0707070707070707: the only one
+              taken by 3 of 3 members
+            signing key 00112233
+              taken by 3 of 3 members
+        "#]]
+        .assert_eq(&text(&view));
+    }
 }

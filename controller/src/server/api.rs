@@ -104,6 +104,7 @@ fn router(fleet: Handle, access: Access) -> (Router, utoipa::openapi::OpenApi) {
         .routes(routes!(join::revoke_device))
         .routes(routes!(rotation::rotation))
         .routes(routes!(rotation::authority))
+        .routes(routes!(rotation::signing_key))
         .routes(routes!(tokens::whoami))
         .routes(routes!(tokens::tokens, tokens::create))
         .routes(routes!(tokens::revoke))

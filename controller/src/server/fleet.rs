@@ -12,13 +12,13 @@ use std::time::Duration;
 use limpet_controller_core::limit::Quiet;
 use limpet_controller_core::presence::moved_ms;
 use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence, Secrets};
-use limpet_protocol::{DeviceId, Held, ImagePolicy, Prefix, SigningKey, StreamId, WorkloadId};
+use limpet_protocol::{DeviceId, Held, ImagePolicy, Prefix, StreamId, WorkloadId};
 use tokio::sync::mpsc;
 
 use super::authority::Served;
 use super::clock::{Steady, now_ms};
 use super::logs::Stream;
-use super::store::{EventRow, ReportedRow, Source, Store, StoreError, Table};
+use super::store::{EventRow, Keys, ReportedRow, Source, Store, StoreError, Table};
 
 mod admit;
 mod audit;
@@ -76,7 +76,7 @@ pub(super) enum Outgoing {
 /// Everything that is known.
 pub(super) struct Fleet {
     store: Store,
-    key: SigningKey,
+    keys: Keys,
     prefix: Prefix,
     /// Wall clock of the piece of work that runs, in milliseconds: what people read, and what is
     /// stored.
@@ -116,7 +116,7 @@ impl Fleet {
     /// Reads the store and starts the thread.
     pub(super) fn start(
         store: Store,
-        key: SigningKey,
+        keys: Keys,
         lost_after: Duration,
         outgoing: mpsc::UnboundedSender<Outgoing>,
     ) -> anyhow::Result<(Handle, JoinHandle<()>)> {
@@ -125,7 +125,7 @@ impl Fleet {
         let tokens = Tokens::new(store.token_key()?);
         let mut fleet = Self {
             store,
-            key,
+            keys,
             prefix: Prefix::default(),
             now_ms: now_ms(),
             clock,

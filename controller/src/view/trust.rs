@@ -152,6 +152,17 @@ pub struct RotationView {
     pub members: usize,
     /// The certificate authority.
     pub authority: AuthorityView,
+    /// The key that signs what devices are told.
+    pub signing_key: SigningKeyView,
+}
+
+/// The key that signs what devices are told.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SigningKeyView {
+    /// The first 16 hexadecimal digits of its public half.
+    pub fingerprint: String,
+    /// Members that have not taken it yet.
+    pub waiting: Vec<String>,
 }
 
 /// The fleet's certificate authority.

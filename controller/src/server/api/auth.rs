@@ -89,6 +89,7 @@ pub(super) const ROUTES: &[(Method, &str, Needs)] = &[
     (Method::POST,   "/api/v1/devices/{id}/revoke", ADMIN),
     (Method::GET,    "/api/v1/rotation", ADMIN),
     (Method::POST,   "/api/v1/rotation/authority", ADMIN),
+    (Method::POST,   "/api/v1/rotation/signing-key", ADMIN),
     (Method::GET,    "/api/v1/secrets", VIEWER),
     (Method::PUT,    "/api/v1/secrets/{name}", OPERATOR),
     (Method::DELETE, "/api/v1/secrets/{name}", OPERATOR),

@@ -31,13 +31,25 @@ pub(super) async fn authority(
     answer(fleet.call(move |fleet| fleet.rotate_authority(&caller, step)).await?)
 }
 
+/// Makes another key sign what devices are told; each takes it by a document that its former key
+/// signs.
+#[utoipa::path(post, path = "/api/v1/rotation/signing-key",
+    responses((status = 200, body = RotationView), (status = 409, body = ErrorView)))]
+pub(super) async fn signing_key(
+    State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
+) -> Answer<Json<RotationView>> {
+    answer(fleet.call(move |fleet| fleet.rotate_signing_key(&caller)).await?)
+}
+
 fn answer(done: Result<RotationView, RotateError>) -> Answer<Json<RotationView>> {
     done.map(Json).map_err(|why| {
         let status = match &why {
-            RotateError::Authority(_) => StatusCode::SERVICE_UNAVAILABLE,
+            RotateError::Authority(_) | RotateError::Key(_) => StatusCode::SERVICE_UNAVAILABLE,
             RotateError::Insecure
             | RotateError::UnderWay
             | RotateError::NotUnderWay
+            | RotateError::TrustOnFirstUse
             | RotateError::Waiting { .. } => StatusCode::CONFLICT,
         };
         Failure(status, why.to_string())

@@ -40,9 +40,9 @@ impl Served {
     fn start(access: Access) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        let key = store.signing_key().unwrap();
+        let keys = store.keys().unwrap();
         let (outgoing, _to_publish) = unbounded_channel();
-        let (fleet, thread) = Fleet::start(store, key, Duration::from_secs(60), outgoing).unwrap();
+        let (fleet, thread) = Fleet::start(store, keys, Duration::from_secs(60), outgoing).unwrap();
         let runtime = Runtime::new().unwrap();
         let served = service(fleet.clone(), access);
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();

@@ -77,7 +77,7 @@ impl Stored {
                 let only = Self::first(Kept { certificate, key, made_ms: 0 });
                 Ok(Some(Self { names, ..only }))
             }
-            ..=FORMAT => cbor::decode(&bytes, bytes.len()).map(Some).map_err(damaged),
+            1..=FORMAT => cbor::decode(&bytes, bytes.len()).map(Some).map_err(damaged),
             _ => Err(AuthorityError::Newer { path: path.into(), format }),
         }
     }

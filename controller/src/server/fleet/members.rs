@@ -17,6 +17,7 @@ mod certificates;
 mod exchange;
 mod rotation;
 mod serving;
+mod signer;
 #[cfg(test)]
 mod tests;
 
@@ -48,6 +49,9 @@ pub(super) struct Member {
     /// The authorities that it was told of with that; None where an earlier version did not note it.
     #[serde(default)]
     pub(super) roots: Option<Digest>,
+    /// Whose signature it believes; None where an earlier version did not note it.
+    #[serde(default)]
+    pub(super) controller: Option<PublicKey>,
 }
 
 /// Who may be a member, and what members are told.
@@ -248,6 +252,7 @@ impl Fleet {
             self.cut(client(id, &member.key.fingerprint()));
             let deleted = self.store.delete(Table::Members, id.as_str());
             self.stored(deleted);
+            self.retire_keys();
         }
         known.is_some()
     }

@@ -5,8 +5,9 @@ use limpet_protocol::{DeviceId, TokenId};
 use super::super::audit::Entry;
 use super::super::caller::Caller;
 use super::super::tokens::time;
-use super::{Fleet, Standing};
+use super::{Fleet, Standing, client};
 use crate::server::authority::AuthorityError;
+use crate::server::store::StoreError;
 use crate::view::{AuthorityView, RotationView};
 use limpet_controller_core::Grant;
 
@@ -43,8 +44,15 @@ pub(in crate::server) enum RotateError {
          publishers do not"
     )]
     Waiting { members: String, publishers: String },
+    #[error(
+        "this controller lets anybody in (--insecure): its devices trust the first key that they see, \
+         and take no other"
+    )]
+    TrustOnFirstUse,
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    #[error(transparent)]
+    Key(StoreError),
 }
 
 impl Fleet {
@@ -61,6 +69,7 @@ impl Fleet {
                 waiting: self.without_authority().iter().map(ToString::to_string).collect(),
                 publishers: self.former_publishers().into_iter().map(|(_, name)| name).collect(),
             },
+            signing_key: self.signing_key_view(),
         })
     }
 
@@ -124,7 +133,7 @@ impl Fleet {
         // They are not let in again, and then ask for a certificate by proof of their keys.
         for id in members {
             if let Some(key) = self.members.key(&id) {
-                self.cut(format!("limpet/{id}/{}", key.fingerprint()));
+                self.cut(client(&id, &key.fingerprint()));
             }
         }
         self.offer_to_all();

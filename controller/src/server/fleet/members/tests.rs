@@ -39,9 +39,9 @@ impl Known {
     fn joined(require_approval: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        let key = store.signing_key().unwrap();
+        let keys = store.keys().unwrap();
         let (sender, outgoing) = unbounded_channel();
-        let (fleet, thread) = Fleet::start(store, key, Duration::from_secs(60), sender).unwrap();
+        let (fleet, thread) = Fleet::start(store, keys, Duration::from_secs(60), sender).unwrap();
         let terms = Terms::sample(folder.path()).unwrap();
         let runtime = Runtime::new().unwrap();
         let device = SigningKey::generate().unwrap();
@@ -72,7 +72,7 @@ impl Known {
         };
         let made = self.call(|fleet| fleet.create_token(&local(), wish)).unwrap();
         let token: Token = Invitation::parse(&made.text, Purpose::Join).unwrap().token;
-        let signed = self.signed(Kind::Join, &Join { token });
+        let signed = self.signed(Kind::Join, &Join { token, controller: None });
         let from = "127.0.0.1:1".parse().unwrap();
         self.call(move |fleet| fleet.join(&signed, from)).unwrap();
     }
@@ -94,6 +94,7 @@ impl Known {
             sealing_key: None,
             sent_ms: 0,
             recorded: None,
+            controller: None,
         };
         let signed = self.signed(Kind::Hello, &hello);
         self.call(move |fleet| {
@@ -103,7 +104,7 @@ impl Known {
     }
 
     fn renew(&self) {
-        let signed = self.signed(Kind::Renew, &Renew {});
+        let signed = self.signed(Kind::Renew, &Renew { controller: None });
         let from = "127.0.0.1:1".parse().unwrap();
         self.call(move |fleet| fleet.renew(&signed, from)).unwrap();
     }
@@ -130,6 +131,7 @@ impl Known {
             ordered.push(match order {
                 Outgoing::Publish { topic, .. } => topic,
                 Outgoing::Drop { client } => format!("cut {client}"),
+                Outgoing::Serve(_) => "serve".to_owned(),
             });
         }
         ordered
