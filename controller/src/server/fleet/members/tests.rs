@@ -7,7 +7,7 @@ use limpet_controller_core::Scope;
 use limpet_controller_core::token::Wish;
 use limpet_protocol::{
     BootId, DeviceId, Digest, Facts, Header, Held, Hello, Invitation, Join, Kind, Nonce, OutboxId,
-    Purpose, Renew, SigningKey, Token, Topic, envelope,
+    PublicKey, Purpose, Renew, SigningKey, Token, Topic, envelope,
 };
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -16,6 +16,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::super::{Caller, Fleet, Handle, Outgoing, Standing, Terms, Who};
 use crate::server::store::{AuditFilter, Store};
 use crate::view::DeviceView;
+
+mod rotation;
 
 /// A controller that knows one device, which has joined.
 struct Known {
@@ -78,6 +80,16 @@ impl Known {
     }
 
     fn hello(&self, connection: u64) -> Result<(), String> {
+        self.greets(connection, Held::default(), None)
+    }
+
+    /// Says hello, holding this, believing this key.
+    fn greets(
+        &self,
+        connection: u64,
+        held: Held,
+        controller: Option<PublicKey>,
+    ) -> Result<(), String> {
         let hello = Hello {
             boot: BootId([1; 16]),
             connection,
@@ -86,7 +98,7 @@ impl Known {
             features: vec![],
             labels: [("own".parse().unwrap(), "x".parse().unwrap())].into(),
             facts: Facts::default(),
-            held: Held::default(),
+            held,
             arriving: None,
             reported: Digest([0; 32]),
             outbox: OutboxId([1; 8]),
@@ -94,7 +106,7 @@ impl Known {
             sealing_key: None,
             sent_ms: 0,
             recorded: None,
-            controller: None,
+            controller,
         };
         let signed = self.signed(Kind::Hello, &hello);
         self.call(move |fleet| {
