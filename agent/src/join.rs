@@ -111,7 +111,7 @@ pub fn join(
     invitation: &Invitation,
     proxies: &Proxies,
 ) -> Result<Identity, JoinError> {
-    let body = Join { token: invitation.token.clone() };
+    let body = Join { token: invitation.token.clone(), controller: identity.controller };
     let request = sealed(identity, Kind::Join, &body);
     let membership = ask_any(&invitation.servers, |server| {
         let server = Server { address: server, proxies };
@@ -127,7 +127,7 @@ pub fn join(
 /// As [`join`].
 pub fn renew(state: &State, identity: &Identity, proxies: &Proxies) -> Result<Identity, JoinError> {
     let known = identity.membership.as_ref().ok_or(JoinError::NoMember)?;
-    let request = sealed(identity, Kind::Renew, &Renew {});
+    let request = sealed(identity, Kind::Renew, &Renew { controller: identity.controller });
     let roots = known.roots.iter().map(|root| Certificate::from_der(root).to_owned());
     let roots: Vec<_> = roots.collect();
     let membership = ask_any(&known.servers, |address| {

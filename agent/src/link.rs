@@ -89,8 +89,8 @@ pub enum FromLink {
     },
     /// Not connected any more.
     Down,
-    /// The broker refuses the device's certificate as too old.
-    Expired,
+    /// The broker does not take the device's certificate any more: there may be another.
+    Outdated,
     /// A message.
     Message {
         /// Its topic.
@@ -205,7 +205,7 @@ async fn run(options: Options, outgoing: Outgoing, incoming: Sender<FromLink>) {
                 Ended::Never(why)
             }
         };
-        if ended.is_expiry() && incoming.send(FromLink::Expired).await.is_err() {
+        if ended.is_outdated() && incoming.send(FromLink::Outdated).await.is_err() {
             return;
         }
         let up = matches!(ended, Ended::Silent | Ended::Lost(_));
@@ -266,9 +266,10 @@ enum Ended {
 }
 
 impl Ended {
-    /// Whether a certificate has expired, as TLS tells it (RFC 8446 section 6.2).
-    fn is_expiry(&self) -> bool {
-        matches!(self, Self::Lost(why) | Self::Never(why) if why == mqtt::EXPIRED)
+    /// Whether the certificate is not good any more, as TLS tells it (RFC 8446 section 6.2).
+    fn is_outdated(&self) -> bool {
+        let is_outdated = |why: &String| [mqtt::EXPIRED, mqtt::REPLACED].contains(&why.as_str());
+        matches!(self, Self::Lost(why) | Self::Never(why) if is_outdated(why))
     }
 }
 

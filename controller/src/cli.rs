@@ -23,6 +23,7 @@ mod policy;
 mod progress;
 mod recover;
 mod restore;
+mod rotate;
 mod run;
 mod scale;
 mod secret;
@@ -72,6 +73,7 @@ enum Verb {
     Restore(restore::Restore),
     Recover(recover::Recover),
     Policy(policy::Policy),
+    Rotate(rotate::Rotate),
     Device(device::Device),
     Token(token::Token),
     Sign(sign::Sign),
@@ -120,6 +122,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Restore(verb) => verb.run(),
         Verb::Recover(verb) => verb.run(&client()?),
         Verb::Policy(verb) => verb.run(&client()?),
+        Verb::Rotate(verb) => verb.run(&client()?),
         Verb::Device(verb) => verb.run(&client()?),
         Verb::Secret(verb) => verb.run(&client()?),
         Verb::Token(verb) => verb.run(&client()?),

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use limpet_controller_core::certificate;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 mod api;
 #[cfg(any(test, fuzzing))]
@@ -22,6 +24,7 @@ mod external;
 mod fleet;
 mod login;
 mod logs;
+mod proof;
 mod store;
 mod tls;
 mod websocket;
@@ -29,13 +32,14 @@ mod websocket;
 use api::Access;
 use authority::Authority;
 pub(crate) use authority::{CONTROLLER, PUBLISHER};
-use broker::Files;
 use external::Link;
 pub(crate) use external::{Address as BrokerAddress, Broker};
-use fleet::{Fleet, Handle, Terms};
+use fleet::{Fleet, Handle, Outgoing, Terms};
 pub(crate) use login::Login;
-use store::Store;
+use proof::Proof;
 pub(crate) use store::{Existing, restore};
+use store::{Keys, Store};
+use tls::{Shown, TlsListener};
 
 /// How long requests under way may take to end.
 const END_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -64,6 +68,8 @@ pub struct Options {
     pub certificate_ttl: Duration,
     /// How long after its end a device may still renew it.
     pub renew_expired: Duration,
+    /// How long the controller's own certificate is good.
+    pub server_certificate_ttl: Duration,
     /// A device that is offline for this long is lost.
     pub lost_after: Duration,
 }
@@ -76,9 +82,9 @@ pub fn up(options: &Options) -> anyhow::Result<()> {
     check(options)?;
     allow_connections();
     let store = Store::open(&options.data_dir)?;
-    let key = store.signing_key()?;
+    let keys = store.keys()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(options, store, key))?;
+    runtime.block_on(serve(options, store, keys))?;
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(())
 }
@@ -108,26 +114,26 @@ fn allow_connections() {
     }
 }
 
-async fn serve(
-    options: &Options,
-    store: Store,
-    key: limpet_protocol::SigningKey,
-) -> anyhow::Result<()> {
+async fn serve(options: &Options, store: Store, keys: Keys) -> anyhow::Result<()> {
     let (outgoing, to_publish) = tokio::sync::mpsc::unbounded_channel();
-    let (fleet, thread) = Fleet::start(store, key, options.lost_after, outgoing)?;
+    let (fleet, thread) = Fleet::start(store, keys, options.lost_after, outgoing)?;
     let certified = match options.insecure {
         true => None,
         false => Some(certify(options, &fleet).await?),
     };
     let (door, tls) = certified.unzip();
+    if tls.is_some() {
+        tokio::spawn(renew_own(fleet.clone(), millis(options.server_certificate_ttl)));
+    }
     let websocket = options.wss_listen.is_some();
-    let embedded = async |files, outgoing| {
-        broker::start(options.mqtt_listen, files, websocket, fleet.clone(), outgoing).await
+    let embedded = async |proof, outgoing| {
+        broker::start(options.mqtt_listen, proof, websocket, fleet.clone(), outgoing).await
     };
     let door = match door {
         None => embedded(None, to_publish).await?,
-        Some(Door::Embedded(files)) => embedded(Some(files), to_publish).await?,
-        Some(Door::External(link)) => {
+        Some(Door::Embedded(proof)) => embedded(Some(proof), to_publish).await?,
+        Some(Door::External(link, proof)) => {
+            let to_publish = serving(proof, fleet.clone(), to_publish);
             external::start(link, fleet.clone(), to_publish);
             None
         }
@@ -151,13 +157,13 @@ async fn serve(
         None => {
             tokio::spawn(axum::serve(listener, service).with_graceful_shutdown(ended).into_future())
         }
-        Some(config) => {
+        Some(shown) => {
             if let Some(address) = second(options) {
                 let listener = bind("--wss-listen", address).await?;
-                let listener = tls::TlsListener::new(listener, config.clone())?;
+                let listener = TlsListener::new(listener, shown.clone())?;
                 tokio::spawn(axum::serve(listener, service.clone()).into_future());
             }
-            let listener = tls::TlsListener::new(listener, config)?;
+            let listener = TlsListener::new(listener, shown)?;
             tokio::spawn(axum::serve(listener, service).with_graceful_shutdown(ended).into_future())
         }
     };
@@ -171,8 +177,8 @@ async fn serve(
 
 /// How devices come in.
 enum Door {
-    Embedded(Files),
-    External(Link),
+    Embedded(Proof),
+    External(Link, Proof),
 }
 
 /// The address that the API is served on besides its own.
@@ -189,41 +195,31 @@ async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<tokio::net::Tcp
 async fn certify(
     options: &Options,
     fleet: &Handle,
-) -> anyhow::Result<(Door, std::sync::Arc<rustls::ServerConfig>)> {
+) -> anyhow::Result<(Door, Shown)> {
     let now_ms = clock::now_ms();
     let host = host(options)?;
     let names = authority::names(options.listen.ip(), &options.advertise);
     let names = [names, vec![host.clone()]].concat();
     let authority = Authority::open(&options.data_dir, &names, now_ms)?;
-    let served = authority.serve(now_ms)?;
-    let file = |name: &str, content: &str| -> anyhow::Result<PathBuf> {
-        let path = options.data_dir.join(name);
-        store::write_key(&path, content.as_bytes())?;
-        Ok(path)
-    };
-    let files = Files {
-        certificate: file("server.pem", &served.certificate)?,
-        key: file("server.key", &served.key)?,
-        authority: file("authority.pem", &authority.pem())?,
-    };
-    let config = tls::config(&served, &authority.pem())?;
+    let server_ms = millis(options.server_certificate_ttl);
+    let served = authority.serve(now_ms, server_ms)?;
+    let (proof, shown) = Proof::new(&options.data_dir, &served)?;
     let port = |address: SocketAddr| at(&host, address.port());
     let (door, brokers, broker_roots) = match &options.broker {
         Some(broker) => {
             let (link, roots) = external::link(broker, authority.certify_controller(now_ms)?)?;
             fleet.call(Fleet::set_foreign).await?;
-            (Door::External(link), vec![broker.url()], roots)
+            (Door::External(link, proof), vec![broker.url()], roots)
         }
         None => {
             let mqtts = format!("mqtts://{}", port(options.mqtt_listen));
             let wss =
                 options.wss_listen.map(|wss| format!("wss://{}{}", port(wss), websocket::PATH));
-            (Door::Embedded(files), [mqtts].into_iter().chain(wss).collect(), Vec::new())
+            (Door::Embedded(proof), [mqtts].into_iter().chain(wss).collect(), Vec::new())
         }
     };
     // The second is for those to whom walls leave nothing else.
     let servers: Vec<_> = [options.listen].into_iter().chain(second(options)).map(port).collect();
-    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let terms = Terms {
         authority,
         brokers,
@@ -231,9 +227,51 @@ async fn certify(
         servers,
         certificate_ms: millis(options.certificate_ttl),
         renew_expired_ms: millis(options.renew_expired),
+        server_ms,
+        served_until_ms: served.until_ms,
     };
     fleet.call(move |fleet| fleet.set_terms(terms)).await?;
-    Ok((door, config))
+    Ok((door, shown))
+}
+
+/// Has the controller's own certificate renewed, for as long as it serves.
+async fn renew_own(fleet: Handle, lives_ms: u64) {
+    let every = Duration::from_millis(certificate::look_every_ms(lives_ms));
+    loop {
+        tokio::time::sleep(every).await;
+        fleet.tell(Fleet::renew_own);
+    }
+}
+
+/// Serves what is to be served, and hands on what else is ordered.
+fn serving(
+    proof: Proof,
+    fleet: Handle,
+    mut orders: UnboundedReceiver<Outgoing>,
+) -> UnboundedReceiver<Outgoing> {
+    let (others, to_publish) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(order) = orders.recv().await {
+            match order {
+                Outgoing::Serve(served) => {
+                    if let Err(why) = proof.show(&served) {
+                        log::error!("the controller's new certificate is not in use yet: {why:#}");
+                        fleet.tell(Fleet::not_served);
+                    }
+                }
+                order @ (Outgoing::Publish { .. } | Outgoing::Drop { .. }) => {
+                    if others.send(order).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    to_publish
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The host that others reach this controller by.

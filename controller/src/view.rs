@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 mod trust;
 
 pub use trust::{
-    AuditView, PublisherMade, PublisherRequest, TokenMade, TokenRequest, TokenView, WhoView,
+    AuditView, AuthorityView, PublisherMade, PublisherRequest, RotateAuthority, RotationView,
+    SigningKeyView, TokenMade, TokenRequest, TokenView, WhoView,
 };
 
 /// A device.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::desired::Held;
 use crate::hpke::SealingKey;
 use crate::id::{Digest, IdError, OutboxId, byte_id};
+use crate::key::PublicKey;
 
 /// Labels a device may carry.
 pub const LABELS_MAX: usize = 64;
@@ -78,6 +79,10 @@ pub struct Hello {
     /// orders boots. Absent where the device has lost something and does not know.
     #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
     pub recorded: Option<u64>,
+    /// Whose signature the device believes; absent where it has seen none, or an older agent does not
+    /// say.
+    #[serde(rename = "y", default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<PublicKey>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]

@@ -19,13 +19,20 @@ pub struct Join {
     /// Lets it in.
     #[serde(rename = "t")]
     pub token: Token,
+    /// Whose signature the device believes already, where it has been in a fleet.
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<PublicKey>,
 }
 
 /// Asks for a new certificate over HTTPS, where the old one has expired; signed as
 /// [`crate::Kind::Renew`]. The answer is a [`Membership`], which says nothing that is secret: to
 /// repeat the request gains nobody anything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Renew {}
+pub struct Renew {
+    /// Whose signature the device believes: the answer leaves it at that.
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    pub controller: Option<PublicKey>,
+}
 
 /// What a member of a fleet knows of it: whom it believes, how it is known, and where to go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

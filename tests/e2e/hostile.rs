@@ -64,6 +64,7 @@ pub(crate) fn evil_hello() -> Hello {
         sealing_key: None,
         sent_ms: 0,
         recorded: None,
+        controller: None,
     }
 }
 
@@ -299,7 +300,7 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
             owned.send(kind, &bytes);
         }
     }
-    let command = |nonce| {
+    let command = |key: &SigningKey, nonce, action| {
         let header = Header {
             prefix: "limpet/v1".into(),
             device: "dev-0".parse().unwrap(),
@@ -307,19 +308,24 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
             epoch: 1,
             number: 1,
         };
-        let stream = limpet_protocol::StreamId([1; 8]);
-        seal(
-            &mine,
-            &header,
-            &limpet_protocol::Command {
-                nonce,
-                action: limpet_protocol::Action::EndStream { stream },
-            },
-        )
+        seal(key, &header, &limpet_protocol::Command { nonce, action })
     };
+    let stream = limpet_protocol::StreamId([1; 8]);
+    let end = || limpet_protocol::Action::EndStream { stream };
+    // Whoever has no key that the device believes gives it no other.
+    let membership = limpet_protocol::Membership {
+        controller: other.public(),
+        roots: vec![],
+        certificates: vec![],
+        brokers: vec![],
+        servers: vec![],
+        broker_roots: vec![],
+    };
+    let rekey = limpet_protocol::Action::Membership(Box::new(membership));
+    owned.send(Kind::Command, &command(&other, hello.nonce, rekey));
     // A command of another connection is not carried out; one of this connection is.
-    owned.send(Kind::Command, &command(Nonce([0; 16])));
-    owned.send(Kind::Command, &command(hello.nonce));
+    owned.send(Kind::Command, &command(&mine, Nonce([0; 16]), end()));
+    owned.send(Kind::Command, &command(&mine, hello.nonce, end()));
     eventually("the answer to the one good command", || {
         (owned.heard("result").len() == 1).then_some(())
     });

@@ -63,6 +63,7 @@ impl Device {
             outbox: OutboxId([1; 8]),
             keep_alive_s: 600,
             sealing_key: None,
+            controller: None,
             sent_ms: connection,
             recorded: Some(self.recorded),
         }

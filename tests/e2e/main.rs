@@ -27,6 +27,7 @@ mod processes;
 mod publish;
 mod recover;
 mod registries;
+mod rotate;
 mod secrets;
 mod secured;
 mod start;

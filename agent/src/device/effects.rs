@@ -48,6 +48,9 @@ pub(super) struct Shell {
     way: Arc<Way>,
     inputs: Sender<Input>,
     connection: Cell<Option<u64>>,
+    /// The controller's key before the present one, until the present one is heard on the connection
+    /// over which it came: what was on its way then is no stranger's.
+    waning: Cell<Option<PublicKey>>,
     ready: RefCell<BTreeMap<String, Image>>,
     images_in_use: RwLock<()>,
     starts: Rc<Semaphore>,
@@ -97,6 +100,7 @@ impl Shell {
             way,
             inputs,
             connection: Cell::new(None),
+            waning: Cell::new(None),
             ready: RefCell::default(),
             images_in_use: RwLock::new(()),
             starts: Rc::new(Semaphore::new(STARTS_AT_ONCE)),
@@ -111,10 +115,21 @@ impl Shell {
 
     pub(super) fn connected(&self, connection: Option<u64>) {
         self.connection.set(connection);
+        self.waning.set(None);
         match connection {
             Some(_) => self.images.link_is_back(),
             None => self.streams.borrow_mut().clear(),
         }
+    }
+
+    /// The key that was believed a moment ago, where messages of it may be on their way.
+    pub(super) fn waning(&self) -> Option<PublicKey> {
+        self.waning.get()
+    }
+
+    /// The controller's key has been heard: no other is from here on.
+    pub(super) fn waned(&self) {
+        self.waning.set(None);
     }
 
     /// Trusts the controller's key from here on.

@@ -45,7 +45,7 @@ impl Inbox {
                 let nonce = super::random().map(Nonce).map_err(|_| Refusal::NoRandomness);
                 nonce.map(|nonce| Input::LinkUp { connection, nonce, keep_alive_s })
             }
-            FromLink::Expired => {
+            FromLink::Outdated => {
                 shell.renew();
                 return None;
             }
@@ -72,7 +72,11 @@ fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> 
     };
     let identity = shell.identity();
     let envelope = verify(&identity, kind, payload)
+        .or_else(|refused| verify_waning(shell, &identity, kind, payload).ok_or(refused))
         .map_err(|source| Refusal::Envelope { topic: topic.clone(), source })?;
+    if identity.controller == Some(envelope.signer) {
+        shell.waned();
+    }
     let body = |source| Refusal::Body { topic: topic.clone(), source };
     let number = envelope.header.number;
     let input = match kind {
@@ -114,28 +118,105 @@ pub(super) fn verify(
     kind: Kind,
     payload: &[u8],
 ) -> Result<Envelope, EnvelopeError> {
+    verify_by(identity, kind, identity.controller.as_ref(), payload)
+}
+
+/// Opens a message that was on its way when the controller's key became another.
+fn verify_waning(
+    shell: &Shell,
+    identity: &Identity,
+    kind: Kind,
+    payload: &[u8],
+) -> Option<Envelope> {
+    verify_by(identity, kind, Some(&shell.waning()?), payload).ok()
+}
+
+fn verify_by(
+    identity: &Identity,
+    kind: Kind,
+    signer: Option<&PublicKey>,
+    payload: &[u8],
+) -> Result<Envelope, EnvelopeError> {
     let prefix = Prefix::default();
-    let signer = identity.controller.as_ref();
     envelope::open(payload, Expected { prefix: &prefix, device: &identity.device, kind, signer })
 }
 
 /// Opens the stored desired state, which the controller's key before the present one may have signed.
 pub(super) fn verify_stored(identity: &Identity, signed: &[u8]) -> Result<Envelope, EnvelopeError> {
-    let prefix = Prefix::default();
-    let by = |signer| {
-        let (device, kind) = (&identity.device, Kind::Desired);
-        envelope::open(signed, Expected { prefix: &prefix, device, kind, signer })
-    };
-    let opened = by(identity.controller.as_ref());
+    let opened = verify(identity, Kind::Desired, signed);
     match &identity.controller_before {
-        Some(before) if opened.is_err() => by(Some(before)).or(opened),
+        Some(before) if opened.is_err() => {
+            verify_by(identity, Kind::Desired, Some(before), signed).or(opened)
+        }
         Some(_) | None => opened,
     }
+}
+
+/// Whether a stored desired state is proved by the key before the present one, and by it alone.
+pub(super) fn rests_on_before(identity: &Identity, signed: &[u8]) -> bool {
+    verify(identity, Kind::Desired, signed).is_err() && verify_stored(identity, signed).is_ok()
 }
 
 fn trust(shell: &Shell, identity: &Arc<Identity>, signer: PublicKey) {
     if identity.controller.is_none() {
         log::info!("trusting the controller's key {} from here on", signer.fingerprint());
         shell.pin(signer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use limpet_protocol::{Header, SigningKey};
+
+    use super::*;
+
+    fn key(byte: u8) -> SigningKey {
+        SigningKey::from_seed(&[byte; 32]).unwrap()
+    }
+
+    /// A device that believes these two.
+    fn believing(controller: Option<u8>, before: Option<u8>) -> Identity {
+        Identity {
+            device: "pi-1".parse().unwrap(),
+            key: Arc::new(key(9)),
+            controller: controller.map(|byte| key(byte).public()),
+            controller_before: before.map(|byte| key(byte).public()),
+            membership: None,
+        }
+    }
+
+    fn signed(kind: Kind, by: u8) -> Vec<u8> {
+        let header = Header {
+            prefix: Prefix::default().to_string(),
+            device: "pi-1".parse().unwrap(),
+            kind,
+            epoch: 1,
+            number: 1,
+        };
+        envelope::seal(&key(by), &header, &"body")
+    }
+
+    #[test]
+    fn what_is_stored_may_be_of_the_key_before_and_what_comes_may_not() {
+        for (present, before, by, comes, stored, rests) in [
+            (Some(1), None, 1, true, true, false),
+            (Some(1), None, 2, false, false, false),
+            (Some(2), Some(1), 2, true, true, false),
+            (Some(2), Some(1), 1, false, true, true),
+            (Some(3), Some(2), 1, false, false, false),
+            // Nobody is believed yet: the first is.
+            (None, None, 1, true, true, false),
+        ] {
+            let identity = believing(present, before);
+            let desired = signed(Kind::Desired, by);
+            let what = format!("{present:?} {before:?} {by}");
+            assert_eq!(verify(&identity, Kind::Desired, &desired).is_ok(), comes, "{what}");
+            assert_eq!(verify_stored(&identity, &desired).is_ok(), stored, "{what}");
+            assert_eq!(rests_on_before(&identity, &desired), rests, "{what}");
+            // Nothing else that is stored, and no command, passes for a desired state.
+            assert!(verify_stored(&identity, &signed(Kind::Command, by)).is_err(), "{what}");
+            let command = signed(Kind::Command, by);
+            assert_eq!(verify(&identity, Kind::Command, &command).is_ok(), comes, "{what}");
+        }
     }
 }

@@ -20,6 +20,9 @@ pub(super) const UNANSWERED: &str = "it takes connections and does not answer: i
 
 /// The broker does not take this device's certificate any more.
 pub(super) const EXPIRED: &str = "this device's certificate has expired";
+/// It is of an authority that is no more.
+pub(super) const REPLACED: &str =
+    "the authority of this device's certificate is not in force any more";
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "rumqttc's errors and reasons say themselves")]
 pub(super) fn explain(error: ConnectionError) -> String {
@@ -69,6 +72,10 @@ fn rustls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a 
 fn explain_tls(error: &RustlsError) -> String {
     match error {
         RustlsError::AlertReceived(AlertDescription::CertificateExpired) => EXPIRED.to_owned(),
+        // Authorities of one fleet have one name: a signature tells them apart, and says so.
+        RustlsError::AlertReceived(AlertDescription::UnknownCA | AlertDescription::DecryptError) => {
+            REPLACED.to_owned()
+        }
         RustlsError::AlertReceived(alert) => {
             format!("the broker does not accept this device's certificate ({alert:?})")
         }

@@ -150,3 +150,30 @@ fn nothing_at_all_is_a_new_device_and_both_copies_gone_is_said() {
     assert!(opened.desired.is_none() && opened.checkpoint.is_none());
     assert_eq!(opened.identity.device, id().unwrap());
 }
+
+#[test]
+fn a_membership_keeps_the_key_before_the_present_one_through_a_restart() {
+    let key = |byte| SigningKey::from_seed(&[byte; 32]).unwrap().public();
+    let membership = |byte| Membership {
+        controller: key(byte),
+        roots: vec![],
+        certificates: vec![],
+        brokers: vec![],
+        servers: vec![],
+        broker_roots: vec![],
+    };
+    let folder = tempfile::tempdir().unwrap();
+    // As it joins, takes another certificate, another key, another certificate, and yet another key.
+    for (controller, before) in
+        [(1, None), (1, None), (2, Some(1)), (2, Some(1)), (3, Some(2)), (1, Some(3))]
+    {
+        let Opened { state, identity, .. } = State::open(folder.path(), id()).unwrap();
+        state.store_identity(&identity.with_membership(membership(controller))).unwrap();
+        drop(state);
+        let known = State::open(folder.path(), id()).unwrap().identity;
+        assert_eq!(known.controller, Some(key(controller)));
+        assert_eq!(known.controller_before, before.map(key), "{controller}");
+        assert_eq!(known.key.public(), identity.key.public());
+        assert_eq!(known.membership, Some(membership(controller)));
+    }
+}

@@ -113,6 +113,7 @@ mod tests {
             outbox: OutboxId([1; 8]),
             keep_alive_s: 600,
             sealing_key: None,
+            controller: None,
             sent_ms,
             recorded: Some(recorded),
         }

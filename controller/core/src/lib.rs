@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::iter_over_hash_type)]
 
+pub mod certificate;
 pub mod deployment;
 mod greetings;
 mod inbox;

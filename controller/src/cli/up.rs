@@ -67,6 +67,9 @@ pub(super) struct Up {
     /// How long after its certificate's end a device may still ask for another: 0s, 3650d
     #[arg(long, value_name = "TIME", default_value = "3650d", value_parser = days)]
     renew_expired: Duration,
+    /// How long the controller's own certificate is good; it is renewed at half of that: 30d, 90d
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = days)]
+    server_certificate_ttl: Duration,
     /// Serve plain HTTP and MQTT, on loopback only
     #[arg(long)]
     insecure: bool,
@@ -100,6 +103,7 @@ impl Up {
             advertise: self.advertise,
             certificate_ttl: self.certificate_ttl,
             renew_expired: self.renew_expired,
+            server_certificate_ttl: self.server_certificate_ttl,
             login,
             lost_after: self.lost_after,
         })

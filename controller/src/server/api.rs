@@ -38,6 +38,7 @@ pub mod fuzz;
 mod join;
 mod policy;
 mod recover;
+mod rotation;
 mod secrets;
 #[cfg(test)]
 mod tests;
@@ -108,6 +109,9 @@ fn router(
         .routes(routes!(join::renew))
         .routes(routes!(join::approve))
         .routes(routes!(join::revoke_device))
+        .routes(routes!(rotation::rotation))
+        .routes(routes!(rotation::authority))
+        .routes(routes!(rotation::signing_key))
         .routes(routes!(tokens::whoami))
         .routes(routes!(tokens::tokens, tokens::create))
         .routes(routes!(tokens::revoke))

@@ -6,7 +6,6 @@
 //! allowed, which is the only place where it can still be refused.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -25,16 +24,21 @@ use rmqtt::types::{
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::authority::PUBLISHER;
-use super::fleet::{Caller, Handle, Outgoing, Who};
+use super::authority::{PUBLISHER, Served};
+use super::fleet::{Caller, Fleet, Handle, Outgoing, Who};
+use super::proof::Proof;
 use super::websocket::{self, Guests};
+
+mod listeners;
+
+use listeners::{Listeners, Socket};
 
 /// MQTT packets at most: the largest message of Limpet, and its topic.
 pub(super) const PACKET_BYTES_MAX: u32 = 256 * 1024;
 /// Messages that wait for one client.
 const QUEUE: usize = 10_000;
-/// The number of the listener for connections over WebSocket; others have their ports.
-const GUESTS: u16 = 1;
+/// The number of the listener for connections over WebSocket; others count from 1.
+const GUESTS: u16 = 0;
 /// How long a connection on loopback may take to say whose it is: others wait meanwhile.
 const GREETING_TIMEOUT: Duration = Duration::from_millis(500);
 /// Retained messages are answers to manifests, and presence: they live as long as the broker.
@@ -72,19 +76,11 @@ impl FromStr for Client {
     }
 }
 
-/// What the broker proves itself with, and whom it lets in: files in PEM.
-pub(super) struct Files {
-    pub(super) certificate: PathBuf,
-    pub(super) key: PathBuf,
-    /// Of the authority whose clients are let in.
-    pub(super) authority: PathBuf,
-}
-
-/// Starts the broker, and publishes what the fleet sends. Without files it speaks plain MQTT. With
+/// Starts the broker, and publishes what the fleet sends. Without proof it speaks plain MQTT. With
 /// `websocket` it gives where those get in that come over WebSocket.
 pub(super) async fn start(
     listen: SocketAddr,
-    files: Option<Files>,
+    proof: Option<Proof>,
     websocket: bool,
     fleet: Handle,
     outgoing: UnboundedReceiver<Outgoing>,
@@ -107,7 +103,7 @@ pub(super) async fn start(
         Type::MessagePublish,
         Type::MessagePublishCheckAcl,
     ] {
-        let door = if files.is_some() { Door::Certificates } else { Door::Open };
+        let door = if proof.is_some() { Door::Certificates } else { Door::Open };
         let (fleet, guests) = (fleet.clone(), guests.clone());
         let hook = Hook { fleet, prefix: Prefix::default(), door, guests };
         hooks.add_priority(kind, 1000, Box::new(hook)).await;
@@ -126,52 +122,79 @@ pub(super) async fn start(
         .max_handshaking_limit(10_000)
         .max_keepalive(65_535)
         .message_expiry_interval(EXPIRY);
-    let inner = websocket.then(|| for_guests(builder.clone())).transpose();
+    let inner = websocket.then(|| for_guests(&context, builder.clone())).transpose();
     let inner = inner.map_err(|e| anyhow!("the broker cannot listen on loopback: {e}"))?;
-    let listener = match &files {
-        None => builder.bind().and_then(Listener::tcp),
-        Some(Files { certificate, key, authority }) => builder
-            .tls_cert(Some(certificate.display().to_string()))
-            .tls_key(Some(key.display().to_string()))
-            .tls_client_ca_certs(Some(authority.display().to_string()))
-            .tls_cross_certificate(true)
-            .collect_cert_info(true)
-            .bind()
-            .and_then(Listener::tls),
+    let door = inner.map(|broker| websocket::Door { guests, broker });
+    let socket = match &proof {
+        None => Socket { builder, finish: Listener::tcp },
+        Some(proof) => Socket { builder: secured(builder, proof), finish: Listener::tls },
     };
-    let listener = listener.map_err(|e| anyhow!("--mqtt-listen {listen} cannot be used: {e}"))?;
-    let mut server = MqttServer::new(context.clone()).listener(listener);
-    let mut door = None;
-    if let Some((listener, broker)) = inner {
-        server = server.listener_by_id(listener, GUESTS);
-        door = Some(websocket::Door { guests, broker });
-    }
-    let server = server.build();
-    tokio::spawn(async move {
-        if let Err(error) = server.run().await {
-            log::error!("the broker ended: {error}");
-        }
-    });
-    tokio::spawn(publish(context, outgoing));
+    let mut listeners = Listeners::new(context.clone(), vec![socket]);
+    listeners.open().map_err(|e| anyhow!("--mqtt-listen {listen} cannot be used: {e}"))?;
+    let doors = Doors { proof, listeners, fleet };
+    tokio::spawn(publish(context, doors, outgoing));
     Ok(door)
 }
 
-/// Where connections over WebSocket come to the broker; see [`websocket`].
-fn for_guests(builder: Builder) -> anyhow::Result<(Listener, SocketAddr)> {
+/// Takes connections over WebSocket in; gives where. See [`websocket`].
+fn for_guests(context: &ServerContext, builder: Builder) -> anyhow::Result<SocketAddr> {
     let here = (Ipv4Addr::LOCALHOST, 0).into();
     let builder = builder.laddr(here).proxy_protocol(true).proxy_protocol_timeout(GREETING_TIMEOUT);
     let listener = builder.bind()?.tcp()?;
     let address = listener.local_addr()?;
-    Ok((listener, address))
+    listeners::accept(MqttServer::new(context.clone()).listener_by_id(listener, GUESTS).build());
+    Ok(address)
 }
 
-async fn publish(context: ServerContext, mut outgoing: UnboundedReceiver<Outgoing>) {
+/// TLS, and clients that have certificates.
+fn secured(builder: Builder, proof: &Proof) -> Builder {
+    let [certificate, key, authorities] = proof.files().map(|path| path.display().to_string());
+    builder
+        .tls_cert(Some(certificate))
+        .tls_key(Some(key))
+        .tls_client_ca_certs(Some(authorities))
+        .tls_cross_certificate(true)
+        .collect_cert_info(true)
+        // What opens in its place listens before it has closed.
+        .reuseport(Some(true))
+}
+
+/// Where clients come in, and what they are shown there.
+struct Doors {
+    proof: Option<Proof>,
+    listeners: Listeners,
+    fleet: Handle,
+}
+
+impl Doors {
+    /// Whoever comes from here on is shown this; connections that stand go on.
+    fn serve(&mut self, served: &Served) {
+        let Some(proof) = &self.proof else { return };
+        match proof.show(served).and_then(|()| self.listeners.open()) {
+            Ok(()) => log::info!("clients are shown a new certificate from here on"),
+            Err(why) => {
+                log::error!("the controller's new certificate is not in use yet: {why:#}");
+                self.fleet.tell(Fleet::not_served);
+            }
+        }
+    }
+}
+
+async fn publish(
+    context: ServerContext,
+    mut doors: Doors,
+    mut outgoing: UnboundedReceiver<Outgoing>,
+) {
     let id = Id::new(context.node.id(), 0, None, None, "limpet-controller".into(), None);
     while let Some(order) = outgoing.recv().await {
         let (topic, payload, retain) = match order {
             Outgoing::Publish { topic, payload, retain } => (topic, payload, retain),
             Outgoing::Drop { client } => {
                 tokio::spawn(cut(context.clone(), client));
+                continue;
+            }
+            Outgoing::Serve(served) => {
+                doors.serve(&served);
                 continue;
             }
         };

@@ -230,7 +230,7 @@ async fn publish(outgoing: &mut UnboundedReceiver<Outgoing>, client: &AsyncClien
         let (topic, payload, retain) = match order {
             Outgoing::Publish { topic, payload, retain } => (topic, payload, retain),
             // Who is not let in any more is not listened to; the connection is the broker's.
-            Outgoing::Drop { .. } => continue,
+            Outgoing::Drop { .. } | Outgoing::Serve(_) => continue,
         };
         let sent = client.publish(topic, QoS::AtLeastOnce, retain, payload);
         match timeout(STALLED, sent).await {

@@ -12,12 +12,13 @@ use std::time::Duration;
 use limpet_controller_core::limit::Quiet;
 use limpet_controller_core::presence::moved_ms;
 use limpet_controller_core::{Deployed, Deployments, Inbox, Known, Presence, Secrets};
-use limpet_protocol::{DeviceId, Held, ImagePolicy, Prefix, SigningKey, StreamId, WorkloadId};
+use limpet_protocol::{DeviceId, Held, ImagePolicy, Prefix, StreamId, WorkloadId};
 use tokio::sync::mpsc;
 
+use super::authority::Served;
 use super::clock::{Steady, now_ms};
 use super::logs::Stream;
-use super::store::{EventRow, ReportedRow, Source, Store, StoreError, Table};
+use super::store::{EventRow, Keys, ReportedRow, Source, Store, StoreError, Table};
 
 mod admit;
 mod audit;
@@ -46,7 +47,7 @@ use foreign::Foreign;
 use handle::{Answer, Work};
 pub(super) use handle::{CallError, Handle};
 use members::Members;
-pub(super) use members::{MemberError, Standing, Terms};
+pub(super) use members::{AuthorityStep, MemberError, RotateError, Standing, Terms};
 pub(super) use policy::Breaking;
 use record::{Adoption, Device, DeviceRecord, Link};
 pub(super) use secrets::SecretRefusal;
@@ -68,12 +69,14 @@ pub(super) enum Outgoing {
     Publish { topic: String, payload: Vec<u8>, retain: bool },
     /// Cut a client's connection.
     Drop { client: String },
+    /// Whoever comes from here on is shown this.
+    Serve(Box<Served>),
 }
 
 /// Everything that is known.
 pub(super) struct Fleet {
     store: Store,
-    key: SigningKey,
+    keys: Keys,
     prefix: Prefix,
     /// Wall clock of the piece of work that runs, in milliseconds: what people read, and what is
     /// stored.
@@ -113,7 +116,7 @@ impl Fleet {
     /// Reads the store and starts the thread.
     pub(super) fn start(
         store: Store,
-        key: SigningKey,
+        keys: Keys,
         lost_after: Duration,
         outgoing: mpsc::UnboundedSender<Outgoing>,
     ) -> anyhow::Result<(Handle, JoinHandle<()>)> {
@@ -122,7 +125,7 @@ impl Fleet {
         let tokens = Tokens::new(store.token_key()?);
         let mut fleet = Self {
             store,
-            key,
+            keys,
             prefix: Prefix::default(),
             now_ms: now_ms(),
             clock,

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use limpet_protocol::{Held, KeyError, SecretName, SigningKey, WorkloadStatus, cbor};
+use limpet_protocol::{Held, KeyError, SecretName, WorkloadStatus, cbor};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 mod audit;
 mod backup;
 mod events;
+mod keys;
 mod secrets;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ mod tokens;
 pub(super) use audit::{AuditFilter, AuditRow};
 pub(crate) use backup::{Existing, Source, restore};
 pub(super) use events::{EventFilter, EventRow};
+pub(super) use keys::Keys;
 
 /// The version of the tables; a store with a higher one was written by a newer controller.
 const VERSION: i64 = 3;
@@ -105,6 +107,11 @@ pub(crate) enum StoreError {
     #[error("the controller's key {path}: {source}")]
     Key { path: PathBuf, source: KeyError },
     #[error(
+        "{path} was written by a newer version of limpet (format {format}): install that version, \
+         or restore a backup"
+    )]
+    NewerKeys { path: PathBuf, format: u8 },
+    #[error(
         "{0} must be 32 bytes: take it from a backup; or remove it, and every token with it: then \
          `limpet up --new-login` makes one"
     )]
@@ -141,20 +148,9 @@ impl Store {
         Ok(Self { folder: folder.into(), connection, key, _lock: lock })
     }
 
-    /// The key that signs what the fleet is told; made on first use.
-    pub(super) fn signing_key(&self) -> Result<SigningKey> {
-        let path = self.folder.join(SIGNING_KEY);
-        let damaged = |source| StoreError::Key { path: path.clone(), source };
-        match std::fs::read(&path) {
-            Ok(seed) => return SigningKey::from_seed(&seed).map_err(damaged),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => {
-                return Err(StoreError::Io { action: "read", path, source });
-            }
-        }
-        let key = SigningKey::generate().map_err(damaged)?;
-        write_key(&path, key.seed())?;
-        Ok(key)
+    /// The keys that sign what the fleet is told; the first is made on first use.
+    pub(super) fn keys(&self) -> Result<Keys> {
+        Keys::open(self.folder.join(SIGNING_KEY))
     }
 
     /// What a backup of this store is made of.
@@ -340,7 +336,8 @@ pub(super) fn write_key(path: &Path, seed: &[u8]) -> Result<()> {
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(seed)?;
         file.sync_all()?;
-        std::fs::rename(&fresh, path)
+        std::fs::rename(&fresh, path)?;
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     };
     written().map_err(|source| StoreError::Io { action: "write", path: path.into(), source })
 }

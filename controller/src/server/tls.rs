@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -31,19 +31,22 @@ pub(super) struct TlsListener {
     address: SocketAddr,
 }
 
-/// What the API serves with. Whoever has a certificate of the authority (PEM) may show it; nobody has
-/// to.
+/// How handshakes are made; it may change between any two.
+pub(super) type Shown = watch::Receiver<Arc<ServerConfig>>;
+
+/// What the API serves with. Whoever has a certificate of one of the authorities may show it; nobody
+/// has to.
 ///
 /// # Errors
-/// When the certificate cannot be used.
-pub(super) fn config(served: &Served, authority: &str) -> anyhow::Result<Arc<ServerConfig>> {
-    let chain = CertificateDer::pem_slice_iter(served.certificate.as_bytes())
+/// When a certificate cannot be used.
+pub(super) fn config(served: &Served) -> anyhow::Result<Arc<ServerConfig>> {
+    let chain = CertificateDer::pem_slice_iter(served.chain.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .context("the controller's certificate")?;
     let key = PrivateKeyDer::from_pem_slice(served.key.as_bytes())
         .context("the key of the controller's certificate")?;
     let mut roots = RootCertStore::empty();
-    for root in CertificateDer::pem_slice_iter(authority.as_bytes()) {
+    for root in CertificateDer::pem_slice_iter(served.authorities.as_bytes()) {
         roots.add(root.context("the authority's certificate")?)?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -60,17 +63,17 @@ pub(super) fn config(served: &Served, authority: &str) -> anyhow::Result<Arc<Ser
 
 impl TlsListener {
     /// Listens in the background.
-    pub(super) fn new(listener: TcpListener, config: Arc<ServerConfig>) -> io::Result<Self> {
+    pub(super) fn new(listener: TcpListener, shown: Shown) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let (done, ready) = mpsc::channel(WAITING);
-        tokio::spawn(accept(listener, TlsAcceptor::from(config), done));
+        tokio::spawn(accept(listener, shown, done));
         Ok(Self { ready, address })
     }
 }
 
 async fn accept(
     mut listener: TcpListener,
-    acceptor: TlsAcceptor,
+    shown: Shown,
     done: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
 ) {
     let places = Arc::new(Semaphore::new(HANDSHAKES));
@@ -79,7 +82,8 @@ async fn accept(
         if done.is_closed() {
             return;
         }
-        let (acceptor, done) = (acceptor.clone(), done.clone());
+        let acceptor = TlsAcceptor::from(Arc::clone(&shown.borrow()));
+        let done = done.clone();
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;

@@ -132,3 +132,50 @@ pub struct PublisherMade {
     /// `mqtts://HOST:PORT`
     pub broker: String,
 }
+
+/// Replaces the fleet's authority.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotateAuthority {
+    /// End the former one, instead of beginning with another.
+    #[serde(default)]
+    pub finish: bool,
+    /// Even if some have not taken the new one.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// How far the fleet has come with what replaces something.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RotationView {
+    /// Members that are not revoked.
+    pub members: usize,
+    /// The certificate authority.
+    pub authority: AuthorityView,
+    /// The key that signs what devices are told.
+    pub signing_key: SigningKeyView,
+}
+
+/// The key that signs what devices are told.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SigningKeyView {
+    /// The first 16 hexadecimal digits of its public half.
+    pub fingerprint: String,
+    /// Members that have not taken it yet.
+    pub waiting: Vec<String>,
+}
+
+/// The fleet's certificate authority.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AuthorityView {
+    /// SHA-256 of its certificate, in hexadecimal.
+    pub pin: String,
+    /// When it was made (RFC 3339, UTC); null where it is the fleet's first.
+    pub made_at: Option<String>,
+    /// It is taking the place of another, whose clients are let in as well.
+    pub replaces: bool,
+    /// Members that have not been told, or have not answered.
+    pub waiting: Vec<String>,
+    /// Publishers whose certificates are of the other.
+    pub publishers: Vec<String>,
+}

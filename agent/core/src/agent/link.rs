@@ -59,6 +59,8 @@ impl Agent {
             sealing_key: self.sealing_key,
             sent_ms: now_ms,
             recorded: self.outbox.recorded(),
+            // The shell knows, and says so.
+            controller: None,
         };
         self.effects.push_back(Effect::Publish(Message::Hello(Box::new(hello))));
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use limpet_agent_core::Message;
 use limpet_protocol::Membership;
 
+use super::super::inbox;
 use super::Shell;
 use crate::link::Route;
 use crate::state::Identity;
@@ -15,15 +16,28 @@ impl Shell {
     /// Keeps what the controller has signed, and answers its command when that is on disk.
     pub(super) async fn store_membership(&self, number: u64, membership: Membership) {
         let known = self.identity();
-        let member = known.with_membership(membership);
-        let error = match (&known.membership, &member.membership) {
-            (Some(_), Some(membership)) => match tls::client(membership, &known.key) {
-                Ok(_) => self.become_member(member).await.err(),
-                Err(error) => Some(format!("its certificates cannot be used: {error}")),
-            },
-            _ => Some("this device has not joined: it runs with --insecure".to_owned()),
+        let taken = match &known.membership {
+            Some(_) => self.take_over(&known, membership).await,
+            None => Err("this device has not joined: it runs with --insecure".to_owned()),
         };
-        self.publish(Message::Result { number, error });
+        self.publish(Message::Result { number, error: taken.err() });
+    }
+
+    async fn take_over(&self, known: &Identity, membership: Membership) -> Result<(), String> {
+        let unusable = |error| format!("its certificates cannot be used: {error}");
+        tls::client(&membership, &known.key).map_err(unusable)?;
+        if known.controller != Some(membership.controller) {
+            let state = Arc::clone(&self.state);
+            let stored = smol::unblock(move || state.desired()).await.ok().flatten();
+            if stored.is_some_and(|signed| inbox::rests_on_before(known, &signed)) {
+                return Err(
+                    "what this device holds is signed with the key before its present one: \
+                            with another, it could not be proved any more"
+                        .to_owned(),
+                );
+            }
+        }
+        self.become_member(known.with_membership(membership)).await
     }
 
     async fn become_member(&self, member: Identity) -> Result<(), String> {
@@ -34,9 +48,13 @@ impl Shell {
     }
 
     fn believe(&self, member: Identity) -> Result<(), String> {
-        self.way
-            .set(Route::of(&member, self.way.get().proxies.clone()).map_err(|e| e.to_string())?);
-        *self.identity.borrow_mut() = Arc::new(member);
+        let proxies = self.way.get().proxies.clone();
+        self.way.set(Route::of(&member, proxies).map_err(|e| e.to_string())?);
+        let controller = member.controller;
+        let before = self.identity.replace(Arc::new(member));
+        if before.controller != controller {
+            self.waning.set(before.controller);
+        }
         Ok(())
     }
 
@@ -50,7 +68,9 @@ impl Shell {
             match renewed.map_err(|e| e.to_string()).and_then(|member| shell.believe(member)) {
                 Ok(()) => log::info!("this device has a new certificate"),
                 Err(why) => {
-                    log::warn!("the certificate has expired, and there is no new one: {why}")
+                    log::warn!(
+                        "the certificate is not taken any more, and there is no new one: {why}"
+                    )
                 }
             }
         });

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use limpet_agent_core::{Input, Message, StreamOrder};
 use limpet_protocol::{
-    CommandResult, DesiredState, Header, Kind, Prefix, Presence, PresenceState, Returned,
+    CommandResult, DesiredState, Header, Hello, Kind, Prefix, Presence, PresenceState, Returned,
     StreamSealer, Topic, envelope,
 };
 
@@ -40,6 +40,7 @@ impl Shell {
     pub(super) fn publish(&self, message: Message) {
         match message {
             Message::Hello(hello) => {
+                let hello = Hello { controller: self.identity().controller, ..*hello };
                 self.tell(Kind::Hello, hello.held.epoch, hello.connection, &hello);
             }
             Message::Reported(report) => {

@@ -91,10 +91,10 @@ impl Served {
         }
         std::fs::create_dir_all(folder)?;
         let store = Store::open(folder)?;
-        let key = store.signing_key()?;
+        let keys = store.keys()?;
         // Nobody publishes what it sends.
         let (outgoing, _) = tokio::sync::mpsc::unbounded_channel();
-        let (fleet, thread) = Fleet::start(store, key, Duration::from_secs(60), outgoing)?;
+        let (fleet, thread) = Fleet::start(store, keys, Duration::from_secs(60), outgoing)?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let terms = Terms::sample(folder)?;
         runtime.block_on(fleet.call(move |fleet| fleet.set_terms(terms)))?;

@@ -41,9 +41,9 @@ impl Served {
     fn start(access: Access) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        let key = store.signing_key().unwrap();
+        let keys = store.keys().unwrap();
         let (outgoing, _to_publish) = unbounded_channel();
-        let (fleet, thread) = Fleet::start(store, key, Duration::from_secs(60), outgoing).unwrap();
+        let (fleet, thread) = Fleet::start(store, keys, Duration::from_secs(60), outgoing).unwrap();
         let runtime = Runtime::new().unwrap();
         let door = Door { guests: Guests::default(), broker: ([127, 0, 0, 1], 1).into() };
         let served = service(fleet.clone(), access, Some(door));

@@ -81,7 +81,7 @@ pub(in crate::server) fn link(
     let (chain, key) = match files {
         Some((certificate, key)) => (certificates(certificate)?, self::key(key)?),
         None => {
-            let chain = CertificateDer::pem_slice_iter(own.certificate.as_bytes());
+            let chain = CertificateDer::pem_slice_iter(own.chain.as_bytes());
             let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes());
             (chain.collect::<Result<_, _>>()?, key.context("the controller's key")?)
         }

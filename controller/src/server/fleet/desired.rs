@@ -38,7 +38,7 @@ impl Fleet {
             epoch: held.epoch,
             number: held.generation,
         };
-        let signed = envelope::seal(&self.key, &header, &desired);
+        let signed = envelope::seal(self.signer(id), &header, &desired);
         let put = self.store.put_desired(id.as_str(), &signed);
         self.stored(put);
         self.put_device(id);
@@ -70,12 +70,20 @@ impl Fleet {
         id: &DeviceId,
         signed: &[u8],
     ) -> Result<Envelope, EnvelopeError> {
-        let (kind, signer) = (Kind::Desired, self.key.public());
-        let expected = Expected { prefix: &self.prefix, device: id, kind, signer: Some(&signer) };
-        envelope::open(signed, expected)
+        let kind = Kind::Desired;
+        let expected = Expected { prefix: &self.prefix, device: id, kind, signer: None };
+        let opened = envelope::open(signed, expected)?;
+        match self.keys.has(&opened.signer) {
+            true => Ok(opened),
+            false => {
+                let expected = self.keys.present().public();
+                Err(EnvelopeError::Signer { actual: opened.signer, expected })
+            }
+        }
     }
 
-    /// Gives a device its next desired state where the latest says something else than it should.
+    /// Gives a device its next desired state where the latest says something else than it should, or
+    /// is signed with a key that the device does not believe.
     pub(super) fn publish_desired_anew(&mut self, id: &DeviceId) {
         let read = self.store.desired(id.as_str());
         let signed = self.stored(read).flatten().unwrap_or_default();
@@ -86,7 +94,9 @@ impl Fleet {
             workloads.sort_by(|a, b| a.id.cmp(&b.id));
             workloads
         };
-        if latest.map(sorted) != Some(sorted(self.sealed_desired(id, Held::default()))) {
+        if self.is_signed_otherwise(id)
+            || latest.map(sorted) != Some(sorted(self.sealed_desired(id, Held::default())))
+        {
             self.publish_desired(id);
         }
     }

@@ -119,7 +119,8 @@ impl Fleet {
         if self.foreign.is_some() {
             self.greet(id, &hello, &mut record)?;
         }
-        let link = Link { boot: hello.boot, connection: hello.connection, nonce: hello.nonce };
+        let Hello { boot, connection, nonce, controller, .. } = hello;
+        let link = Link { boot, connection, nonce, controller };
         let steady_ms = self.steady_ms;
         let device = self.devices.entry(id.clone()).or_insert_with(|| Device {
             record: record.clone(),
@@ -154,18 +155,19 @@ impl Fleet {
             self.note("device-joined", Some(id), format!("trusting its key {fingerprint}"));
         }
         self.hear(id, Heard::Hello);
+        self.believes(id, controller);
         if changed {
             self.put_device(id);
         }
         self.acknowledge(id, differs);
-        self.renew_certificate(id);
+        self.offer_again(id);
         if fits_anew {
             self.place_all();
         }
         match before {
             _ if on_hold => self.tell_of_hold(id),
             // What was sealed to its former key opens no more.
-            Some(_) if rekeyed => self.publish_desired(id),
+            Some(_) if rekeyed || self.is_signed_otherwise(id) => self.publish_desired(id),
             Some(_) if !was_on_hold => self.bring_up_to_date(id, hello.accepted()),
             // It is new here, or has lost what it held beyond this store.
             Some(_) | None => self.publish_desired(id),
@@ -244,6 +246,8 @@ impl Fleet {
         }
         if changes.cursor {
             self.put_device(id);
+            // What it holds now may be what another signing key waited for.
+            self.renew_certificate(id);
         }
         self.acknowledge(id, changes.differs);
     }
@@ -298,7 +302,7 @@ impl Fleet {
         let epoch = device.record.held.epoch;
         let header =
             Header { prefix: self.prefix.to_string(), device: id.clone(), kind, epoch, number };
-        let payload = envelope::seal(&self.key, &header, body);
+        let payload = envelope::seal(self.signer(id), &header, body);
         let topic = Topic::Device(id.clone(), kind).under(&self.prefix);
         self.publish(topic, payload, false);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use limpet_protocol::{DeviceId, Labels, PublicKey, TokenId};
+use limpet_protocol::{DeviceId, Digest, Labels, PublicKey, TokenId};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -15,8 +15,14 @@ use crate::server::store::{StoreError, Table};
 
 mod certificates;
 mod exchange;
+mod rotation;
+mod serving;
+mod signer;
 #[cfg(test)]
 mod tests;
+
+use certificates::Taken;
+pub(in crate::server) use rotation::{AuthorityStep, RotateError};
 
 /// How a member stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,13 +46,19 @@ pub(super) struct Member {
     pub(super) joined_ms: u64,
     /// When the latest certificate made for it ends.
     pub(super) certified_until_ms: u64,
+    /// The authorities that it was told of with that; None where an earlier version did not note it.
+    #[serde(default)]
+    pub(super) roots: Option<Digest>,
+    /// Whose signature it believes; None where an earlier version did not note it.
+    #[serde(default)]
+    pub(super) controller: Option<PublicKey>,
 }
 
 /// Who may be a member, and what members are told.
 pub(super) struct Members {
     pub(super) records: BTreeMap<DeviceId, Member>,
-    /// The command that offers a new certificate, and when that ends.
-    offered: BTreeMap<DeviceId, (u64, u64)>,
+    /// The command that offers something on the present connection, and what it offers.
+    offered: BTreeMap<DeviceId, (u64, Taken)>,
     /// None where anybody is let in, and trusted on first use (`--insecure`).
     terms: Option<Terms>,
 }
@@ -62,6 +74,10 @@ pub(in crate::server) struct Terms {
     pub(in crate::server) certificate_ms: u64,
     /// How long after its end a device may still ask for another.
     pub(in crate::server) renew_expired_ms: u64,
+    /// How long the controller's own certificate is good.
+    pub(in crate::server) server_ms: u64,
+    /// When the one that is served ends; 0 where another is to be served as soon as can be.
+    pub(in crate::server) served_until_ms: u64,
 }
 
 impl Terms {
@@ -85,6 +101,8 @@ impl Terms {
             certificate_ms: 90_000,
             broker_roots: Vec::new(),
             renew_expired_ms: 0,
+            server_ms: 90_000,
+            served_until_ms: 0,
         })
     }
 }
@@ -142,6 +160,9 @@ impl Fleet {
         let records = self.store.records::<Member>(Table::Members)?;
         let known = |(id, member): (String, _)| Some((id.parse().ok()?, member));
         self.members.records = records.into_iter().filter_map(known).collect();
+        // What was to be served or offered may have been undone with the rest.
+        self.not_served();
+        self.members.offered.clear();
         Ok(())
     }
 
@@ -226,10 +247,12 @@ impl Fleet {
     /// Whether it was one.
     pub(super) fn forget_member(&mut self, id: &DeviceId) -> bool {
         let known = self.members.records.remove(id);
+        self.members.offered.remove(id);
         if let Some(member) = &known {
             self.cut(client(id, &member.key.fingerprint()));
             let deleted = self.store.delete(Table::Members, id.as_str());
             self.stored(deleted);
+            self.retire_keys();
         }
         known.is_some()
     }

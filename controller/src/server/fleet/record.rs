@@ -67,6 +67,8 @@ pub(super) struct Link {
     pub(super) boot: BootId,
     pub(super) connection: u64,
     pub(super) nonce: Nonce,
+    /// Whose signature it believes, where it says so.
+    pub(super) controller: Option<PublicKey>,
 }
 
 #[cfg(test)]

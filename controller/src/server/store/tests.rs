@@ -70,7 +70,7 @@ fn backed_up() -> (tempfile::TempDir, PathBuf, [u8; 32]) {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let store = Store::open(&data).unwrap();
-    let key = store.signing_key().unwrap();
+    let keys = store.keys().unwrap();
     store.begin().unwrap();
     store.put_event(&EventRow { kind: "first".to_owned(), ..EventRow::default() }).unwrap();
     let secret = ("db".parse().unwrap(), 1, 5);
@@ -84,7 +84,7 @@ fn backed_up() -> (tempfile::TempDir, PathBuf, [u8; 32]) {
     let path = folder.path().join("backup");
     std::fs::write(&path, pieces.concat()).unwrap();
     assert!(!data.join(backup::PART).exists());
-    (folder, path, *key.seed())
+    (folder, path, *keys.present().seed())
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_backup_is_the_store_of_one_moment_and_its_key() {
     let header = restore(&path, &data, Existing::Keep).unwrap();
     assert_eq!((header.devices, header.events), (0, 1));
     let store = Store::open(&data).unwrap();
-    assert_eq!(*store.signing_key().unwrap().seed(), seed);
+    assert_eq!(*store.keys().unwrap().present().seed(), seed);
     let filter = EventFilter { limit: 10, ..EventFilter::default() };
     let kinds: Vec<String> = store.events(&filter).unwrap().into_iter().map(|e| e.kind).collect();
     assert_eq!(kinds, ["first"]);

@@ -34,6 +34,9 @@ impl Fleet {
             true => Standing::Waiting,
             false => Standing::Member,
         };
+        // One that was a member before may believe a former key.
+        let controller = join.controller.filter(|key| self.keys.signing(key).is_some());
+        let controller = controller.unwrap_or(self.keys.present().public());
         let known = self.members.records.get(&id);
         let standing = known.map_or(standing, |known| known.standing);
         let member = Member {
@@ -43,13 +46,15 @@ impl Fleet {
             token: grant.token,
             joined_ms: self.now_ms,
             certified_until_ms: 0,
+            roots: None,
+            controller: None,
         };
         self.members.records.insert(id.clone(), member);
         if standing == Standing::Waiting {
             let said = "waits for `limpet device approve`".to_owned();
             self.note("device-waits", Some(&id), said);
         }
-        self.certify(&id)
+        self.certify(&id, controller)
     }
 
     /// Gives a member another certificate: `signed` is its [`Renew`].
@@ -58,7 +63,7 @@ impl Fleet {
         signed: &[u8],
         from: SocketAddr,
     ) -> Result<Membership, MemberError> {
-        let (id, key, _) = self.request::<Renew>(signed, Kind::Renew)?;
+        let (id, key, Renew { controller }) = self.request::<Renew>(signed, Kind::Renew)?;
         let late_ms = self.members.terms.as_ref().map_or(0, |terms| terms.renew_expired_ms);
         let renewed = match self.members.records.get(&id) {
             Some(member) if member.key != key => Err(MemberError::Unknown(id.clone())),
@@ -69,7 +74,7 @@ impl Fleet {
             Some(member) if member.certified_until_ms.saturating_add(late_ms) < self.now_ms => {
                 Err(MemberError::TooLate(id.clone()))
             }
-            Some(_) => self.certify(&id),
+            Some(_) => self.certify(&id, self.heard_or_noted(&id, controller)),
         };
         let by = Caller { who: Who::Device(id.clone()), from: Some(from) };
         let (action, object) = ("device.renew", format!("device/{id}"));

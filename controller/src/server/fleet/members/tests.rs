@@ -7,7 +7,7 @@ use limpet_controller_core::Scope;
 use limpet_controller_core::token::Wish;
 use limpet_protocol::{
     BootId, DeviceId, Digest, Facts, Header, Held, Hello, Invitation, Join, Kind, Nonce, OutboxId,
-    Purpose, Renew, SigningKey, Token, Topic, envelope,
+    PublicKey, Purpose, Renew, SigningKey, Token, Topic, envelope,
 };
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -16,6 +16,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::super::{Caller, Fleet, Handle, Outgoing, Standing, Terms, Who};
 use crate::server::store::{AuditFilter, Store};
 use crate::view::DeviceView;
+
+mod rotation;
 
 /// A controller that knows one device, which has joined.
 struct Known {
@@ -39,9 +41,9 @@ impl Known {
     fn joined(require_approval: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        let key = store.signing_key().unwrap();
+        let keys = store.keys().unwrap();
         let (sender, outgoing) = unbounded_channel();
-        let (fleet, thread) = Fleet::start(store, key, Duration::from_secs(60), sender).unwrap();
+        let (fleet, thread) = Fleet::start(store, keys, Duration::from_secs(60), sender).unwrap();
         let terms = Terms::sample(folder.path()).unwrap();
         let runtime = Runtime::new().unwrap();
         let device = SigningKey::generate().unwrap();
@@ -72,12 +74,22 @@ impl Known {
         };
         let made = self.call(|fleet| fleet.create_token(&local(), wish)).unwrap();
         let token: Token = Invitation::parse(&made.text, Purpose::Join).unwrap().token;
-        let signed = self.signed(Kind::Join, &Join { token });
+        let signed = self.signed(Kind::Join, &Join { token, controller: None });
         let from = "127.0.0.1:1".parse().unwrap();
         self.call(move |fleet| fleet.join(&signed, from)).unwrap();
     }
 
     fn hello(&self, connection: u64) -> Result<(), String> {
+        self.greets(connection, Held::default(), None)
+    }
+
+    /// Says hello, holding this, believing this key.
+    fn greets(
+        &self,
+        connection: u64,
+        held: Held,
+        controller: Option<PublicKey>,
+    ) -> Result<(), String> {
         let hello = Hello {
             boot: BootId([1; 16]),
             connection,
@@ -86,7 +98,7 @@ impl Known {
             features: vec![],
             labels: [("own".parse().unwrap(), "x".parse().unwrap())].into(),
             facts: Facts::default(),
-            held: Held::default(),
+            held,
             arriving: None,
             reported: Digest([0; 32]),
             outbox: OutboxId([1; 8]),
@@ -94,6 +106,7 @@ impl Known {
             sealing_key: None,
             sent_ms: 0,
             recorded: None,
+            controller,
         };
         let signed = self.signed(Kind::Hello, &hello);
         self.call(move |fleet| {
@@ -103,7 +116,7 @@ impl Known {
     }
 
     fn renew(&self) {
-        let signed = self.signed(Kind::Renew, &Renew {});
+        let signed = self.signed(Kind::Renew, &Renew { controller: None });
         let from = "127.0.0.1:1".parse().unwrap();
         self.call(move |fleet| fleet.renew(&signed, from)).unwrap();
     }
@@ -130,6 +143,7 @@ impl Known {
             ordered.push(match order {
                 Outgoing::Publish { topic, .. } => topic,
                 Outgoing::Drop { client } => format!("cut {client}"),
+                Outgoing::Serve(_) => "serve".to_owned(),
             });
         }
         ordered

@@ -1,0 +1,115 @@
+//! What members are offered, and with whose signature they are told.
+
+use limpet_protocol::PublicKey;
+
+use super::super::{AuthorityStep, RotateError};
+use super::*;
+use crate::view::RotationView;
+
+impl Known {
+    fn authority(&self, step: AuthorityStep) -> Result<RotationView, RotateError> {
+        self.call(move |fleet| fleet.rotate_authority(&local(), step))
+    }
+
+    fn offers(&mut self) -> usize {
+        self.ordered().iter().filter(|order| order.ends_with("/command")).count()
+    }
+
+    /// The device answers the latest command.
+    fn answers(&self, error: Option<&'static str>) {
+        self.call(move |fleet| fleet.took_certificate(&id(), fleet.last_command, error));
+    }
+
+    fn rotate_signing_key(&self) -> PublicKey {
+        self.call(|fleet| fleet.rotate_signing_key(&local())).unwrap();
+        self.present()
+    }
+
+    fn present(&self) -> PublicKey {
+        self.call(|fleet| fleet.keys.present().public())
+    }
+
+    /// Its latest desired state.
+    fn latest(&self) -> Held {
+        self.call(|fleet| fleet.devices[&id()].record.held)
+    }
+
+    /// What the device was told since it was last asked, and by whose signature.
+    fn told(&mut self) -> Vec<(Kind, PublicKey)> {
+        let mut told = Vec::new();
+        while let Ok(order) = self.outgoing.try_recv() {
+            let Outgoing::Publish { topic, payload, .. } = order else { continue };
+            let prefix = "limpet/v1".parse().unwrap();
+            let Ok(Topic::Device(device, kind)) = Topic::parse(&prefix, &topic) else { continue };
+            let expected =
+                envelope::Expected { prefix: &prefix, device: &device, kind, signer: None };
+            told.push((kind, envelope::open(&payload, expected).unwrap().signer));
+        }
+        told
+    }
+}
+
+#[test]
+fn what_a_member_is_offered_is_offered_once_on_a_connection() {
+    let mut known = Known::joined(false);
+    known.hello(1).unwrap();
+    known.ordered();
+    known.authority(AuthorityStep::Begin).unwrap();
+    // Whoever comes with another certificate must find that it is taken.
+    assert_eq!(known.ordered(), ["serve", "limpet/v1/d/dev-0/command"]);
+    for _ in 0..3 {
+        known.call(|fleet| fleet.alive(&id()));
+    }
+    assert_eq!(known.ordered(), [""; 0]);
+    // What was sent on the former connection may have been lost.
+    known.hello(2).unwrap();
+    assert_eq!(known.offers(), 1);
+    let why = known.authority(AuthorityStep::Finish).unwrap_err().to_string();
+    assert!(why.contains("Members: dev-0; publishers: none"), "{why}");
+    known.answers(None);
+    assert_eq!(known.call(|fleet| fleet.rotation()).unwrap().authority.waiting, [""; 0]);
+    known.authority(AuthorityStep::Finish).unwrap();
+    // It is told that the former is no more; where it refuses that, it is asked when it comes again.
+    assert_eq!(known.ordered(), ["serve", "limpet/v1/d/dev-0/command"]);
+    known.answers(Some("no"));
+    known.call(|fleet| fleet.alive(&id()));
+    assert_eq!(known.offers(), 0);
+    known.hello(3).unwrap();
+    assert_eq!(known.offers(), 1);
+}
+
+#[test]
+fn a_device_is_told_with_the_key_that_it_believes_whatever_was_lost() {
+    let mut known = Known::joined(false);
+    known.hello(1).unwrap();
+    let (first, held) = (known.present(), known.latest());
+    known.told();
+    let second = known.rotate_signing_key();
+    // It does not hold yet what it was told: nothing is offered that would make that worthless.
+    assert!(known.told().is_empty());
+    known.greets(2, held, Some(first)).unwrap();
+    let told = known.told();
+    assert!(told.contains(&(Kind::Command, first)), "{told:?}");
+    assert!(told.iter().all(|(_, signer)| *signer == first), "{told:?}");
+    // It has taken the other; its answer was lost. What it holds is signed anew.
+    known.greets(3, held, Some(second)).unwrap();
+    let told = known.told();
+    assert!(told.contains(&(Kind::Desired, second)), "{told:?}");
+    assert!(told.iter().all(|(_, signer)| *signer == second), "{told:?}");
+    assert!(known.call(move |fleet| fleet.keys.signing(&first).is_none()), "nobody believes it");
+    // Before that has arrived, there is no third.
+    let third = known.rotate_signing_key();
+    assert!(known.told().is_empty());
+    known.greets(4, known.latest(), Some(second)).unwrap();
+    assert!(known.told().contains(&(Kind::Command, second)));
+    let waiting = |known: &Known| known.call(|fleet| fleet.rotation()).unwrap().signing_key.waiting;
+    assert_eq!(waiting(&known), ["dev-0"]);
+    known.answers(None);
+    assert_eq!(waiting(&known), [""; 0]);
+    assert_eq!(known.told(), [(Kind::Desired, third)]);
+    // One that comes from the future of this controller is told of, and told with the present key.
+    let stranger = SigningKey::generate().unwrap().public();
+    known.greets(5, known.latest(), Some(stranger)).unwrap();
+    assert!(known.told().iter().all(|(_, signer)| *signer == third));
+    assert_eq!(waiting(&known), ["dev-0"]);
+}
