@@ -40,11 +40,19 @@ impl Blobs {
         let mut bytes = Vec::new();
         let file = File::open(self.path(digest)).ok()?;
         file.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-        (format!("sha256:{}", Digest::of(&bytes)) == digest).then_some(bytes)
+        is(digest, &bytes).then_some(bytes)
     }
 
+    /// Keeps a document.
+    ///
+    /// # Errors
+    /// When it is not what its digest says: it would stand where another image's document is.
     pub(super) fn keep(&self, digest: &str, bytes: &[u8]) -> Result<(), ImageError> {
-        replace(&self.path(digest), bytes)
+        let path = self.path(digest);
+        if !is(digest, bytes) {
+            return Err(io("keep", &path)(ErrorKind::InvalidData.into()));
+        }
+        replace(&path, bytes)
     }
 
     /// Bytes of a layer that an earlier try has left here.
@@ -112,6 +120,11 @@ impl Blobs {
         }
         Ok(path)
     }
+}
+
+/// Whether a digest, as OCI writes it, is that of these bytes.
+fn is(digest: &str, bytes: &[u8]) -> bool {
+    format!("sha256:{}", Digest::of(bytes)) == digest
 }
 
 /// A layer that is being received: its bytes, and their digest so far.
@@ -184,5 +197,21 @@ impl Part {
     fn finish(self) -> Result<String, ImageError> {
         self.file.sync_data().map_err(io("write", &self.path))?;
         Ok(oci_digest(self.hash))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_digest_says_is_kept_under_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path().join("blobs")).unwrap();
+        let digest = format!("sha256:{}", Digest::of(b"config"));
+        blobs.keep(&digest, b"config").unwrap();
+        let error = blobs.keep(&digest, b"of another").unwrap_err();
+        assert!(error.to_string().starts_with("cannot keep "), "{error}");
+        assert_eq!(blobs.document(&digest).unwrap(), b"config");
     }
 }

@@ -5,7 +5,7 @@ use limpet_protocol::{ImageName, ImagePolicies};
 
 use super::manifest::Manifest;
 use super::registry::Source;
-use super::signature::{self, Seen, Subject};
+use super::signature::{self, PAYLOAD_BYTES_MAX, Seen, Subject};
 use super::{Image, ImageError, Images, Named, read_named, write_named};
 
 /// A document that is kept, under its digest.
@@ -178,7 +178,7 @@ fn fetch(source: Source<'_>, digest: &str, proof: &mut Proof) -> Result<(), Imag
     let fault = |reason| ImageError::Registry { endpoint: source.endpoint.to_string(), reason };
     signature::listed(&bytes).map_err(fault)?;
     let manifest = (format!("sha256:{}", limpet_protocol::Digest::of(&bytes)), bytes);
-    proof.add(manifest, |digest| source.document(digest))
+    proof.add(manifest, |digest| source.document("what was signed,", digest, PAYLOAD_BYTES_MAX))
 }
 
 /// The digests that a signature may be for.

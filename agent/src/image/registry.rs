@@ -6,6 +6,7 @@ use std::io::Read;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use limpet_protocol::Digest;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::Deserialize;
 use ureq::http::{Response, StatusCode};
@@ -184,14 +185,25 @@ impl Source<'_> {
         let response = self.get(&url, None)?;
         match response.status() {
             StatusCode::NOT_FOUND => Ok(None),
-            _ => document(self.endpoint, &url, response).map(Some),
+            _ => document(self.endpoint, &url, response, DOCUMENT_BYTES_MAX).map(Some),
         }
     }
 
-    /// A small blob.
-    pub(super) fn document(&self, digest: &str) -> Result<Vec<u8>, ImageError> {
+    /// A small blob that is what its digest says, of at most `bytes_max` bytes.
+    pub(super) fn document(
+        &self,
+        what: &'static str,
+        digest: &str,
+        bytes_max: u64,
+    ) -> Result<Vec<u8>, ImageError> {
         let url = format!("{}/blobs/{digest}", self.base());
-        document(self.endpoint, &url, self.get(&url, None)?)
+        let bytes = document(self.endpoint, &url, self.get(&url, None)?, bytes_max)?;
+        let actual = format!("sha256:{}", Digest::of(&bytes));
+        if actual != digest {
+            let (name, expected) = (self.name.clone(), digest.to_owned());
+            return Err(ImageError::Digest { name, what, expected, actual });
+        }
+        Ok(bytes)
     }
 
     /// A blob from `offset` on; the second value says whether the registry went along with that or
@@ -262,7 +274,7 @@ impl Source<'_> {
                     .call()
                     .map_err(|e| unreachable(self.endpoint, format!("{realm}: {e}")))?;
                 let response = able(self.endpoint, &realm, response)?;
-                let text = document(self.endpoint, &realm, response)?;
+                let text = document(self.endpoint, &realm, response, DOCUMENT_BYTES_MAX)?;
                 let token: Option<Token> = serde_json::from_slice(&text).ok();
                 let token = token.and_then(|token| token.token.or(token.access_token));
                 let reason = || fault(self.endpoint, format!("{realm} answered without a token"));
@@ -307,19 +319,20 @@ fn able(
 fn document(
     endpoint: &Endpoint,
     url: &str,
-    mut response: Response<Body>,
+    response: Response<Body>,
+    bytes_max: u64,
 ) -> Result<Vec<u8>, ImageError> {
     if response.status() != StatusCode::OK {
         return Err(fault(endpoint, format!("{} for {url}", response.status())));
     }
-    let body = response.body_mut().with_config().limit(DOCUMENT_BYTES_MAX);
-    body.read_to_vec().map_err(|e| {
-        let reason = format!("{url}: {e}");
-        match matches!(e, ureq::Error::BodyExceedsLimit(_)) {
-            true => fault(endpoint, reason),
-            false => unreachable(endpoint, reason),
-        }
-    })
+    let mut bytes = Vec::new();
+    let mut body = response.into_body().into_reader().take(bytes_max.saturating_add(1));
+    body.read_to_end(&mut bytes).map_err(|e| unreachable(endpoint, format!("{url}: {e}")))?;
+    if bytes.len() as u64 > bytes_max {
+        let reason = format!("{url} has more than the {bytes_max} bytes that are read of it");
+        return Err(fault(endpoint, reason));
+    }
+    Ok(bytes)
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -329,31 +342,4 @@ fn is_loopback(host: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mirrors_come_first_and_loopback_is_plain() {
-        let registries = Registries {
-            mirrors: [(
-                "docker.io".to_owned(),
-                vec!["127.0.0.1:5000".to_owned(), "m.example".into()],
-            )]
-            .into(),
-            insecure: vec!["10.0.0.1:5000".into()],
-            ..Registries::default()
-        };
-        let registry = Registry::new(registries).unwrap();
-        let bases = |name: &str| -> Vec<String> {
-            let name = name.parse().unwrap();
-            registry.endpoints(&name).iter().map(ToString::to_string).collect()
-        };
-        assert_eq!(
-            bases("node:alpine"),
-            ["http://127.0.0.1:5000", "https://m.example", "https://registry-1.docker.io"]
-        );
-        assert_eq!(bases("10.0.0.1:5000/a"), ["http://10.0.0.1:5000"]);
-        assert_eq!(bases("[::1]:5000/a"), ["http://[::1]:5000"]);
-        assert_eq!(bases("10.0.0.2:5000/a"), ["https://10.0.0.2:5000"]);
-    }
-}
+mod tests;
