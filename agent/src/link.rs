@@ -356,10 +356,11 @@ async fn until_subscribed(
     events: &mut EventLoop,
 ) -> Result<(), String> {
     let filters = options.prefix.device_filters(&options.device);
-    let mut missing = filters.len();
+    let (mut missing, mut greeted) = (filters.len(), false);
     loop {
         match events.poll().await.map_err(explain)? {
-            Event::Incoming(Incoming::ConnAck(_)) => {
+            Event::Incoming(Incoming::ConnAck(_)) if !greeted => {
+                greeted = true;
                 for filter in &filters {
                     client.subscribe(filter, QoS::AtLeastOnce).await.map_err(|e| e.to_string())?;
                 }
@@ -379,7 +380,8 @@ async fn until_subscribed(
                     return Ok(());
                 }
             }
-            Event::Incoming(_) | Event::Outgoing(_) => {}
+            Event::Incoming(packet) => mqtt::allow(&packet)?,
+            Event::Outgoing(_) => {}
         }
     }
 }
@@ -416,6 +418,11 @@ async fn receive(
             }
             Ok(Err(error)) => return Ended::Lost(explain(error)),
         };
+        if let Event::Incoming(packet) = &event
+            && let Err(why) = mqtt::allow(packet)
+        {
+            return Ended::Lost(why);
+        }
         match event {
             // It keeps the topic of each, and was told that there may be none.
             Event::Incoming(Incoming::Publish(publish)) if has_alias(&publish) => {
