@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use limpet_protocol::{DeviceId, Join, Kind, Membership, PublicKey, Renew, envelope};
+use limpet_controller_core::token::Ended;
+use limpet_protocol::{DeviceId, Join, Kind, Membership, PublicKey, Renew, Token, envelope};
 use serde::de::DeserializeOwned;
 
 use super::super::audit::Entry;
@@ -28,6 +29,9 @@ impl Fleet {
             let entry = Entry { action: "device.join", object, outcome, ..Entry::default() };
             self.audit_refused(&by, join.token.id, entry);
             return Err(why);
+        }
+        if self.has_joined_with(&id, &join.token) {
+            return self.certify(&id);
         }
         let grant = self.use_join_token(&join.token, &id, from)?;
         let standing = match grant.require_approval {
@@ -87,6 +91,17 @@ impl Fleet {
             .map_err(|e| MemberError::Envelope(e.to_string()))?;
         let body = opened.read().map_err(|e| MemberError::Envelope(e.to_string()))?;
         Ok((opened.header.device, opened.signer, body))
+    }
+
+    /// Whether a device, which may join, is a member by this very token: the answer was lost on its way,
+    /// and the token may be used up by that.
+    fn has_joined_with(&self, id: &DeviceId, token: &Token) -> bool {
+        let ended = self.tokens.genuine(token).map(|record| record.ended(self.now_ms));
+        let member = self.members.records.get(id);
+        matches!(ended, Some(None | Some(Ended::UsedUp)))
+            && member.is_some_and(|member| {
+                member.token == token.id && member.certified_until_ms > self.now_ms
+            })
     }
 
     fn may_join(&self, id: &DeviceId, key: &PublicKey) -> Result<(), MemberError> {

@@ -63,6 +63,12 @@ impl Known {
     }
 
     fn join(&self, require_approval: bool) {
+        let token = self.token(require_approval);
+        self.join_with(&self.device, &token).unwrap();
+    }
+
+    /// A token that is used up by one device.
+    fn token(&self, require_approval: bool) -> Token {
         let wish = Wish {
             name: "rack".to_owned(),
             role: "join".to_owned(),
@@ -71,10 +77,22 @@ impl Known {
             ..Wish::default()
         };
         let made = self.call(|fleet| fleet.create_token(&local(), wish)).unwrap();
-        let token: Token = Invitation::parse(&made.text, Purpose::Join).unwrap().token;
-        let signed = self.signed(Kind::Join, &Join { token });
+        Invitation::parse(&made.text, Purpose::Join).unwrap().token
+    }
+
+    /// A device of this key asks to join.
+    fn join_with(&self, key: &SigningKey, token: &Token) -> Result<(), String> {
+        let header = Header {
+            prefix: "limpet/v1".to_owned(),
+            device: id(),
+            kind: Kind::Join,
+            epoch: 0,
+            number: 1,
+        };
+        let signed = envelope::seal(key, &header, &Join { token: token.clone() });
         let from = "127.0.0.1:1".parse().unwrap();
-        self.call(move |fleet| fleet.join(&signed, from)).unwrap();
+        let joined = self.call(move |fleet| fleet.join(&signed, from).map_err(|e| e.to_string()));
+        joined.map(drop)
     }
 
     fn hello(&self, connection: u64) -> Result<(), String> {
@@ -147,6 +165,31 @@ impl Drop for Known {
             thread.join().unwrap();
         }
     }
+}
+
+#[test]
+fn who_lost_the_answer_joins_again_with_the_token_that_it_has_used_up() {
+    let known = Known::joined(false);
+    let used = known.token(true);
+    known.join_with(&known.device, &used).unwrap();
+    known.join_with(&known.device, &used).unwrap();
+    let refused = |key: &SigningKey, token: &Token, why: &str| {
+        let said = known.join_with(key, token).unwrap_err();
+        assert!(said.contains(why), "{why}: {said}");
+    };
+    refused(&SigningKey::generate().unwrap(), &used, "is used up");
+    let forged = Token { id: used.id, ..Token::generate().unwrap() };
+    refused(&known.device, &forged, "the join token is wrong");
+    // Another token since: the earlier one says nothing of how it is a member.
+    known.join(false);
+    refused(&known.device, &used, "is used up");
+    let last = known.token(false);
+    known.join_with(&known.device, &last).unwrap();
+    let id = last.id;
+    known.call(move |fleet| fleet.revoke_token(&local(), id));
+    refused(&known.device, &last, "was revoked");
+    known.stands(Standing::Revoked);
+    refused(&known.device, &last, "was revoked");
 }
 
 #[test]
