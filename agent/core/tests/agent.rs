@@ -372,7 +372,7 @@ fn what_the_owner_does_not_allow_is_refused_with_its_rule_and_what_ran_goes_on()
 #[test]
 fn what_the_shell_was_not_allowed_is_not_tried_again() {
     let owner = Owner { privileged: true, ..Owner::default() };
-    let refusal = owner.host_path("/srv", "/etc").unwrap_err();
+    let refusal = owner.host_path("/srv", "/etc", &[]).unwrap_err();
     let mut device = Device::of(owner);
     let change =
         |generation, arg: &str| changed(generation, "a", |spec| spec.args = vec![arg.to_owned()]);
