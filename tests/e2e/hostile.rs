@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use limpet_protocol::envelope::{Header, seal};
 use limpet_protocol::{BootId, DesiredState, Held, Hello, Kind, Nonce, Prefix, SigningKey, Topic};
-use limpet_tests::{Agent, Door, Fleet, Lab, Member, Process, eventually, free_port, output};
+use limpet_tests::{
+    Agent, Door, Fleet, Lab, Member, Place, Process, eventually, free_port, output,
+};
 
 /// Bytes that are no message of anybody.
 pub(crate) fn garbage() -> Vec<(&'static str, Vec<u8>)> {
@@ -192,7 +194,10 @@ impl Owned {
         );
         std::thread::sleep(std::time::Duration::from_millis(200));
         let url = format!("mqtt://127.0.0.1:{port}");
-        let agent = Agent::with_config(&lab, "dev-0", Door::Broker(&url), "keep_alive_s = 6\n");
+        // So that it says of each message why it is refused, which on flash would be too much.
+        let through = ["env", "LIMPET_LOG=debug"].map(str::to_owned).to_vec();
+        let place = Place { through, ..Place::default() };
+        let agent = Agent::placed(&lab, "dev-0", Door::Broker(&url), "keep_alive_s = 6\n", place);
         Self { agent, heard, broker, log, port, lab }
     }
 
@@ -342,6 +347,9 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
     for reason in ["signed by", "signed as limpet/v1 dev-1", "not a signed message"] {
         assert!(log.contains(reason), "{reason} in {log}");
     }
+    let lines = |level: &str| log.matches(&format!("{level} refused: ")).count();
+    let (told, refused) = (lines("WARN "), lines("DEBUG"));
+    assert!(told >= 1 && told < refused / 4, "{told} of {refused}");
     // The agent tells of it, and has not been restarted by any of it.
     eventually("the event", || {
         owned

@@ -423,6 +423,23 @@ fn memory_is_shared_out_in_order_and_given_on_when_it_is_free() {
 }
 
 #[test]
+fn a_flood_of_messages_that_are_refused_is_a_line_and_an_event_a_minute() {
+    let mut agent = agent(Checkpoint::first(OUTBOX));
+    let (mut told, before) = (Vec::new(), agent.events_waiting());
+    for now_ms in (0..150_000).step_by(10) {
+        agent.handle(now_ms, Input::Refused { reason: format!("at {now_ms}") });
+        told.extend(effects(&mut agent).into_iter().filter_map(|effect| match effect {
+            Effect::Warn { message } => Some(message),
+            _ => None,
+        }));
+    }
+    let first = "refused: at 0";
+    let minute = |at: u64| format!("refused: at {at} (and 5999 more before it)");
+    assert_eq!(told, [first.to_owned(), minute(60_000), minute(120_000)]);
+    assert_eq!(agent.events_waiting(), before + told.len());
+}
+
+#[test]
 fn logs_that_the_owner_keeps_to_itself_are_not_sent() {
     let owner = Owner { remote_logs: false, ..Owner::default() };
     let mut agent = agent_of(Checkpoint::first(OUTBOX), owner);

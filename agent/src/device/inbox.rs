@@ -56,7 +56,8 @@ impl Inbox {
             FromLink::Message { topic, payload } => read(shell, topic, &payload),
         };
         let refused = |error: Refusal| {
-            log::warn!("refused: {error}");
+            // The core tells of them, seldom enough for a log on flash.
+            log::debug!("refused: {error}");
             Input::Refused { reason: error.to_string() }
         };
         Some(read.unwrap_or_else(refused))
