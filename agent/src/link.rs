@@ -40,8 +40,6 @@ const ASLEEP_LOOK: Duration = Duration::from_secs(10);
 pub struct Options {
     /// Where to, and how.
     pub way: Arc<Way>,
-    /// What topics begin with.
-    pub prefix: Prefix,
     /// The device.
     pub device: DeviceId,
     /// Signs the will.
@@ -355,7 +353,7 @@ async fn until_subscribed(
     client: &AsyncClient,
     events: &mut EventLoop,
 ) -> Result<(), String> {
-    let filters = options.prefix.device_filters(&options.device);
+    let filters = Prefix::default().device_filters(&options.device);
     let (mut missing, mut greeted) = (filters.len(), false);
     loop {
         match events.poll().await.map_err(explain)? {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use limpet_protocol::{Header, Kind, Presence, PresenceState, Topic, envelope};
+use limpet_protocol::{Header, Kind, Prefix, Presence, PresenceState, Topic, envelope};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill, Publish};
 use rumqttc::v5::{ConnectionError, Incoming, MqttOptions, StateError};
@@ -124,8 +124,9 @@ pub(super) fn options(options: &Options, attempt: &Attempt<'_>) -> MqttOptions {
 
 /// What the broker says for us when the connection is gone.
 fn will(options: &Options, connection: u64) -> LastWill {
+    let prefix = Prefix::default();
     let header = Header {
-        prefix: options.prefix.to_string(),
+        prefix: prefix.to_string(),
         device: options.device.clone(),
         kind: Kind::Presence,
         epoch: 0,
@@ -133,6 +134,6 @@ fn will(options: &Options, connection: u64) -> LastWill {
     };
     let presence = Presence { state: PresenceState::Offline, boot: options.boot, connection };
     let payload = envelope::seal(&options.key, &header, &presence);
-    let topic = Topic::Device(options.device.clone(), Kind::Presence).under(&options.prefix);
+    let topic = Topic::Device(options.device.clone(), Kind::Presence).under(&prefix);
     LastWill::new(topic, payload, QoS::AtLeastOnce, true, None)
 }
