@@ -69,14 +69,21 @@ impl Images {
         policies: &ImagePolicies,
     ) -> Result<Option<Image>, ImageError> {
         admit(name, policies)?;
-        let vouched_for = || self.vouched_for(name, policies).is_ok();
-        Ok(self.local(name).filter(|_| !asks_for_keys(policies) || vouched_for()))
+        // Read once: what is vouched for is what is used.
+        let Some(named) = self.stands_for(name) else { return Ok(None) };
+        let vouched_for = || self.vouched_for(name, &named, policies).is_ok();
+        let image = self.complete_image(&named);
+        Ok(image.filter(|_| !asks_for_keys(policies) || vouched_for()))
     }
 
     /// Whether what is kept beside an image vouches for it.
-    fn vouched_for(&self, name: &ImageName, policies: &ImagePolicies) -> Result<(), String> {
-        let named = read_named(&self.named(name)).ok_or("it is not here")?;
-        let proof = self.kept_proof(&named);
+    fn vouched_for(
+        &self,
+        name: &ImageName,
+        named: &Named,
+        policies: &ImagePolicies,
+    ) -> Result<(), String> {
+        let proof = self.kept_proof(named);
         let digests = digests(&named.manifest, proof.index.as_ref());
         Subject { name, digests: &digests }.satisfies(policies, &proof.seen())
     }
