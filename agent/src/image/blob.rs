@@ -10,11 +10,11 @@ use ring::digest::{Context, SHA256};
 
 use super::layer::oci_digest;
 use super::manifest::Descriptor;
-use super::registry::Source;
+use super::registry::{BYTES_MIN, Source};
 use super::{DOCUMENT_BYTES_MAX, ImageError, io, replace, room};
 
 const BUFFER_BYTES: usize = 64 * 1024;
-/// Requests that bring nothing, one after the other, before a download is given up for now.
+/// Requests that bring next to nothing, one after the other, before a download is given up for now.
 const TRIES_MAX: u32 = 4;
 const RETRY_WAIT: Duration = Duration::from_millis(250);
 
@@ -102,7 +102,7 @@ impl Blobs {
                 continue;
             };
             log::debug!("{}: layer {} is cut: {why}", source.endpoint, layer.digest);
-            tries = if part.received > before { 0 } else { tries + 1 };
+            tries = if part.received >= before + BYTES_MIN { 0 } else { tries + 1 };
             if tries >= TRIES_MAX {
                 let (received, size) = (part.received, layer.size);
                 let reason =

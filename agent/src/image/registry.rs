@@ -27,8 +27,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 mod settings;
+mod steady;
 
 pub use settings::Registries;
+pub(super) use steady::BYTES_MIN;
+use steady::Steady;
 
 /// A registry or a mirror of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,6 +159,32 @@ impl Registry {
         able(endpoint, url, response)
     }
 
+    /// What comes, for as long as it does.
+    fn body(&self, response: Response<Body>) -> Steady<impl Read + use<>> {
+        let timeout = self.registries.stall_timeout_s.duration();
+        Steady::new(response.into_body().into_reader(), timeout)
+    }
+
+    fn document(
+        &self,
+        endpoint: &Endpoint,
+        url: &str,
+        response: Response<Body>,
+        bytes_max: u64,
+    ) -> Result<Vec<u8>, ImageError> {
+        if response.status() != StatusCode::OK {
+            return Err(fault(endpoint, format!("{} for {url}", response.status())));
+        }
+        let mut bytes = Vec::new();
+        let read = self.body(response).take(bytes_max.saturating_add(1)).read_to_end(&mut bytes);
+        read.map_err(|e| unreachable(endpoint, format!("{url}: {e}")))?;
+        if bytes.len() as u64 > bytes_max {
+            let reason = format!("{url} has more than the {bytes_max} bytes that are read of it");
+            return Err(fault(endpoint, reason));
+        }
+        Ok(bytes)
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), String>> {
         self.authorizations.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -185,7 +214,10 @@ impl Source<'_> {
         let response = self.get(&url, None)?;
         match response.status() {
             StatusCode::NOT_FOUND => Ok(None),
-            _ => document(self.endpoint, &url, response, DOCUMENT_BYTES_MAX).map(Some),
+            _ => {
+                let had = self.registry.document(self.endpoint, &url, response, DOCUMENT_BYTES_MAX);
+                had.map(Some)
+            }
         }
     }
 
@@ -197,7 +229,8 @@ impl Source<'_> {
         bytes_max: u64,
     ) -> Result<Vec<u8>, ImageError> {
         let url = format!("{}/blobs/{digest}", self.base());
-        let bytes = document(self.endpoint, &url, self.get(&url, None)?, bytes_max)?;
+        let response = self.get(&url, None)?;
+        let bytes = self.registry.document(self.endpoint, &url, response, bytes_max)?;
         let actual = format!("sha256:{}", Digest::of(&bytes));
         if actual != digest {
             let (name, expected) = (self.name.clone(), digest.to_owned());
@@ -221,7 +254,7 @@ impl Source<'_> {
             StatusCode::PARTIAL_CONTENT if offset > 0 => true,
             status => return Err(fault(self.endpoint, format!("{status} for {url}"))),
         };
-        Ok((response.into_body().into_reader(), resumed))
+        Ok((self.registry.body(response), resumed))
     }
 
     fn get(&self, url: &str, range: Option<&str>) -> Result<Response<Body>, ImageError> {
@@ -274,7 +307,8 @@ impl Source<'_> {
                     .call()
                     .map_err(|e| unreachable(self.endpoint, format!("{realm}: {e}")))?;
                 let response = able(self.endpoint, &realm, response)?;
-                let text = document(self.endpoint, &realm, response, DOCUMENT_BYTES_MAX)?;
+                let text =
+                    self.registry.document(self.endpoint, &realm, response, DOCUMENT_BYTES_MAX)?;
                 let token: Option<Token> = serde_json::from_slice(&text).ok();
                 let token = token.and_then(|token| token.token.or(token.access_token));
                 let reason = || fault(self.endpoint, format!("{realm} answered without a token"));
@@ -314,25 +348,6 @@ fn able(
         reason: format!("{status} for {url}"),
         wait: wait.map(Duration::from_secs),
     })
-}
-
-fn document(
-    endpoint: &Endpoint,
-    url: &str,
-    response: Response<Body>,
-    bytes_max: u64,
-) -> Result<Vec<u8>, ImageError> {
-    if response.status() != StatusCode::OK {
-        return Err(fault(endpoint, format!("{} for {url}", response.status())));
-    }
-    let mut bytes = Vec::new();
-    let mut body = response.into_body().into_reader().take(bytes_max.saturating_add(1));
-    body.read_to_end(&mut bytes).map_err(|e| unreachable(endpoint, format!("{url}: {e}")))?;
-    if bytes.len() as u64 > bytes_max {
-        let reason = format!("{url} has more than the {bytes_max} bytes that are read of it");
-        return Err(fault(endpoint, reason));
-    }
-    Ok(bytes)
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 
 use super::*;
+use crate::image::blob::Blobs;
+use crate::image::manifest::Descriptor;
 
 #[test]
 fn mirrors_come_first_and_loopback_is_plain() {
@@ -66,4 +68,17 @@ fn a_document_is_what_its_digest_says_and_within_its_bound() {
     assert!(why.ends_with("more than the 5 bytes that are read of it"), "{why}");
     let why = had(b"of another", 1024).unwrap_err();
     assert!(why.starts_with(&format!("config {digest} has bytes of sha256:")), "{why}");
+}
+
+#[test]
+fn a_registry_that_hangs_up_after_every_byte_is_given_up() {
+    let host = sending(b"x", 100);
+    let folder = tempfile::tempdir().unwrap();
+    let blobs = Blobs::open(folder.path().join("blobs")).unwrap();
+    let digest = format!("sha256:{}", Digest::of(b"layer"));
+    let layer = serde_json::json!({ "digest": digest, "size": 100 });
+    let layer: Descriptor = serde_json::from_value(layer).unwrap();
+    let had = asking(&host, |source| blobs.download(source, &layer, &|_| ()));
+    let why = had.unwrap_err().to_string();
+    assert!(why.contains("cut off at 4 of 100 bytes"), "{why}");
 }
