@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use limpet_protocol::envelope::{Header, seal};
-use limpet_protocol::{BootId, DesiredState, Held, Hello, Kind, Nonce, Prefix, SigningKey, Topic};
+use limpet_protocol::{
+    BootId, DesiredState, Held, Hello, Kind, Leaf, Nonce, Prefix, SigningKey, Topic,
+};
 use limpet_tests::{
     Agent, Door, Fleet, Lab, Member, Place, Process, eventually, free_port, output,
 };
@@ -213,8 +215,8 @@ impl Owned {
         text.lines().filter_map(|line| line.strip_prefix(&topic)).map(unhex).collect()
     }
 
-    fn send(&self, kind: Kind, payload: &[u8]) {
-        let topic = Topic::Device("dev-0".parse().unwrap(), kind).under(&Prefix::default());
+    fn send(&self, leaf: Leaf, payload: &[u8]) {
+        let topic = Topic::Device("dev-0".parse().unwrap(), leaf).under(&Prefix::default());
         publish(&self.lab, self.port, "controller", &topic, payload);
     }
 
@@ -272,8 +274,8 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
         )
     };
     // The first key is trusted, and accepted state is applied.
-    owned.send(Kind::Desired, &desired(&mine, "dev-0", 5, 1));
-    owned.send(Kind::Ack, &ack(&mine, hello.connection));
+    owned.send(Leaf::Desired, &desired(&mine, "dev-0", 5, 1));
+    owned.send(Leaf::Ack, &ack(&mine, hello.connection));
     let applied = |owned: &Owned| -> Vec<u64> {
         let (prefix, device) = (Prefix::default(), "dev-0".parse().unwrap());
         let expected = limpet_protocol::Expected {
@@ -294,14 +296,14 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
     };
     eventually("generation 5", || applied(&owned).contains(&5).then_some(()));
     // From here on: other keys, other devices, older and changed documents, garbage.
-    owned.send(Kind::Desired, &desired(&other, "dev-0", 6, 1));
-    owned.send(Kind::Desired, &desired(&mine, "dev-1", 7, 1));
-    owned.send(Kind::Desired, &desired(&mine, "dev-0", 4, 1));
-    owned.send(Kind::Desired, &desired(&mine, "dev-0", 5, 99));
-    owned.send(Kind::Command, &desired(&mine, "dev-0", 8, 1));
-    for kind in [Kind::Desired, Kind::Command, Kind::Ack] {
+    owned.send(Leaf::Desired, &desired(&other, "dev-0", 6, 1));
+    owned.send(Leaf::Desired, &desired(&mine, "dev-1", 7, 1));
+    owned.send(Leaf::Desired, &desired(&mine, "dev-0", 4, 1));
+    owned.send(Leaf::Desired, &desired(&mine, "dev-0", 5, 99));
+    owned.send(Leaf::Command, &desired(&mine, "dev-0", 8, 1));
+    for leaf in [Leaf::Desired, Leaf::Command, Leaf::Ack] {
         for (_, bytes) in garbage() {
-            owned.send(kind, &bytes);
+            owned.send(leaf, &bytes);
         }
     }
     let command = |nonce| {
@@ -323,18 +325,18 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
         )
     };
     // A command of another connection is not carried out; one of this connection is.
-    owned.send(Kind::Command, &command(Nonce([0; 16])));
-    owned.send(Kind::Command, &command(hello.nonce));
+    owned.send(Leaf::Command, &command(Nonce([0; 16])));
+    owned.send(Leaf::Command, &command(hello.nonce));
     eventually("the answer to the one good command", || {
         (owned.heard("result").len() == 1).then_some(())
     });
-    owned.send(Kind::Desired, &desired(&mine, "dev-0", 9, 1));
+    owned.send(Leaf::Desired, &desired(&mine, "dev-0", 9, 1));
     let mut greeted = 1;
     eventually("generation 9", || {
         // What nobody has acknowledged is told anew, from hello on.
         if owned.heard("hello").len() > greeted {
             greeted = owned.heard("hello").len();
-            owned.send(Kind::Ack, &ack(&mine, hello.connection));
+            owned.send(Leaf::Ack, &ack(&mine, hello.connection));
         }
         applied(&owned).contains(&9).then_some(())
     });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use limpet_agent_core::Input;
 use limpet_protocol::envelope::{self, EnvelopeError, Expected};
 use limpet_protocol::{
-    Ack, Command, DesiredState, Envelope, Held, Kind, Nonce, Prefix, PublicKey, Topic,
+    Ack, Command, DesiredState, Envelope, Header, Held, Kind, Leaf, Nonce, Prefix, PublicKey, Topic,
 };
 
 use super::effects::Shell;
@@ -65,47 +65,46 @@ impl Inbox {
 }
 
 fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> {
-    let kind = match Topic::parse(&Prefix::default(), &topic)? {
-        Topic::Device(_, kind @ (Kind::Desired | Kind::Command | Kind::Ack)) => kind,
-        Topic::Device(..) | Topic::Stream(..) | Topic::Deploy(_) | Topic::DeployResult(_) => {
-            return Err(Refusal::Misplaced(topic));
-        }
+    let Topic::Device(_, leaf) = Topic::parse(&Prefix::default(), &topic)? else {
+        return Err(Refusal::Misplaced(topic));
     };
     let identity = shell.identity();
-    let envelope = verify(&identity, kind, payload)
-        .map_err(|source| Refusal::Envelope { topic: topic.clone(), source })?;
+    let opened = || {
+        verify(&identity, leaf.kind(), payload)
+            .map_err(|source| Refusal::Envelope { topic: topic.clone(), source })
+    };
     let body = |source| Refusal::Body { topic: topic.clone(), source };
-    let number = envelope.header.number;
-    let input = match kind {
-        Kind::Desired => {
+    let (input, signer) = match leaf {
+        Leaf::Desired => {
+            let envelope = opened()?;
             let state: DesiredState = envelope.read().map_err(body)?;
-            let outside = Held { epoch: envelope.header.epoch, generation: number };
+            let Header { epoch, number: generation, .. } = envelope.header;
+            let outside = Held { epoch, generation };
             if state.held != outside {
                 return Err(Refusal::Renumbered { inside: state.held, outside });
             }
-            Input::Desired { state: Box::new(state), signed: payload.to_vec() }
+            (Input::Desired { state: Box::new(state), signed: payload.to_vec() }, envelope.signer)
         }
-        Kind::Command => {
+        Leaf::Command => {
+            let envelope = opened()?;
             let Command { nonce, action } = envelope.read().map_err(body)?;
-            Input::Commanded { number, nonce, action }
+            let number = envelope.header.number;
+            (Input::Commanded { number, nonce, action }, envelope.signer)
         }
-        Kind::Ack => {
-            Input::Acked { connection: number, ack: envelope.read::<Ack>().map_err(body)? }
+        Leaf::Ack => {
+            let envelope = opened()?;
+            let ack = envelope.read::<Ack>().map_err(body)?;
+            (Input::Acked { connection: envelope.header.number, ack }, envelope.signer)
         }
-        Kind::Presence
-        | Kind::Hello
-        | Kind::Reported
-        | Kind::Event
-        | Kind::Result
-        | Kind::Returned
-        | Kind::Stream
-        | Kind::Join
-        | Kind::Renew
-        | Kind::Manifest => {
-            return Err(Refusal::Misplaced(topic));
-        }
+        Leaf::Presence
+        | Leaf::Hello
+        | Leaf::Reported
+        | Leaf::Event
+        | Leaf::Result
+        | Leaf::Returned
+        | Leaf::Stream(_) => return Err(Refusal::Misplaced(topic)),
     };
-    trust(shell, &identity, envelope.signer);
+    trust(shell, &identity, signer);
     Ok(input)
 }
 

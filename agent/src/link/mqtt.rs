@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use limpet_protocol::{Header, Kind, Prefix, Presence, PresenceState, Topic, envelope};
+use limpet_protocol::{Header, Kind, Leaf, Prefix, Presence, PresenceState, Topic, envelope};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill, Publish};
 use rumqttc::v5::{ConnectionError, Incoming, MqttOptions, StateError};
@@ -134,6 +134,6 @@ fn will(options: &Options, connection: u64) -> LastWill {
     };
     let presence = Presence { state: PresenceState::Offline, boot: options.boot, connection };
     let payload = envelope::seal(&options.key, &header, &presence);
-    let topic = Topic::Device(options.device.clone(), Kind::Presence).under(&prefix);
+    let topic = Topic::Device(options.device.clone(), Leaf::Presence).under(&prefix);
     LastWill::new(topic, payload, QoS::AtLeastOnce, true, None)
 }

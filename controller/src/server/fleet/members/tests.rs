@@ -6,8 +6,8 @@ use std::time::Duration;
 use limpet_controller_core::Scope;
 use limpet_controller_core::token::Wish;
 use limpet_protocol::{
-    BootId, DeviceId, Digest, Facts, Header, Held, Hello, Invitation, Join, Kind, Nonce, OutboxId,
-    Purpose, Renew, SigningKey, Token, Topic, envelope,
+    BootId, DeviceId, Digest, Facts, Header, Held, Hello, Invitation, Join, Kind, Leaf, Nonce,
+    OutboxId, Purpose, Renew, SigningKey, Token, Topic, envelope,
 };
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -115,7 +115,7 @@ impl Known {
         };
         let signed = self.signed(Kind::Hello, &hello);
         self.call(move |fleet| {
-            let topic = Topic::Device(id(), Kind::Hello).under(&fleet.prefix);
+            let topic = Topic::Device(id(), Leaf::Hello).under(&fleet.prefix);
             fleet.device_message(&id(), &topic, &signed)
         })
     }
