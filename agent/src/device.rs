@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use limpet_agent_core::{Agent, Checkpoint, Input, Start};
-use limpet_protocol::{DesiredState, Feature, OpeningKey, OutboxId, Prefix};
+use limpet_protocol::{DesiredState, Feature, OpeningKey, OutboxId};
 use ring::rand::{SecureRandom, SystemRandom};
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender};
@@ -85,7 +85,6 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let pace = Arc::new(Pace::default());
     let link = link::start(link::Options {
         way: Arc::clone(&way),
-        prefix: Prefix::default(),
         device: identity.device.clone(),
         key: Arc::clone(&identity.key),
         boot,

@@ -155,11 +155,17 @@ impl Images {
 
     /// The image if it is complete here; asks nobody.
     pub fn local(&self, name: &ImageName) -> Option<Image> {
-        let named = self.named(name);
-        if read_named(&named)?.name != name.to_string() {
-            return None;
-        }
-        let Parts { manifest, file, .. } = self.parts(&named)?;
+        self.complete_image(&self.stands_for(name)?)
+    }
+
+    /// What a name stands for, as far as it was ever had.
+    fn stands_for(&self, name: &ImageName) -> Option<Named> {
+        read_named(&self.named(name)).filter(|named| named.name == name.to_string())
+    }
+
+    /// What a name stands for, if all of that is here.
+    fn complete_image(&self, named: &Named) -> Option<Image> {
+        let Parts { manifest, file, .. } = self.parts(named)?;
         let diff_ids = file.rootfs.diff_ids.iter();
         let layers: Option<Vec<String>> = diff_ids.map(|id| self.layers.find(id)).collect();
         Some(Image {
@@ -170,9 +176,9 @@ impl Images {
         })
     }
 
-    /// The documents of the image that a file of `names/` names, if they are here.
-    fn parts(&self, named: &Path) -> Option<Parts> {
-        let Named { manifest: digest, .. } = read_named(named)?;
+    /// The documents of an image, if they are here.
+    fn parts(&self, named: &Named) -> Option<Parts> {
+        let digest = named.manifest.clone();
         let manifest: Manifest = serde_json::from_slice(&self.blobs.document(&digest)?).ok()?;
         let config = manifest.config?.digest;
         let file = serde_json::from_slice(&self.blobs.document(&config)?).ok()?;

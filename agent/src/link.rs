@@ -52,8 +52,6 @@ const ASLEEP_LOOK: Duration = Duration::from_secs(10);
 pub struct Options {
     /// Where to, and how.
     pub way: Arc<Way>,
-    /// What topics begin with.
-    pub prefix: Prefix,
     /// The device.
     pub device: DeviceId,
     /// Signs the will.
@@ -344,11 +342,12 @@ async fn until_subscribed(
     client: &AsyncClient,
     events: &mut EventLoop,
 ) -> Result<(), String> {
-    let filters = options.prefix.device_filters(&options.device);
-    let mut missing = filters.len();
+    let filters = Prefix::default().device_filters(&options.device);
+    let (mut missing, mut greeted) = (filters.len(), false);
     loop {
         match events.poll().await.map_err(explain)? {
-            Event::Incoming(Incoming::ConnAck(_)) => {
+            Event::Incoming(Incoming::ConnAck(_)) if !greeted => {
+                greeted = true;
                 for filter in &filters {
                     client.subscribe(filter, QoS::AtLeastOnce).await.map_err(|e| e.to_string())?;
                 }
@@ -368,7 +367,8 @@ async fn until_subscribed(
                     return Ok(());
                 }
             }
-            Event::Incoming(_) | Event::Outgoing(_) => {}
+            Event::Incoming(packet) => mqtt::allow(&packet)?,
+            Event::Outgoing(_) => {}
         }
     }
 }
@@ -405,6 +405,11 @@ async fn receive(
             }
             Ok(Err(error)) => return Ended::Lost(explain(error)),
         };
+        if let Event::Incoming(packet) = &event
+            && let Err(why) = mqtt::allow(packet)
+        {
+            return Ended::Lost(why);
+        }
         match event {
             // It keeps the topic of each, and was told that there may be none.
             Event::Incoming(Incoming::Publish(publish)) if has_alias(&publish) => {

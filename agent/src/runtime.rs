@@ -185,7 +185,8 @@ impl Runtime {
     /// # Errors
     /// When it could not, or may not.
     pub fn look_at_host(&self, wanted: &HostAccess) -> Result<(), HostError> {
-        host::open(&self.owner, wanted).map(drop)
+        let own = host::own(&self.containers, &self.writable);
+        host::open(&self.owner, wanted, &own).map(drop)
     }
 
     /// The folder that run folders are in.

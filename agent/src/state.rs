@@ -166,6 +166,10 @@ impl State {
         known: Option<StoredIdentity>,
         id: Option<DeviceId>,
     ) -> Result<Identity, StateError> {
+        let aside = match known {
+            Some(_) => Ok(()),
+            None => document::set_aside(&self.folder, Kind::Identity),
+        };
         let identity = match known {
             Some(known) => {
                 let stored = Identity {
@@ -193,7 +197,7 @@ impl State {
             },
         };
         // A device that cannot store it goes on all the same, as another after its next start.
-        if let Err(error) = self.store_identity(&identity) {
+        if let Err(error) = aside.and_then(|()| self.store_identity(&identity)) {
             log::error!("{error}");
         }
         Ok(identity)

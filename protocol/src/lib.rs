@@ -46,4 +46,4 @@ pub use policy::{DigestRule, ImageKey, ImagePolicies, ImagePolicy};
 pub use reported::{Exit, Phase, Record, Reported, WorkloadStatus};
 pub use sealed::{ChunkError, Plaintext, SealedSecret, StreamOpener, StreamSealer};
 pub use spec::{Resources, Restart, SecretPlace, SecretUse, Signal, Stop, WorkloadSpec};
-pub use topic::{Prefix, Topic, TopicError};
+pub use topic::{Leaf, Prefix, Topic, TopicError};

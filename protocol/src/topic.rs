@@ -55,14 +55,85 @@ impl FromStr for Prefix {
 /// A topic below a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Topic {
-    /// `d/D/...`: a message of this kind to or from a device.
-    Device(DeviceId, Kind),
-    /// `d/D/up/stream/S`: a piece of a leased stream.
-    Stream(DeviceId, StreamId),
+    /// `d/D/LEAF`: messages to or from a device.
+    Device(DeviceId, Leaf),
     /// `deploy/NAME`: a manifest.
     Deploy(DeploymentName),
     /// `deploy/NAME/result`: what became of it.
     DeployResult(DeploymentName),
+}
+
+/// What a device's topic ends with: it says of which kind the messages there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaf {
+    /// `desired`
+    Desired,
+    /// `command`
+    Command,
+    /// `down/ack`
+    Ack,
+    /// `up/presence`
+    Presence,
+    /// `up/hello`
+    Hello,
+    /// `up/reported`
+    Reported,
+    /// `up/event`
+    Event,
+    /// `up/result`
+    Result,
+    /// `up/desired`
+    Returned,
+    /// `up/stream/S`: pieces of a leased stream.
+    Stream(StreamId),
+}
+
+impl Leaf {
+    /// Those that stand alone.
+    const ALONE: [Self; 9] = [
+        Self::Desired,
+        Self::Command,
+        Self::Ack,
+        Self::Presence,
+        Self::Hello,
+        Self::Reported,
+        Self::Event,
+        Self::Result,
+        Self::Returned,
+    ];
+
+    /// The kind of the messages there.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Desired => Kind::Desired,
+            Self::Command => Kind::Command,
+            Self::Ack => Kind::Ack,
+            Self::Presence => Kind::Presence,
+            Self::Hello => Kind::Hello,
+            Self::Reported => Kind::Reported,
+            Self::Event => Kind::Event,
+            Self::Result => Kind::Result,
+            Self::Returned => Kind::Returned,
+            Self::Stream(_) => Kind::Stream,
+        }
+    }
+}
+
+impl fmt::Display for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Desired => "desired",
+            Self::Command => "command",
+            Self::Ack => "down/ack",
+            Self::Presence => "up/presence",
+            Self::Hello => "up/hello",
+            Self::Reported => "up/reported",
+            Self::Event => "up/event",
+            Self::Result => "up/result",
+            Self::Returned => "up/desired",
+            Self::Stream(stream) => return write!(f, "up/stream/{stream}"),
+        })
+    }
 }
 
 /// Why a text is not a topic.
@@ -88,8 +159,7 @@ impl Topic {
     /// The full topic.
     pub fn under(&self, prefix: &Prefix) -> String {
         match self {
-            Self::Device(device, kind) => format!("{prefix}/d/{device}/{}", leaf(*kind)),
-            Self::Stream(device, stream) => format!("{prefix}/d/{device}/up/stream/{stream}"),
+            Self::Device(device, leaf) => format!("{prefix}/d/{device}/{leaf}"),
             Self::Deploy(name) => format!("{prefix}/deploy/{name}"),
             Self::DeployResult(name) => format!("{prefix}/deploy/{name}/result"),
         }
@@ -117,35 +187,17 @@ impl Topic {
             rest.strip_prefix("d/").and_then(|rest| rest.split_once('/')).ok_or_else(unknown)?;
         let device = device.parse().map_err(invalid)?;
         if let Some(stream) = rest.strip_prefix("up/stream/") {
-            return Ok(Self::Stream(device, stream.parse().map_err(invalid)?));
+            return Ok(Self::Device(device, Leaf::Stream(stream.parse().map_err(invalid)?)));
         }
-        let kind = Kind::ALL.into_iter().find(|kind| *kind != Kind::Stream && leaf(*kind) == rest);
-        Ok(Self::Device(device, kind.ok_or_else(unknown)?))
-    }
-}
-
-fn leaf(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Desired => "desired",
-        Kind::Command => "command",
-        Kind::Ack => "down/ack",
-        Kind::Presence => "up/presence",
-        Kind::Hello => "up/hello",
-        Kind::Reported => "up/reported",
-        Kind::Event => "up/event",
-        Kind::Result => "up/result",
-        Kind::Returned => "up/desired",
-        Kind::Stream => "up/stream",
-        // They travel over HTTPS: no topic is read as theirs.
-        Kind::Join => "up/join",
-        Kind::Renew => "up/renew",
-        // Its topic is that of its deployment.
-        Kind::Manifest => "up/manifest",
+        let leaf = Leaf::ALONE.into_iter().find(|leaf| leaf.to_string() == rest);
+        Ok(Self::Device(device, leaf.ok_or_else(unknown)?))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -153,12 +205,11 @@ mod tests {
         let prefix = Prefix::default();
         let device: DeviceId = "pi-1".parse().unwrap();
         let name: DeploymentName = "web".parse().unwrap();
-        let mut topics: Vec<Topic> = Kind::ALL
-            .into_iter()
-            .filter(|kind| *kind != Kind::Stream)
-            .map(|kind| Topic::Device(device.clone(), kind))
-            .collect();
-        topics.push(Topic::Stream(device, StreamId([7; 8])));
+        let leaves = Leaf::ALONE.into_iter().chain([Leaf::Stream(StreamId([7; 8]))]);
+        let mut topics: Vec<Topic> =
+            leaves.clone().map(|leaf| Topic::Device(device.clone(), leaf)).collect();
+        let kinds: BTreeSet<Kind> = leaves.map(Leaf::kind).collect();
+        assert_eq!(kinds, Kind::ALL.into_iter().collect());
         topics.push(Topic::Deploy(name.clone()));
         topics.push(Topic::DeployResult(name));
         for topic in topics {

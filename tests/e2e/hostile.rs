@@ -3,8 +3,12 @@
 use std::path::PathBuf;
 
 use limpet_protocol::envelope::{Header, seal};
-use limpet_protocol::{BootId, DesiredState, Held, Hello, Kind, Nonce, Prefix, SigningKey, Topic};
-use limpet_tests::{Agent, Door, Fleet, Lab, Member, Process, eventually, free_port, output};
+use limpet_protocol::{
+    BootId, DesiredState, Held, Hello, Kind, Leaf, Nonce, Prefix, SigningKey, Topic,
+};
+use limpet_tests::{
+    Agent, Door, Fleet, Lab, Member, Place, Process, eventually, free_port, output,
+};
 
 /// Bytes that are no message of anybody.
 pub(crate) fn garbage() -> Vec<(&'static str, Vec<u8>)> {
@@ -193,7 +197,10 @@ impl Owned {
         );
         std::thread::sleep(std::time::Duration::from_millis(200));
         let url = format!("mqtt://127.0.0.1:{port}");
-        let agent = Agent::with_config(&lab, "dev-0", Door::Broker(&url), "keep_alive_s = 6\n");
+        // So that it says of each message why it is refused, which on flash would be too much.
+        let through = ["env", "LIMPET_LOG=debug"].map(str::to_owned).to_vec();
+        let place = Place { through, ..Place::default() };
+        let agent = Agent::placed(&lab, "dev-0", Door::Broker(&url), "keep_alive_s = 6\n", place);
         Self { agent, heard, broker, log, port, lab }
     }
 
@@ -209,8 +216,8 @@ impl Owned {
         text.lines().filter_map(|line| line.strip_prefix(&topic)).map(unhex).collect()
     }
 
-    fn send(&self, kind: Kind, payload: &[u8]) {
-        let topic = Topic::Device("dev-0".parse().unwrap(), kind).under(&Prefix::default());
+    fn send(&self, leaf: Leaf, payload: &[u8]) {
+        let topic = Topic::Device("dev-0".parse().unwrap(), leaf).under(&Prefix::default());
         publish(&self.lab, self.port, "controller", &topic, payload);
     }
 
@@ -268,8 +275,8 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
         )
     };
     // The first key is trusted, and accepted state is applied.
-    owned.send(Kind::Desired, &desired(&mine, "dev-0", 5, 1));
-    owned.send(Kind::Ack, &ack(&mine, hello.connection));
+    owned.send(Leaf::Desired, &desired(&mine, "dev-0", 5, 1));
+    owned.send(Leaf::Ack, &ack(&mine, hello.connection));
     let applied = |owned: &Owned| -> Vec<u64> {
         let (prefix, device) = (Prefix::default(), "dev-0".parse().unwrap());
         let expected = limpet_protocol::Expected {
@@ -290,14 +297,14 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
     };
     eventually("generation 5", || applied(&owned).contains(&5).then_some(()));
     // From here on: other keys, other devices, older and changed documents, garbage.
-    owned.send(Kind::Desired, &desired(&other, "dev-0", 6, 1));
-    owned.send(Kind::Desired, &desired(&mine, "dev-1", 7, 1));
-    owned.send(Kind::Desired, &desired(&mine, "dev-0", 4, 1));
-    owned.send(Kind::Desired, &desired(&mine, "dev-0", 5, 99));
-    owned.send(Kind::Command, &desired(&mine, "dev-0", 8, 1));
-    for kind in [Kind::Desired, Kind::Command, Kind::Ack] {
+    owned.send(Leaf::Desired, &desired(&other, "dev-0", 6, 1));
+    owned.send(Leaf::Desired, &desired(&mine, "dev-1", 7, 1));
+    owned.send(Leaf::Desired, &desired(&mine, "dev-0", 4, 1));
+    owned.send(Leaf::Desired, &desired(&mine, "dev-0", 5, 99));
+    owned.send(Leaf::Command, &desired(&mine, "dev-0", 8, 1));
+    for leaf in [Leaf::Desired, Leaf::Command, Leaf::Ack] {
         for (_, bytes) in garbage() {
-            owned.send(kind, &bytes);
+            owned.send(leaf, &bytes);
         }
     }
     let command = |key: &SigningKey, nonce, action| {
@@ -322,20 +329,20 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
         broker_roots: vec![],
     };
     let rekey = limpet_protocol::Action::Membership(Box::new(membership));
-    owned.send(Kind::Command, &command(&other, hello.nonce, rekey));
+    owned.send(Leaf::Command, &command(&other, hello.nonce, rekey));
     // A command of another connection is not carried out; one of this connection is.
-    owned.send(Kind::Command, &command(&mine, Nonce([0; 16]), end()));
-    owned.send(Kind::Command, &command(&mine, hello.nonce, end()));
+    owned.send(Leaf::Command, &command(&mine, Nonce([0; 16]), end()));
+    owned.send(Leaf::Command, &command(&mine, hello.nonce, end()));
     eventually("the answer to the one good command", || {
         (owned.heard("result").len() == 1).then_some(())
     });
-    owned.send(Kind::Desired, &desired(&mine, "dev-0", 9, 1));
+    owned.send(Leaf::Desired, &desired(&mine, "dev-0", 9, 1));
     let mut greeted = 1;
     eventually("generation 9", || {
         // What nobody has acknowledged is told anew, from hello on.
         if owned.heard("hello").len() > greeted {
             greeted = owned.heard("hello").len();
-            owned.send(Kind::Ack, &ack(&mine, hello.connection));
+            owned.send(Leaf::Ack, &ack(&mine, hello.connection));
         }
         applied(&owned).contains(&9).then_some(())
     });
@@ -348,6 +355,9 @@ fn the_owner_of_the_broker_can_make_a_device_do_nothing() {
     for reason in ["signed by", "signed as limpet/v1 dev-1", "not a signed message"] {
         assert!(log.contains(reason), "{reason} in {log}");
     }
+    let lines = |level: &str| log.matches(&format!("{level} refused: ")).count();
+    let (told, refused) = (lines("WARN "), lines("DEBUG"));
+    assert!(told >= 1 && told < refused / 4, "{told} of {refused}");
     // The agent tells of it, and has not been restarted by any of it.
     eventually("the event", || {
         owned

@@ -4,7 +4,7 @@
 use limpet_protocol::envelope::{Header, seal};
 use limpet_protocol::manifest::SignedManifest;
 use limpet_protocol::{
-    BootId, DeploymentName, Digest, Event, EventBatch, EventKind, Feature, Held, Hello, Kind,
+    BootId, DeploymentName, Digest, Event, EventBatch, EventKind, Feature, Held, Hello, Kind, Leaf,
     Nonce, OutboxId, Phase, Prefix, Presence, PresenceState, Record, Reported, SigningKey, Topic,
     WorkloadId, WorkloadStatus, reported,
 };
@@ -35,15 +35,15 @@ impl Device {
         Self { id, key, boot: 1, connection: 100, recorded: 0, sequence: 0, said: vec![] }
     }
 
-    fn message<T: Serialize>(&self, key: &SigningKey, kind: Kind, body: &T) -> Message {
+    fn message<T: Serialize>(&self, key: &SigningKey, leaf: Leaf, body: &T) -> Message {
         let device = self.id.parse().unwrap();
-        let topic = Topic::Device(self.id.parse().unwrap(), kind).under(&Prefix::default());
-        let prefix = "limpet/v1".to_owned();
+        let topic = Topic::Device(self.id.parse().unwrap(), leaf).under(&Prefix::default());
+        let (prefix, kind) = ("limpet/v1".to_owned(), leaf.kind());
         (topic, seal(key, &Header { prefix, device, kind, epoch: 1, number: 1 }, body))
     }
 
-    fn say<T: Serialize>(&mut self, owner: &mut Owner, kind: Kind, body: &T) {
-        let message = self.message(&self.key, kind, body);
+    fn say<T: Serialize>(&mut self, owner: &mut Owner, leaf: Leaf, body: &T) {
+        let message = self.message(&self.key, leaf, body);
         owner.publish(&message.0, &message.1);
         self.said.push(message);
     }
@@ -71,7 +71,7 @@ impl Device {
 
     fn hello(&mut self, owner: &mut Owner) {
         let hello = self.hello_of(self.boot, self.connection);
-        self.say(owner, Kind::Hello, &hello);
+        self.say(owner, Leaf::Hello, &hello);
     }
 
     fn presence(&self) -> Presence {
@@ -104,7 +104,7 @@ impl Device {
     fn report(&mut self, owner: &mut Owner, phase: Phase) {
         self.sequence += 1;
         let report = self.report_of(self.sequence, phase);
-        self.say(owner, Kind::Reported, &report);
+        self.say(owner, Leaf::Reported, &report);
     }
 
     fn event_of(&self, number: u64, message: &str) -> EventBatch {
@@ -128,7 +128,7 @@ impl Device {
         self.recorded += 1;
         let message = format!("event {} of {}", self.recorded, self.id);
         let batch = self.event_of(self.recorded, &message);
-        self.say(owner, Kind::Event, &batch);
+        self.say(owner, Leaf::Event, &batch);
         fleet.until_told("agent-started", &message);
     }
 }
@@ -175,7 +175,7 @@ fn what_a_device_has_said_counts_once_and_in_its_order() {
     played.report(&mut owner, Phase::Running);
     played.event(&fleet, &mut owner);
     let will = played.presence();
-    played.say(&mut owner, Kind::Presence, &will);
+    played.say(&mut owner, Leaf::Presence, &will);
     fleet.eventually("its end", || {
         (device(&fleet.controller, "played")?["presence"] == "offline").then_some(())
     });
@@ -197,10 +197,10 @@ fn what_a_device_has_said_counts_once_and_in_its_order() {
     assert_eq!(known(&fleet), before, "hello, reports, events and wills of the connection before");
     // What was held back, and is let go after the device has started anew.
     let held_back = [
-        played.message(&played.key, Kind::Hello, &played.hello_of(1, 300)),
-        played.message(&played.key, Kind::Reported, &played.report_of(2, Phase::Running)),
-        played.message(&played.key, Kind::Event, &played.event_of(2, "held back")),
-        played.message(&played.key, Kind::Presence, &played.presence()),
+        played.message(&played.key, Leaf::Hello, &played.hello_of(1, 300)),
+        played.message(&played.key, Leaf::Reported, &played.report_of(2, Phase::Running)),
+        played.message(&played.key, Leaf::Event, &played.event_of(2, "held back")),
+        played.message(&played.key, Leaf::Presence, &played.presence()),
     ];
     (played.boot, played.connection) = (2, 50);
     played.hello(&mut owner);
@@ -209,7 +209,7 @@ fn what_a_device_has_said_counts_once_and_in_its_order() {
     played.report(&mut owner, Phase::Failed);
     // Of a boot that was never heard: from before events that were told since.
     let never_heard = Hello { recorded: Some(0), ..played.hello_of(9, 900) };
-    let never_heard = played.message(&played.key, Kind::Hello, &never_heard);
+    let never_heard = played.message(&played.key, Leaf::Hello, &never_heard);
     played.event(&fleet, &mut owner);
     let before = known(&fleet);
     throw_all(&mut owner, &held_back);
@@ -266,11 +266,11 @@ fn what_no_member_has_signed_is_nothing() {
     let forged = |device: &Device| {
         let report = Reported { sequence: 1000, ..device.report_of(1000, Phase::Failed) };
         [
-            device.message(&nobody, Kind::Hello, &device.hello_of(7, 1000)),
-            device.message(&nobody, Kind::Reported, &report),
-            device.message(&nobody, Kind::Event, &device.event_of(1000, "forged")),
-            device.message(&nobody, Kind::Presence, &device.presence()),
-            device.message(&nobody, Kind::Result, &limpet_protocol::CommandResult { error: None }),
+            device.message(&nobody, Leaf::Hello, &device.hello_of(7, 1000)),
+            device.message(&nobody, Leaf::Reported, &report),
+            device.message(&nobody, Leaf::Event, &device.event_of(1000, "forged")),
+            device.message(&nobody, Leaf::Presence, &device.presence()),
+            device.message(&nobody, Leaf::Result, &limpet_protocol::CommandResult { error: None }),
         ]
     };
     let dev_0 = Device {
@@ -290,7 +290,7 @@ fn what_no_member_has_signed_is_nothing() {
     }
     throw_all(&mut owner, &forged(&played));
     // A device that nobody has let in, by its own key.
-    let own = ghost.message(&ghost.key, Kind::Hello, &ghost.hello_of(1, 1));
+    let own = ghost.message(&ghost.key, Leaf::Hello, &ghost.hello_of(1, 1));
     throw_all(&mut owner, &[own]);
     // What a device did say, altered: a report whose one byte differs, and one that is cut short.
     for (on, bytes) in said("dev-0").collect::<Vec<_>>() {

@@ -96,6 +96,25 @@ fn whoever_may_not_join_is_told_why_and_the_operator_too() {
 }
 
 #[test]
+fn a_device_that_lost_the_answer_joins_again_with_a_token_that_is_used_up_and_nobody_else_does() {
+    let lab = Lab::new();
+    let controller = Controller::secured(&lab, &[]);
+    let made = controller.limpet(&["token", "create", "--join"]);
+    let string = made.out.trim().to_owned();
+    let id = made.err.trim_start_matches("token/").split(' ').next().unwrap().to_owned();
+    for _ in 0..2 {
+        let said = join(&lab, &string, "one");
+        assert!(said.contains("joined as one"), "{said}");
+    }
+    let said = join(&lab, &string, "two");
+    assert!(said.contains("the join token is used up"), "{said}");
+    assert_eq!(joins(&controller).iter().filter(|said| said.contains("admitted")).count(), 1);
+    controller.ok(&["token", "revoke", &id]);
+    let said = join(&lab, &string, "one");
+    assert!(said.contains("the join token was revoked"), "{said}");
+}
+
+#[test]
 fn a_device_that_waits_is_let_in_when_approved_and_cut_off_when_revoked() {
     let lab = Lab::new();
     let controller = Controller::secured(&lab, &[]);

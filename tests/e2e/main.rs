@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
 #![expect(clippy::too_many_lines, reason = "a test tells one story from beginning to end")]
 
+mod aliases;
 mod chaos;
 mod clients;
 mod container;

@@ -183,6 +183,23 @@ fn paths_of_the_host_are_given_as_far_as_the_owner_allows() {
 }
 
 #[test]
+fn nobody_is_given_the_agent_s_own_folders_whatever_the_owner_allows() {
+    let fleet = owned("host_paths = ['/']");
+    let agent = &fleet.agents[0];
+    let above = agent.data.parent().unwrap();
+    for (name, source) in [
+        ("key", &*agent.data.join("identity")),
+        ("data", &agent.data),
+        ("run", &agent.run),
+        ("above", above),
+    ] {
+        let flag = format!("--mount=type=bind,source={},target=/data", source.display());
+        let why = refused(&fleet, name, &[&flag]);
+        assert!(why.contains("which is the agent's own"), "{name}: {why}");
+    }
+}
+
+#[test]
 fn devices_of_the_host_are_given_as_far_as_the_owner_allows() {
     let fleet = owned("host_devices = ['/dev/loop-c*', '/dev/fuse']");
     let open = "[ -e /dev/loop-control ] || exit 0; dd if=/dev/loop-control of=/dev/null count=0 && echo read; \

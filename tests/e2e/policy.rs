@@ -94,6 +94,35 @@ fn put(fleet: &Fleet, digest: &str, signed: &Signed) {
 }
 
 #[test]
+fn a_registry_cannot_damage_one_image_with_what_it_has_for_the_signatures_of_another() {
+    let mut fleet = Fleet::start(1);
+    let signer = Signer::new();
+    let victim = own("victim");
+    fleet.registry.push("site/victim", "1", &victim);
+    let host = fleet.registry.host.clone();
+    fleet.controller.ok(&["run", "victim", &format!("--image={host}/site/victim:1")]);
+    let before = pid(&fleet, "victim");
+
+    // Beside a good signature is one that claims to be for the victim's config, which the registry
+    // has other bytes for by now.
+    let digest = fleet.registry.push("site/app", "1", &own("app"));
+    let mut signed = sign(&[&signer, &signer], &format!("{host}/site/app"), &digest);
+    let config = victim.config();
+    signed.manifest["layers"][1]["digest"] = json!(format!("sha256:{}", Digest::of(&config)));
+    signed.blobs.push(config.clone());
+    put(&fleet, &digest, &signed);
+    fleet.registry.corrupt(&config);
+    let file = manifest(&fleet, "app", &format!("{host}/site/app:1"), &[&signer]);
+    let why = fleet.controller.fails(&["apply", "-f", &file]);
+    assert!(why.contains("what was signed, sha256:") && why.contains("has bytes of"), "{why}");
+
+    fleet.registry.process.kill();
+    fleet.agents[0].power_cut();
+    fleet.agents[0].restart();
+    fleet.eventually("the victim again", || (pid(&fleet, "victim") != before).then_some(()));
+}
+
+#[test]
 fn the_policies_of_fleet_and_deployment_both_hold() {
     let mut fleet = Fleet::start(1);
     let host = fleet.registry.host.clone();

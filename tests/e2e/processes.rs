@@ -184,3 +184,19 @@ fn containers_go_on_while_the_agent_s_unit_is_restarted_and_stopped() {
     fleet.controller.ok(&["delete", "web"]);
     fleet.eventually("its end", || main().is_none().then_some(()));
 }
+
+#[test]
+fn an_agent_that_cannot_begin_is_started_again_for_as_long_as_it_cannot() {
+    let lab = Lab::new();
+    let told = Told { config: "no_such_field = 1\n".to_owned(), ..Told::default() };
+    let Some((process, _unit)) = Unit::start(&lab, "limpet-agent", "limpet-agent", &told) else {
+        eprintln!("skipped: this machine has no systemd, or no cgroup v2");
+        return;
+    };
+    // Unless it is told otherwise, systemd gives up after five starts within ten seconds.
+    limpet_tests::eventually_or(
+        "eight starts",
+        || (process.log().matches("unknown field").count() >= 8).then_some(()),
+        || process.log(),
+    );
+}

@@ -439,6 +439,7 @@ impl Agent {
             1 => reason,
             _ => format!("{reason} (and {} more before it)", count.saturating_sub(1)),
         };
+        self.effects.push_back(Effect::Warn { message: format!("refused: {message}") });
         self.note(now_ms, EventKind::Refused, message);
     }
 }

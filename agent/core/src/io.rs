@@ -245,6 +245,11 @@ pub enum Effect {
         /// The terms.
         membership: Box<Membership>,
     },
+    /// Tell whoever reads the agent's own log.
+    Warn {
+        /// What.
+        message: String,
+    },
     /// Send a workload's log.
     Stream(StreamOrder),
     /// End a stream.

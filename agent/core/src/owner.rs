@@ -184,11 +184,19 @@ impl Owner {
     }
 
     /// Judges the file or folder that the path `asked` leads to, all links followed: the rule that
-    /// says most about it decides.
+    /// says most about it decides. Whatever the rules, nobody is given one of `own`, the folders that
+    /// the agent keeps the device's key and state in, nor what is above or below them.
     ///
     /// # Errors
     /// When no rule allows it.
-    pub fn host_path(&self, asked: &str, real: &str) -> Result<PathUse, Refusal> {
+    pub fn host_path(&self, asked: &str, real: &str, own: &[String]) -> Result<PathUse, Refusal> {
+        if let Some(own) = own.iter().find(|own| is_below(real, own) || is_below(own, real)) {
+            let what = format!(
+                "{}: it is above, at or below {own}, which is the agent's own",
+                led(asked, real)
+            );
+            return Err(refusal(Rule::HostPaths, what));
+        }
         let rules = self.host_paths.iter();
         let rules = rules.filter(|rule| is_clean(real) && is_below(real, &rule.path));
         match rules.max_by_key(|rule| rule.path.len()) {

@@ -372,7 +372,7 @@ fn what_the_owner_does_not_allow_is_refused_with_its_rule_and_what_ran_goes_on()
 #[test]
 fn what_the_shell_was_not_allowed_is_not_tried_again() {
     let owner = Owner { privileged: true, ..Owner::default() };
-    let refusal = owner.host_path("/srv", "/etc").unwrap_err();
+    let refusal = owner.host_path("/srv", "/etc", &[]).unwrap_err();
     let mut device = Device::of(owner);
     let change =
         |generation, arg: &str| changed(generation, "a", |spec| spec.args = vec![arg.to_owned()]);
@@ -420,6 +420,23 @@ fn memory_is_shared_out_in_order_and_given_on_when_it_is_free() {
     device.want(changed(3, "c", |_| {}));
     let (_, why) = device.status("c");
     assert!(why.contains("memory_share needs workloads with a limit"), "{why}");
+}
+
+#[test]
+fn a_flood_of_messages_that_are_refused_is_a_line_and_an_event_a_minute() {
+    let mut agent = agent(Checkpoint::first(OUTBOX));
+    let (mut told, before) = (Vec::new(), agent.events_waiting());
+    for now_ms in (0..150_000).step_by(10) {
+        agent.handle(now_ms, Input::Refused { reason: format!("at {now_ms}") });
+        told.extend(effects(&mut agent).into_iter().filter_map(|effect| match effect {
+            Effect::Warn { message } => Some(message),
+            _ => None,
+        }));
+    }
+    let first = "refused: at 0";
+    let minute = |at: u64| format!("refused: at {at} (and 5999 more before it)");
+    assert_eq!(told, [first.to_owned(), minute(60_000), minute(120_000)]);
+    assert_eq!(agent.events_waiting(), before + told.len());
 }
 
 #[test]

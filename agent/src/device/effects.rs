@@ -198,6 +198,7 @@ impl Shell {
                 let shell = Rc::clone(self);
                 self.spawn(async move { shell.store_membership(number, *membership).await });
             }
+            Effect::Warn { message } => log::warn!("{message}"),
             Effect::Stream(order) => self.stream(order),
             Effect::EndStream(stream) => drop(self.streams.borrow_mut().remove(&stream)),
             Effect::Disconnect { for_ms } => {

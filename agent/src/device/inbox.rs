@@ -6,7 +6,7 @@ use std::sync::Arc;
 use limpet_agent_core::Input;
 use limpet_protocol::envelope::{self, EnvelopeError, Expected};
 use limpet_protocol::{
-    Ack, Command, DesiredState, Envelope, Held, Kind, Nonce, Prefix, PublicKey, Topic,
+    Ack, Command, DesiredState, Envelope, Held, Kind, Leaf, Nonce, Prefix, PublicKey, Topic,
 };
 
 use super::effects::Shell;
@@ -56,7 +56,8 @@ impl Inbox {
             FromLink::Message { topic, payload } => read(shell, topic, &payload),
         };
         let refused = |error: Refusal| {
-            log::warn!("refused: {error}");
+            // The core tells of them, seldom enough for a log on flash.
+            log::debug!("refused: {error}");
             Input::Refused { reason: error.to_string() }
         };
         Some(read.unwrap_or_else(refused))
@@ -64,13 +65,13 @@ impl Inbox {
 }
 
 fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> {
-    let kind = match Topic::parse(&Prefix::default(), &topic)? {
-        Topic::Device(_, kind @ (Kind::Desired | Kind::Command | Kind::Ack)) => kind,
-        Topic::Device(..) | Topic::Stream(..) | Topic::Deploy(_) | Topic::DeployResult(_) => {
+    let leaf = match Topic::parse(&Prefix::default(), &topic)? {
+        Topic::Device(_, leaf @ (Leaf::Desired | Leaf::Command | Leaf::Ack)) => leaf,
+        Topic::Device(..) | Topic::Deploy(_) | Topic::DeployResult(_) => {
             return Err(Refusal::Misplaced(topic));
         }
     };
-    let identity = shell.identity();
+    let (identity, kind) = (shell.identity(), leaf.kind());
     let envelope = verify(&identity, kind, payload)
         .or_else(|refused| verify_waning(shell, &identity, kind, payload).ok_or(refused))
         .map_err(|source| Refusal::Envelope { topic: topic.clone(), source })?;
@@ -79,8 +80,8 @@ fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> 
     }
     let body = |source| Refusal::Body { topic: topic.clone(), source };
     let number = envelope.header.number;
-    let input = match kind {
-        Kind::Desired => {
+    let input = match leaf {
+        Leaf::Desired => {
             let state: DesiredState = envelope.read().map_err(body)?;
             let outside = Held { epoch: envelope.header.epoch, generation: number };
             if state.held != outside {
@@ -88,25 +89,20 @@ fn read(shell: &Shell, topic: String, payload: &[u8]) -> Result<Input, Refusal> 
             }
             Input::Desired { state: Box::new(state), signed: payload.to_vec() }
         }
-        Kind::Command => {
+        Leaf::Command => {
             let Command { nonce, action } = envelope.read().map_err(body)?;
             Input::Commanded { number, nonce, action }
         }
-        Kind::Ack => {
+        Leaf::Ack => {
             Input::Acked { connection: number, ack: envelope.read::<Ack>().map_err(body)? }
         }
-        Kind::Presence
-        | Kind::Hello
-        | Kind::Reported
-        | Kind::Event
-        | Kind::Result
-        | Kind::Returned
-        | Kind::Stream
-        | Kind::Join
-        | Kind::Renew
-        | Kind::Manifest => {
-            return Err(Refusal::Misplaced(topic));
-        }
+        Leaf::Presence
+        | Leaf::Hello
+        | Leaf::Reported
+        | Leaf::Event
+        | Leaf::Result
+        | Leaf::Returned
+        | Leaf::Stream(_) => return Err(Refusal::Misplaced(topic)),
     };
     trust(shell, &identity, envelope.signer);
     Ok(input)

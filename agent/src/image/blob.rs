@@ -10,11 +10,11 @@ use ring::digest::{Context, SHA256};
 
 use super::layer::oci_digest;
 use super::manifest::Descriptor;
-use super::registry::Source;
+use super::registry::{BYTES_MIN, Source};
 use super::{DOCUMENT_BYTES_MAX, ImageError, io, replace, room};
 
 const BUFFER_BYTES: usize = 64 * 1024;
-/// Requests that bring nothing, one after the other, before a download is given up for now.
+/// Requests that bring next to nothing, one after the other, before a download is given up for now.
 const TRIES_MAX: u32 = 4;
 const RETRY_WAIT: Duration = Duration::from_millis(250);
 
@@ -40,11 +40,19 @@ impl Blobs {
         let mut bytes = Vec::new();
         let file = File::open(self.path(digest)).ok()?;
         file.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-        (format!("sha256:{}", Digest::of(&bytes)) == digest).then_some(bytes)
+        is(digest, &bytes).then_some(bytes)
     }
 
+    /// Keeps a document.
+    ///
+    /// # Errors
+    /// When it is not what its digest says: it would stand where another image's document is.
     pub(super) fn keep(&self, digest: &str, bytes: &[u8]) -> Result<(), ImageError> {
-        replace(&self.path(digest), bytes)
+        let path = self.path(digest);
+        if !is(digest, bytes) {
+            return Err(io("keep", &path)(ErrorKind::InvalidData.into()));
+        }
+        replace(&path, bytes)
     }
 
     /// Bytes of a layer that an earlier try has left here.
@@ -94,7 +102,7 @@ impl Blobs {
                 continue;
             };
             log::debug!("{}: layer {} is cut: {why}", source.endpoint, layer.digest);
-            tries = if part.received > before { 0 } else { tries + 1 };
+            tries = if part.received >= before + BYTES_MIN { 0 } else { tries + 1 };
             if tries >= TRIES_MAX {
                 let (received, size) = (part.received, layer.size);
                 let reason =
@@ -112,6 +120,11 @@ impl Blobs {
         }
         Ok(path)
     }
+}
+
+/// Whether a digest, as OCI writes it, is that of these bytes.
+fn is(digest: &str, bytes: &[u8]) -> bool {
+    format!("sha256:{}", Digest::of(bytes)) == digest
 }
 
 /// A layer that is being received: its bytes, and their digest so far.
@@ -184,5 +197,21 @@ impl Part {
     fn finish(self) -> Result<String, ImageError> {
         self.file.sync_data().map_err(io("write", &self.path))?;
         Ok(oci_digest(self.hash))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_digest_says_is_kept_under_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path().join("blobs")).unwrap();
+        let digest = format!("sha256:{}", Digest::of(b"config"));
+        blobs.keep(&digest, b"config").unwrap();
+        let error = blobs.keep(&digest, b"of another").unwrap_err();
+        assert!(error.to_string().starts_with("cannot keep "), "{error}");
+        assert_eq!(blobs.document(&digest).unwrap(), b"config");
     }
 }

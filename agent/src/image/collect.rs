@@ -58,17 +58,17 @@ impl Images {
     /// The blobs and layers that named images stand on.
     fn needs(&self, names: &[PathBuf]) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
         let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());
-        let proofs = names.iter().filter_map(|path| Some(self.kept_proof(&read_named(path)?)));
-        for (digest, _) in proofs.flat_map(|proof| proof.documents().cloned().collect::<Vec<_>>()) {
-            blobs.insert(self.blobs.path(&digest));
-        }
-        for Parts { manifest, config, file } in names.iter().filter_map(|path| self.parts(path)) {
+        for named in names.iter().filter_map(|path| read_named(path)) {
+            let proof = self.kept_proof(&named);
+            blobs.extend(proof.documents().map(|(digest, _)| self.blobs.path(digest)));
+            let Some(Parts { manifest, config, file }) = self.parts(&named) else { continue };
             blobs.extend([manifest, config].map(|digest| self.blobs.path(&digest)));
             let found = file.rootfs.diff_ids.iter().filter_map(|id| self.layers.find(id));
             layers.extend(found.map(|name| self.layers.folder.join(name)));
         }
         (blobs, layers)
     }
+
     /// Takes those layers away that were had for an image that did not fit: they would keep others
     /// from being had. What has found its image meanwhile stays.
     pub(super) fn give_back(&self, had: &[Wanted<'_>]) -> Result<(), ImageError> {

@@ -61,7 +61,7 @@ pub enum ImageError {
     Digest {
         /// The image.
         name: ImageName,
-        /// Manifest, config or layer.
+        /// Manifest, config, layer, or what was signed.
         what: &'static str,
         /// What was asked for.
         expected: String,

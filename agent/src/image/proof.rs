@@ -5,7 +5,7 @@ use limpet_protocol::{ImageName, ImagePolicies};
 
 use super::manifest::Manifest;
 use super::registry::Source;
-use super::signature::{self, Seen, Subject};
+use super::signature::{self, PAYLOAD_BYTES_MAX, Seen, Subject};
 use super::{Image, ImageError, Images, Named, read_named, write_named};
 
 /// A document that is kept, under its digest.
@@ -69,14 +69,21 @@ impl Images {
         policies: &ImagePolicies,
     ) -> Result<Option<Image>, ImageError> {
         admit(name, policies)?;
-        let vouched_for = || self.vouched_for(name, policies).is_ok();
-        Ok(self.local(name).filter(|_| !asks_for_keys(policies) || vouched_for()))
+        // Read once: what is vouched for is what is used.
+        let Some(named) = self.stands_for(name) else { return Ok(None) };
+        let vouched_for = || self.vouched_for(name, &named, policies).is_ok();
+        let image = self.complete_image(&named);
+        Ok(image.filter(|_| !asks_for_keys(policies) || vouched_for()))
     }
 
     /// Whether what is kept beside an image vouches for it.
-    fn vouched_for(&self, name: &ImageName, policies: &ImagePolicies) -> Result<(), String> {
-        let named = read_named(&self.named(name)).ok_or("it is not here")?;
-        let proof = self.kept_proof(&named);
+    fn vouched_for(
+        &self,
+        name: &ImageName,
+        named: &Named,
+        policies: &ImagePolicies,
+    ) -> Result<(), String> {
+        let proof = self.kept_proof(named);
         let digests = digests(&named.manifest, proof.index.as_ref());
         Subject { name, digests: &digests }.satisfies(policies, &proof.seen())
     }
@@ -178,7 +185,7 @@ fn fetch(source: Source<'_>, digest: &str, proof: &mut Proof) -> Result<(), Imag
     let fault = |reason| ImageError::Registry { endpoint: source.endpoint.to_string(), reason };
     signature::listed(&bytes).map_err(fault)?;
     let manifest = (format!("sha256:{}", limpet_protocol::Digest::of(&bytes)), bytes);
-    proof.add(manifest, |digest| source.document(digest))
+    proof.add(manifest, |digest| source.document("what was signed,", digest, PAYLOAD_BYTES_MAX))
 }
 
 /// The digests that a signature may be for.

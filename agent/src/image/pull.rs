@@ -4,11 +4,11 @@ use std::fs::File;
 
 use limpet_protocol::{Digest, ImagePolicies};
 
-use super::manifest::{Descriptor, Manifest};
+use super::manifest::Manifest;
 use super::proof::{admit, prove};
 use super::registry::Source;
 use super::room::Wanted;
-use super::{Image, ImageError, ImageName, Images, Keep, Progress, io};
+use super::{DOCUMENT_BYTES_MAX, Image, ImageError, ImageName, Images, Keep, Progress, io};
 
 impl Images {
     /// Makes the image complete here, from a mirror or its own registry, and nothing of it before
@@ -107,7 +107,7 @@ impl Images {
         let proof = prove(source, &digest, index, policies)?;
         let described = manifest.config.as_ref();
         let described = described.ok_or_else(|| document("its manifest names no config".into()))?;
-        let config = self.fetch_config(source, described)?;
+        let config = source.document("config", &described.digest, DOCUMENT_BYTES_MAX)?;
         let diff_ids = self.diff_ids(&manifest, &config).map_err(document)?;
         let pairs: Vec<_> = manifest.layers.iter().zip(&diff_ids).collect();
         let missing =
@@ -135,20 +135,6 @@ impl Images {
             return Err(ImageError::Digest { name, what: "manifest", expected, actual });
         }
         Ok((actual, bytes))
-    }
-
-    fn fetch_config(
-        &self,
-        source: Source<'_>,
-        described: &Descriptor,
-    ) -> Result<Vec<u8>, ImageError> {
-        let bytes = source.document(&described.digest)?;
-        let actual = format!("sha256:{}", Digest::of(&bytes));
-        if actual != described.digest {
-            let (name, expected) = (source.name.clone(), described.digest.clone());
-            return Err(ImageError::Digest { name, what: "config", expected, actual });
-        }
-        Ok(bytes)
     }
 
     fn fetch_layers(

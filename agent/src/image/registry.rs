@@ -6,6 +6,7 @@ use std::io::Read;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use limpet_protocol::Digest;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::Deserialize;
 use ureq::http::{Response, StatusCode};
@@ -27,8 +28,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 mod settings;
+mod steady;
 
 pub use settings::Registries;
+pub(super) use steady::BYTES_MIN;
+use steady::Steady;
 
 /// A registry or a mirror of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,6 +174,32 @@ impl Registry {
         self.registries.proxies.explain(scheme, authority, error)
     }
 
+    /// What comes, for as long as it does.
+    fn body(&self, response: Response<Body>) -> Steady<impl Read + use<>> {
+        let timeout = self.registries.stall_timeout_s.duration();
+        Steady::new(response.into_body().into_reader(), timeout)
+    }
+
+    fn document(
+        &self,
+        endpoint: &Endpoint,
+        url: &str,
+        response: Response<Body>,
+        bytes_max: u64,
+    ) -> Result<Vec<u8>, ImageError> {
+        if response.status() != StatusCode::OK {
+            return Err(fault(endpoint, format!("{} for {url}", response.status())));
+        }
+        let mut bytes = Vec::new();
+        let read = self.body(response).take(bytes_max.saturating_add(1)).read_to_end(&mut bytes);
+        read.map_err(|e| unreachable(endpoint, format!("{url}: {e}")))?;
+        if bytes.len() as u64 > bytes_max {
+            let reason = format!("{url} has more than the {bytes_max} bytes that are read of it");
+            return Err(fault(endpoint, reason));
+        }
+        Ok(bytes)
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), String>> {
         self.authorizations.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -199,14 +229,29 @@ impl Source<'_> {
         let response = self.get(&url, None)?;
         match response.status() {
             StatusCode::NOT_FOUND => Ok(None),
-            _ => document(self.endpoint, &url, response).map(Some),
+            _ => {
+                let had = self.registry.document(self.endpoint, &url, response, DOCUMENT_BYTES_MAX);
+                had.map(Some)
+            }
         }
     }
 
-    /// A small blob.
-    pub(super) fn document(&self, digest: &str) -> Result<Vec<u8>, ImageError> {
+    /// A small blob that is what its digest says, of at most `bytes_max` bytes.
+    pub(super) fn document(
+        &self,
+        what: &'static str,
+        digest: &str,
+        bytes_max: u64,
+    ) -> Result<Vec<u8>, ImageError> {
         let url = format!("{}/blobs/{digest}", self.base());
-        document(self.endpoint, &url, self.get(&url, None)?)
+        let response = self.get(&url, None)?;
+        let bytes = self.registry.document(self.endpoint, &url, response, bytes_max)?;
+        let actual = format!("sha256:{}", Digest::of(&bytes));
+        if actual != digest {
+            let (name, expected) = (self.name.clone(), digest.to_owned());
+            return Err(ImageError::Digest { name, what, expected, actual });
+        }
+        Ok(bytes)
     }
 
     /// A blob from `offset` on; the second value says whether the registry went along with that or
@@ -224,7 +269,7 @@ impl Source<'_> {
             StatusCode::PARTIAL_CONTENT if offset > 0 => true,
             status => return Err(fault(self.endpoint, format!("{status} for {url}"))),
         };
-        Ok((response.into_body().into_reader(), resumed))
+        Ok((self.registry.body(response), resumed))
     }
 
     fn get(&self, url: &str, range: Option<&str>) -> Result<Response<Body>, ImageError> {
@@ -278,7 +323,8 @@ impl Source<'_> {
                     unreachable(self.endpoint, format!("{realm}: {why}"))
                 })?;
                 let response = able(self.endpoint, &realm, response)?;
-                let text = document(self.endpoint, &realm, response)?;
+                let text =
+                    self.registry.document(self.endpoint, &realm, response, DOCUMENT_BYTES_MAX)?;
                 let token: Option<Token> = serde_json::from_slice(&text).ok();
                 let token = token.and_then(|token| token.token.or(token.access_token));
                 let reason = || fault(self.endpoint, format!("{realm} answered without a token"));
@@ -320,24 +366,6 @@ fn able(
     })
 }
 
-fn document(
-    endpoint: &Endpoint,
-    url: &str,
-    mut response: Response<Body>,
-) -> Result<Vec<u8>, ImageError> {
-    if response.status() != StatusCode::OK {
-        return Err(fault(endpoint, format!("{} for {url}", response.status())));
-    }
-    let body = response.body_mut().with_config().limit(DOCUMENT_BYTES_MAX);
-    body.read_to_vec().map_err(|e| {
-        let reason = format!("{url}: {e}");
-        match matches!(e, ureq::Error::BodyExceedsLimit(_)) {
-            true => fault(endpoint, reason),
-            false => unreachable(endpoint, reason),
-        }
-    })
-}
-
 /// What a URL begins with.
 fn scheme_and_authority(url: &str) -> (&str, &str) {
     let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
@@ -351,31 +379,4 @@ fn is_loopback(host: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mirrors_come_first_and_loopback_is_plain() {
-        let registries = Registries {
-            mirrors: [(
-                "docker.io".to_owned(),
-                vec!["127.0.0.1:5000".to_owned(), "m.example".into()],
-            )]
-            .into(),
-            insecure: vec!["10.0.0.1:5000".into()],
-            ..Registries::default()
-        };
-        let registry = Registry::new(registries).unwrap();
-        let bases = |name: &str| -> Vec<String> {
-            let name = name.parse().unwrap();
-            registry.endpoints(&name).iter().map(ToString::to_string).collect()
-        };
-        assert_eq!(
-            bases("node:alpine"),
-            ["http://127.0.0.1:5000", "https://m.example", "https://registry-1.docker.io"]
-        );
-        assert_eq!(bases("10.0.0.1:5000/a"), ["http://10.0.0.1:5000"]);
-        assert_eq!(bases("[::1]:5000/a"), ["http://[::1]:5000"]);
-        assert_eq!(bases("10.0.0.2:5000/a"), ["https://10.0.0.2:5000"]);
-    }
-}
+mod tests;

@@ -20,7 +20,7 @@ pub(super) const MANIFEST_BYTES_MAX: usize = 256 * 1024;
 /// Signatures of one image that are looked at.
 const SIGNATURES_MAX: usize = 32;
 /// What was signed at most, in bytes: a name, a digest, and what the signer adds.
-const PAYLOAD_BYTES_MAX: u64 = 16 * 1024;
+pub(super) const PAYLOAD_BYTES_MAX: u64 = 16 * 1024;
 /// Words of strangers are quoted up to this length.
 const QUOTED_CHARS_MAX: usize = 80;
 

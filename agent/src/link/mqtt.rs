@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use limpet_protocol::{Header, Kind, Presence, PresenceState, Topic, envelope};
+use limpet_protocol::{Header, Kind, Leaf, Prefix, Presence, PresenceState, Topic, envelope};
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill};
-use rumqttc::v5::{ConnectionError, MqttOptions, StateError};
+use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill, Publish};
+use rumqttc::v5::{ConnectionError, Incoming, MqttOptions, StateError};
 use rumqttc::{TlsConfiguration, Transport};
 use rustls::{AlertDescription, CertificateError, Error as RustlsError};
 
@@ -91,6 +91,26 @@ fn explain_tls(error: &RustlsError) -> String {
     }
 }
 
+/// Whether a broker may send this to a client that it has greeted. rumqttc lets it send more, and
+/// keeps the topic of every alias.
+///
+/// # Errors
+/// Why it may not: the client has announced no topic alias (MQTT 5, 3.3.2.3.4), and is greeted once
+/// (3.2).
+pub(super) fn allow(packet: &Incoming) -> Result<(), String> {
+    let aliased = |publish: &Publish| {
+        publish.properties.as_ref().is_some_and(|properties| properties.topic_alias.is_some())
+    };
+    let rule = if matches!(packet, Incoming::Publish(publish) if aliased(publish)) {
+        "uses topic aliases, and was told of none"
+    } else if matches!(packet, Incoming::ConnAck(_)) {
+        "greets a second time"
+    } else {
+        return Ok(());
+    };
+    Err(format!("the broker breaks the rules of MQTT: it {rule}"))
+}
+
 pub(super) fn options(
     options: &Options,
     attempt: &Attempt<'_>,
@@ -123,8 +143,9 @@ pub(super) fn options(
 
 /// What the broker says for us when the connection is gone.
 fn will(options: &Options, connection: u64) -> LastWill {
+    let prefix = Prefix::default();
     let header = Header {
-        prefix: options.prefix.to_string(),
+        prefix: prefix.to_string(),
         device: options.device.clone(),
         kind: Kind::Presence,
         epoch: 0,
@@ -132,6 +153,6 @@ fn will(options: &Options, connection: u64) -> LastWill {
     };
     let presence = Presence { state: PresenceState::Offline, boot: options.boot, connection };
     let payload = envelope::seal(&options.key, &header, &presence);
-    let topic = Topic::Device(options.device.clone(), Kind::Presence).under(&options.prefix);
+    let topic = Topic::Device(options.device.clone(), Leaf::Presence).under(&prefix);
     LastWill::new(topic, payload, QoS::AtLeastOnce, true, None)
 }

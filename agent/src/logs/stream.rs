@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use limpet_protocol::command::CHUNK_BYTES_MAX;
 use limpet_protocol::{
-    Kind, LogLine, Prefix, StreamChunk, StreamId, StreamSealer, Topic, envelope,
+    Kind, Leaf, LogLine, Prefix, StreamChunk, StreamId, StreamSealer, Topic, envelope,
 };
 
 use super::ring::{News, Reader};
@@ -96,7 +96,7 @@ impl Sender {
             };
             let head = header(&self.identity, Kind::Stream, 0, number);
             let payload = envelope::seal(&self.identity.key, &head, &chunk);
-            let topic = Topic::Stream(self.identity.device.clone(), self.stream);
+            let topic = Topic::Device(self.identity.device.clone(), Leaf::Stream(self.stream));
             let topic = topic.under(&Prefix::default());
             let order = Order::Publish { topic, payload, retain: false };
             let message = ToLink { connection: self.connection, order };

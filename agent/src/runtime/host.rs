@@ -82,8 +82,16 @@ pub(super) struct Node {
     pub(super) access: DeviceAccess,
 }
 
-/// Opens and judges what a container wants.
-pub(super) fn open(owner: &Owner, wanted: &HostAccess) -> Result<Host, HostError> {
+/// The agent's own folders, which no container is given: those that run folders and writable layers
+/// are kept in.
+pub(super) fn own(containers: &Path, writable: &Path) -> Vec<String> {
+    let real = |folder: &Path| folder.canonicalize().unwrap_or_else(|_| folder.into());
+    let above = [containers, writable].into_iter().filter_map(Path::parent);
+    above.map(|folder| real(folder).to_string_lossy().into_owned()).collect()
+}
+
+/// Opens and judges what a container wants; see [`own`].
+pub(super) fn open(owner: &Owner, wanted: &HostAccess, own: &[String]) -> Result<Host, HostError> {
     let mut devices = if wanted.privileged { all_devices() } else { Vec::new() };
     for device in &wanted.devices {
         let (file, real) = follow(&device.host)?;
@@ -97,7 +105,7 @@ pub(super) fn open(owner: &Owner, wanted: &HostAccess) -> Result<Host, HostError
     let mut mounts = Vec::new();
     for mount in &wanted.mounts {
         let (file, real) = follow(&mount.host)?;
-        let read_only = match owner.host_path(&mount.host, &real)? {
+        let read_only = match owner.host_path(&mount.host, &real, own)? {
             PathUse::ReadOnly => true,
             PathUse::AsAsked => mount.read_only,
         };
@@ -237,7 +245,7 @@ mod tests {
         link("data/in", "inner");
         link("data/proc", "/proc/self/root/etc");
         let allowed = owner(&format!("host_paths = ['{}']", base.join("data").display()));
-        let says = |name: &str| match open(&allowed, &mounts(&base.join(name))) {
+        let says = |name: &str| match open(&allowed, &mounts(&base.join(name)), &[]) {
             Ok(_) => "given".to_owned(),
             Err(error) => error.to_string(),
         };
@@ -251,13 +259,32 @@ mod tests {
     }
 
     #[test]
+    fn the_agent_s_own_is_given_by_no_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().canonicalize().unwrap();
+        for name in ["lib/limpet/containers", "run/limpet/containers", "lib/other"] {
+            std::fs::create_dir_all(base.join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink("lib", base.join("link")).unwrap();
+        // The agent may know its folder by another name, too.
+        let own = own(&base.join("run/limpet/containers"), &base.join("link/limpet/containers"));
+        let allowed = owner(&format!("host_paths = ['{}']", base.display()));
+        let given = |name: &str| open(&allowed, &mounts(&base.join(name)), &own).is_ok();
+        for name in ["", "lib", "link", "lib/limpet", "link/limpet/containers", "run", "run/limpet"]
+        {
+            assert!(!given(name), "{name}");
+        }
+        assert!(given("lib/other") && given("link/other"));
+    }
+
+    #[test]
     fn what_is_opened_stays_what_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let base = folder.path().canonicalize().unwrap();
         std::fs::create_dir_all(base.join("data/one")).unwrap();
         std::os::unix::fs::symlink("one", base.join("data/link")).unwrap();
         let allowed = owner(&format!("host_paths = ['{}:ro']", base.join("data").display()));
-        let host = open(&allowed, &mounts(&base.join("data/link"))).unwrap();
+        let host = open(&allowed, &mounts(&base.join("data/link")), &[]).unwrap();
         std::fs::remove_file(base.join("data/link")).unwrap();
         std::os::unix::fs::symlink("/etc", base.join("data/link")).unwrap();
         let real = std::fs::read_link(format!("/proc/self/fd/{}", host.mounts[0].file.as_raw_fd()));
@@ -276,9 +303,9 @@ mod tests {
             }],
             ..HostAccess::default()
         };
-        let found = open(&allowed, &device("/dev/null")).unwrap().devices;
+        let found = open(&allowed, &device("/dev/null"), &[]).unwrap().devices;
         assert_eq!((found[0].kind, found[0].number, &*found[0].path), ("c", (1, 3), "/dev/x"));
-        let says = |host: &str| open(&allowed, &device(host)).err().unwrap().to_string();
+        let says = |host: &str| open(&allowed, &device(host), &[]).err().unwrap().to_string();
         assert!(says("/dev/shm").contains("is no device"));
         assert!(says("/dev/zero").contains("host_devices does not allow /dev/zero"));
     }

@@ -114,7 +114,7 @@ fn make(folder: &Path) -> Result<(u32, Output, Option<PathBuf>), ShimError> {
     }
     let bundle = folder.join("bundle");
     mount_root(&order, &bundle.join("rootfs"))?;
-    write_bundle(&order, &secrets, &bundle)?;
+    write_bundle(&order, &secrets, folder)?;
     let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
     let (stderr, stderr_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
     let null =
@@ -209,7 +209,8 @@ fn mount_root(order: &StartOrder, rootfs: &Path) -> Result<(), ShimError> {
     rustix::process::chdir("/").map_err(system("enter /"))
 }
 
-fn write_bundle(order: &StartOrder, secrets: &[Opened], bundle: &Path) -> Result<(), ShimError> {
+fn write_bundle(order: &StartOrder, secrets: &[Opened], folder: &Path) -> Result<(), ShimError> {
+    let bundle = &folder.join("bundle");
     let hosts = format!("127.0.0.1\tlocalhost {0}\n::1\tlocalhost {0}\n", order.hostname);
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let mut etc = Vec::new();
@@ -229,7 +230,10 @@ fn write_bundle(order: &StartOrder, secrets: &[Opened], bundle: &Path) -> Result
     let args = bundle::args(order);
     let first = args.first().ok_or(ShimError::NoProgram)?;
     program::check(&rootfs, first, &bundle::env(order, &user))?;
-    let host = host::open(&order.owner, &order.workload.spec.host)?;
+    let [containers, writable] =
+        [folder, &order.writable].map(|of_one| of_one.parent().unwrap_or(of_one));
+    let own = host::own(containers, writable);
+    let host = host::open(&order.owner, &order.workload.spec.host, &own)?;
     let mounts = host.stage(&bundle.join("host"))?;
     let given = bundle::Given { etc, mounts, devices: host.devices };
     let config = bundle::config(order, &user, &given);

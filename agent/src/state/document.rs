@@ -137,30 +137,58 @@ pub(super) fn unseal<'a>(
 
 /// Reads a document; None where there is none, nor a copy. The copy takes the place of one that is
 /// damaged or missing, and `lost` says so.
+///
+/// # Errors
+/// When a newer version wrote it; and for the identity, which cannot be had again, when the disk would
+/// not give it: that may pass.
 pub(super) fn read(
     folder: &Path,
     kind: Kind,
     lost: &mut Vec<String>,
 ) -> Result<Option<Vec<u8>>, DocumentError> {
-    let (first, copy) = (kind.path(folder), kind.copy(folder));
+    let first = kind.path(folder);
     let why = match read_one(&first, kind) {
         Ok(Some(content)) => return Ok(Some(content)),
         Err(error @ DocumentError::Newer { .. }) => return Err(error),
-        Ok(None) if !copy.exists() => return Ok(None),
-        Ok(None) => format!("{} is missing", first.display()),
-        Err(error) => error.to_string(),
+        Ok(None) => Ok(format!("{} is missing", first.display())),
+        Err(error) => Err(error),
     };
-    match read_one(&copy, kind) {
-        Ok(Some(content)) => {
-            lost.push(format!("{why}: going on with its copy"));
+    let said = why.as_ref().map_or_else(ToString::to_string, Clone::clone);
+    match (why, read_one(&kind.copy(folder), kind)) {
+        (_, Ok(Some(content))) => {
+            lost.push(format!("{said}: going on with its copy"));
             Ok(Some(content))
         }
-        Err(error @ DocumentError::Newer { .. }) => Err(error),
-        Ok(None) | Err(_) => {
-            lost.push(format!("{why}, and so is its copy: going on without"));
+        (_, Err(error @ DocumentError::Newer { .. })) => Err(error),
+        (Err(error @ DocumentError::Io { .. }), _) | (_, Err(error @ DocumentError::Io { .. }))
+            if kind == Kind::Identity =>
+        {
+            Err(error)
+        }
+        (Ok(_), Ok(None)) => Ok(None),
+        (Ok(_) | Err(_), Ok(None) | Err(_)) => {
+            lost.push(format!("{said}, and so is its copy: going on without"));
             Ok(None)
         }
     }
+}
+
+/// Moves a document that nobody understands out of the way of another, with its copy: somebody may
+/// still want what is left of it.
+pub(super) fn set_aside(folder: &Path, kind: Kind) -> Result<(), DocumentError> {
+    for path in [kind.path(folder), kind.copy(folder)] {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(".damaged");
+        match std::fs::rename(&path, aside) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            moved => moved.map_err(|source| DocumentError::Io {
+                action: "move aside",
+                path: path.clone(),
+                source,
+            })?,
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn read_one(path: &Path, kind: Kind) -> Result<Option<Vec<u8>>, DocumentError> {

@@ -177,3 +177,51 @@ fn a_membership_keeps_the_key_before_the_present_one_through_a_restart() {
         assert_eq!(known.membership, Some(membership(controller)));
     }
 }
+
+/// A folder in place of a file stands for a disk that would not read it.
+#[test]
+fn a_key_that_the_disk_would_not_give_for_once_is_not_replaced() {
+    let folder = filled();
+    let path = |name: &str| folder.path().join(name);
+    let key = || State::open(folder.path(), id()).map(|opened| opened.identity.key.public());
+    let before = key().unwrap();
+    let names = ["identity", "identity.old"];
+    let hide = |name: &str| {
+        std::fs::rename(path(name), path(&format!("{name}.hidden"))).unwrap();
+        std::fs::create_dir(path(name)).unwrap();
+    };
+    let show = |name: &str| {
+        std::fs::remove_dir(path(name)).unwrap();
+        std::fs::rename(path(&format!("{name}.hidden")), path(name)).unwrap();
+    };
+    for name in names {
+        hide(name);
+        assert_eq!(key().unwrap(), before, "{name}: the other has it");
+        show(name);
+    }
+    names.into_iter().for_each(hide);
+    let why = key().unwrap_err().to_string();
+    assert!(why.starts_with("cannot read ") && why.contains("/identity: "), "{why}");
+    names.into_iter().for_each(show);
+    // Nor is one whose copy the disk would not give, where it is damaged itself.
+    let whole = std::fs::read(path("identity")).unwrap();
+    std::fs::write(path("identity"), b"junk").unwrap();
+    hide("identity.old");
+    assert!(key().is_err());
+    show("identity.old");
+    std::fs::write(path("identity"), whole).unwrap();
+    assert_eq!(key().unwrap(), before);
+}
+
+#[test]
+fn what_nobody_understands_of_a_key_is_kept_beside_the_next_one() {
+    let folder = filled();
+    let path = |name: &str| folder.path().join(name);
+    let foreign = document::seal(Kind::Identity, b"no CBOR of an identity");
+    std::fs::write(path("identity"), &foreign).unwrap();
+    std::fs::write(path("identity.old"), b"junk").unwrap();
+    let opened = State::open(folder.path(), id()).unwrap();
+    assert!(opened.lost[0].starts_with("the identity cannot be read: "), "{:?}", opened.lost);
+    assert_eq!(std::fs::read(path("identity.damaged")).unwrap(), foreign);
+    assert_eq!(std::fs::read(path("identity.old.damaged")).unwrap(), b"junk");
+}

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use async_trait::async_trait;
-use limpet_protocol::{DeviceId, IdError, Kind, Prefix, TokenId, Topic};
+use limpet_protocol::{DeviceId, IdError, Leaf, Prefix, TokenId, Topic};
 use rmqtt::codec::cert::CertInfo;
 use rmqtt::context::ServerContext;
 use rmqtt::hook::{Handler, HookResult, Parameter, ReturnType, Type};
@@ -402,7 +402,7 @@ impl Hook {
         };
         match client {
             Client::Device { id, .. }
-                if topic == Topic::Device(id.clone(), Kind::Presence).under(&self.prefix) =>
+                if topic == Topic::Device(id.clone(), Leaf::Presence).under(&self.prefix) =>
             {
                 Ok(())
             }

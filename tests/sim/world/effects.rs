@@ -47,6 +47,7 @@ impl World {
             | Effect::EndStream(_)
             | Effect::ReturnDesired { .. }
             | Effect::StoreMembership { .. }
+            | Effect::Warn { .. }
             | Effect::KeepLog { .. }
             | Effect::ForgetLog { .. } => {}
         }

@@ -40,8 +40,33 @@ fn paths_are_allowed_by_the_rule_that_says_most() {
             "refused by this device's owner: host_paths does not allow /srv/data/..",
         ),
     ] {
-        assert_eq!(says(owner.host_path(asked, real)), answer);
+        assert_eq!(says(owner.host_path(asked, real, &[])), answer);
     }
+}
+
+#[test]
+fn no_rule_gives_what_is_the_agent_s_own() {
+    let owner = owner(&["/"], &[]);
+    let own = ["/var/lib/limpet".to_owned(), "/run/limpet".to_owned()];
+    for (path, given) in [
+        ("/", false),
+        ("/var/lib", false),
+        ("/var/lib/limpet", false),
+        ("/var/lib/limpet/identity", false),
+        ("/var/lib/limpet-of-another", true),
+        ("/run", false),
+        ("/run/limpet/containers", false),
+        ("/run/dbus", true),
+    ] {
+        assert_eq!(owner.host_path(path, path, &own).is_ok(), given, "{path}");
+    }
+    let why = says(owner.host_path("/link", "/var", &own));
+    assert!(
+        why.ends_with(
+            "/link leads to: it is above, at or below /var/lib/limpet, which is the agent's own"
+        ),
+        "{why}"
+    );
 }
 
 #[test]
@@ -175,7 +200,7 @@ proptest! {
         let Ok(rule) = PathRule::try_from(rule) else { return Ok(()) };
         let folder = rule.path.clone();
         let owner = Owner { host_paths: vec![rule], ..Owner::default() };
-        let allowed = owner.host_path(&real, &real).is_ok();
+        let allowed = owner.host_path(&real, &real, &[]).is_ok();
         let inside = parts(&real).zip(parts(&folder)).is_some_and(|(real, folder)| real.starts_with(&folder));
         prop_assert!(inside || !allowed, "{} {}", folder, real);
         // What is written as the kernel writes it, and is inside, is allowed.

@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 
 use limpet_agent_core::{Input, Message, StreamOrder};
 use limpet_protocol::{
-    CommandResult, DesiredState, Header, Hello, Kind, Prefix, Presence, PresenceState, Returned,
-    StreamSealer, Topic, envelope,
+    CommandResult, DesiredState, Header, Hello, Kind, Leaf, Prefix, Presence, PresenceState,
+    Returned, StreamSealer, Topic, envelope,
 };
 
 use serde::Serialize;
@@ -29,7 +29,7 @@ impl Shell {
         let state = Arc::clone(&self.state);
         let error = match smol::unblock(move || state.desired()).await {
             Ok(Some(signed)) => {
-                return self.tell(Kind::Returned, 0, number, &Returned { signed });
+                return self.tell(Leaf::Returned, 0, number, &Returned { signed });
             }
             Ok(None) => "the device holds no desired state".to_owned(),
             Err(error) => error.to_string(),
@@ -41,33 +41,34 @@ impl Shell {
         match message {
             Message::Hello(hello) => {
                 let hello = Hello { controller: self.identity().controller, ..*hello };
-                self.tell(Kind::Hello, hello.held.epoch, hello.connection, &hello);
+                self.tell(Leaf::Hello, hello.held.epoch, hello.connection, &hello);
             }
             Message::Reported(report) => {
-                self.tell(Kind::Reported, report.applied.epoch, report.sequence, &report);
+                self.tell(Leaf::Reported, report.applied.epoch, report.sequence, &report);
             }
             Message::Events(batch) => {
                 let last = batch.events.last().map_or(0, |event| event.number);
-                self.tell(Kind::Event, 0, last, &batch);
+                self.tell(Leaf::Event, 0, last, &batch);
             }
             Message::Result { number, error } => {
-                self.tell(Kind::Result, 0, number, &CommandResult { error });
+                self.tell(Leaf::Result, 0, number, &CommandResult { error });
             }
             Message::Asleep { for_ms } => {
                 let connection = self.connection.get().unwrap_or(0);
                 let state = PresenceState::Asleep { for_ms };
                 let presence = Presence { state, boot: self.boot, connection };
-                self.tell(Kind::Presence, 0, connection, &presence);
+                self.tell(Leaf::Presence, 0, connection, &presence);
             }
         }
     }
 
     /// Signs a message and sends it on.
-    fn tell<T: Serialize>(&self, kind: Kind, epoch: u64, number: u64, body: &T) {
+    fn tell<T: Serialize>(&self, leaf: Leaf, epoch: u64, number: u64, body: &T) {
         let identity = self.identity();
-        let payload = envelope::seal(&identity.key, &header(&identity, kind, epoch, number), body);
-        let topic = Topic::Device(identity.device.clone(), kind).under(&Prefix::default());
-        self.to_link(Order::Publish { topic, payload, retain: kind == Kind::Presence });
+        let header = header(&identity, leaf.kind(), epoch, number);
+        let payload = envelope::seal(&identity.key, &header, body);
+        let topic = Topic::Device(identity.device.clone(), leaf).under(&Prefix::default());
+        self.to_link(Order::Publish { topic, payload, retain: leaf == Leaf::Presence });
     }
 
     pub(super) fn to_link(&self, order: Order) {

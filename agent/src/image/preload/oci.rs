@@ -10,6 +10,7 @@ use super::{IMAGES_MAX, Offered};
 use crate::image::archive::Files;
 use crate::image::manifest::{Descriptor, Manifest, Platform};
 use crate::image::proof::Proof;
+use crate::image::signature::PAYLOAD_BYTES_MAX;
 use crate::image::{ImageError, ImageName, signature};
 
 /// Annotations that hold a name, the one that always holds a full one first (containerd's, and OCI
@@ -81,13 +82,13 @@ fn attach(files: &Files, digest: &str, images: &mut [Offered]) -> Result<(), Ima
     let bytes = blob(files, digest)?;
     let listed = signature::listed(&bytes);
     let listed = listed.map_err(|reason| files.fault(&path(digest), &reason))?;
-    let payloads = listed.iter().map(|listed| blob(files, &listed.payload));
+    let payloads = listed.iter().map(|listed| payload(files, &listed.payload));
     let payloads = payloads.collect::<Result<Vec<_>, _>>()?;
     let subjects: Vec<String> =
         payloads.iter().filter_map(|bytes| signature::subject(bytes)).collect();
     let signed = |image: &&mut Offered| subjects.iter().any(|one| image.answers_to.contains(one));
     for image in images.iter_mut().filter(signed) {
-        image.proof.add((digest.to_owned(), bytes.clone()), |digest| blob(files, digest))?;
+        image.proof.add((digest.to_owned(), bytes.clone()), |digest| payload(files, digest))?;
     }
     Ok(())
 }
@@ -152,6 +153,15 @@ fn blob(files: &Files, digest: &str) -> Result<Vec<u8>, ImageError> {
         Ok(bytes)
     } else {
         Err(files.fault(&path, &format!("has bytes of sha256:{actual}: it is damaged")))
+    }
+}
+
+/// What was signed, bounded as what a registry sends is.
+fn payload(files: &Files, digest: &str) -> Result<Vec<u8>, ImageError> {
+    let bytes = blob(files, digest)?;
+    match bytes.len() as u64 > PAYLOAD_BYTES_MAX {
+        true => Err(files.fault(&path(digest), "was signed, and has more than the 16 KiB read")),
+        false => Ok(bytes),
     }
 }
 

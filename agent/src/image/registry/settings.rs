@@ -28,7 +28,8 @@ pub struct Registries {
     pub credentials: Option<PathBuf>,
     /// Certificates in PEM of authorities that are trusted besides the system's.
     pub certificates: Option<PathBuf>,
-    /// Seconds after which a transfer that brings not one byte is given up and resumed; 30 unless said.
+    /// Seconds after which a transfer that brings nothing, or less than 4 KiB in them, is given up and
+    /// resumed; 30 unless said.
     pub stall_timeout_s: StallTimeout,
     /// What leads to them: of another table.
     #[serde(skip)]

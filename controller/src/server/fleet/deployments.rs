@@ -33,7 +33,7 @@ impl Fleet {
     ) -> Result<(), String> {
         let name = match Topic::parse(&self.prefix, topic) {
             Ok(Topic::Deploy(name)) => name,
-            Ok(Topic::Device(..) | Topic::Stream(..) | Topic::DeployResult(_)) => {
+            Ok(Topic::Device(..) | Topic::DeployResult(_)) => {
                 return Err("operators publish on deploy/NAME only".to_owned());
             }
             Err(error) => return self.answer_bad_name(topic, &error.to_string()),

@@ -3,7 +3,7 @@
 use limpet_controller_core::plan;
 use limpet_controller_core::presence::reconnect_spread_ms;
 use limpet_protocol::envelope::{self, EnvelopeError, Expected};
-use limpet_protocol::{DesiredState, DeviceId, Envelope, Header, Held, Kind, Topic};
+use limpet_protocol::{DesiredState, DeviceId, Envelope, Header, Held, Kind, Leaf, Topic};
 
 use super::Fleet;
 
@@ -43,7 +43,7 @@ impl Fleet {
         self.stored(put);
         self.put_device(id);
         if is_told {
-            let topic = Topic::Device(id.clone(), Kind::Desired).under(&self.prefix);
+            let topic = Topic::Device(id.clone(), Leaf::Desired).under(&self.prefix);
             self.publish(topic, signed, false);
         }
     }
@@ -59,7 +59,7 @@ impl Fleet {
         }
         let read = self.store.desired(id.as_str());
         if let Some(Some(signed)) = self.stored(read) {
-            let topic = Topic::Device(id.clone(), Kind::Desired).under(&self.prefix);
+            let topic = Topic::Device(id.clone(), Leaf::Desired).under(&self.prefix);
             self.publish(topic, signed, false);
         }
     }

@@ -7,7 +7,7 @@ use limpet_controller_core::{Cursor, Inbox, Known, Outdated, Presence, Told};
 use limpet_protocol::envelope::{self, Expected};
 use limpet_protocol::hello::KEEP_ALIVE_S;
 use limpet_protocol::{
-    Action, Command, CommandResult, DeviceId, EventBatch, Header, Held, Hello, Kind, PublicKey,
+    Action, Command, CommandResult, DeviceId, EventBatch, Header, Held, Hello, Leaf, PublicKey,
     Reported, Returned, SealedChunk, StreamId, Topic, WorkloadId,
 };
 use serde::Serialize;
@@ -58,12 +58,8 @@ impl Fleet {
         payload: &[u8],
     ) -> Result<(), String> {
         let topic = Topic::parse(&self.prefix, topic).map_err(|e| e.to_string())?;
-        let (id, kind, stream) = match topic {
-            Topic::Device(id, kind) => (id, kind, None),
-            Topic::Stream(id, stream) => (id, Kind::Stream, Some(stream)),
-            Topic::Deploy(_) | Topic::DeployResult(_) => {
-                return Err("devices do not publish deployments".to_owned());
-            }
+        let Topic::Device(id, leaf) = topic else {
+            return Err("devices do not publish deployments".to_owned());
         };
         if id != *client {
             return Err(format!("device {client} may not speak for {id}"));
@@ -73,11 +69,12 @@ impl Fleet {
             Some(member) => Some(member.key),
             None => self.devices.get(&id).map(|device| device.record.key),
         };
-        if !self.devices.contains_key(&id) && kind != Kind::Hello {
+        if !self.devices.contains_key(&id) && leaf != Leaf::Hello {
             return Err("a device begins with hello".to_owned());
         }
         let prefix = self.prefix.clone();
-        let expected = Expected { prefix: &prefix, device: &id, kind, signer: known.as_ref() };
+        let (kind, signer) = (leaf.kind(), known.as_ref());
+        let expected = Expected { prefix: &prefix, device: &id, kind, signer };
         let message = envelope::open(payload, expected).map_err(|e| e.to_string())?;
         let number = message.header.number;
         // What somebody else's broker repeats is no sign of life.
@@ -85,29 +82,25 @@ impl Fleet {
             device.heard_ms = Some(self.steady_ms);
         }
         let malformed = |e: limpet_protocol::cbor::CborError| e.to_string();
-        match kind {
-            Kind::Hello => {
+        match leaf {
+            Leaf::Hello => {
                 return self.hello(&id, message.signer, message.read().map_err(malformed)?);
             }
-            Kind::Presence => self.announced(&id, message.read().map_err(malformed)?),
-            Kind::Reported => self.reported(&id, message.read().map_err(malformed)?),
-            Kind::Event => self.events(&id, message.read().map_err(malformed)?),
-            Kind::Result => self.command_result(&id, number, message.read().map_err(malformed)?),
-            Kind::Returned => {
+            Leaf::Presence => self.announced(&id, message.read().map_err(malformed)?),
+            Leaf::Reported => self.reported(&id, message.read().map_err(malformed)?),
+            Leaf::Event => self.events(&id, message.read().map_err(malformed)?),
+            Leaf::Result => self.command_result(&id, number, message.read().map_err(malformed)?),
+            Leaf::Returned => {
                 let returned: Returned = message.read().map_err(malformed)?;
                 return self.returned(&id, number, returned.signed);
             }
-            Kind::Stream => {
+            Leaf::Stream(stream) => {
                 let chunk = message.read::<SealedChunk>().map_err(malformed);
                 return self.stream_chunk(&id, stream, number, chunk);
             }
-            Kind::Desired | Kind::Command | Kind::Ack => {
+            Leaf::Desired | Leaf::Command | Leaf::Ack => {
                 return Err("only the controller says that".to_owned());
             }
-            Kind::Join | Kind::Renew => {
-                return Err("that travels over HTTPS".to_owned());
-            }
-            Kind::Manifest => return Err("that is a publisher's".to_owned()),
         }
         Ok(())
     }
@@ -187,7 +180,7 @@ impl Fleet {
         if let (Err(Outdated::Events), Some(inbox)) = (taken, inbox) {
             // The device itself takes over how far it had come, and says hello again: no other can.
             let ack = inbox.ack(false);
-            self.send(id, Kind::Ack, hello.connection, &ack);
+            self.send(id, Leaf::Ack, hello.connection, &ack);
             self.ask_for_hello(id);
         }
         taken.map_err(|why| why.to_string())
@@ -292,18 +285,18 @@ impl Fleet {
         };
         let Some(link) = device.link else { return };
         let ack = device.inbox.ack(send_whole);
-        self.send(id, Kind::Ack, link.connection, &ack);
+        self.send(id, Leaf::Ack, link.connection, &ack);
     }
 
-    pub(super) fn send<T: Serialize>(&mut self, id: &DeviceId, kind: Kind, number: u64, body: &T) {
+    pub(super) fn send<T: Serialize>(&mut self, id: &DeviceId, leaf: Leaf, number: u64, body: &T) {
         let Some(device) = self.devices.get(id) else {
             return;
         };
         let epoch = device.record.held.epoch;
-        let header =
-            Header { prefix: self.prefix.to_string(), device: id.clone(), kind, epoch, number };
+        let (prefix, kind) = (self.prefix.to_string(), leaf.kind());
+        let header = Header { prefix, device: id.clone(), kind, epoch, number };
         let payload = envelope::seal(self.signer(id), &header, body);
-        let topic = Topic::Device(id.clone(), kind).under(&self.prefix);
+        let topic = Topic::Device(id.clone(), leaf).under(&self.prefix);
         self.publish(topic, payload, false);
     }
 
@@ -313,7 +306,7 @@ impl Fleet {
         // Grows through restarts of the controller without being stored, as wall clocks do.
         let number = self.now_ms.max(self.last_command + 1);
         self.last_command = number;
-        self.send(id, Kind::Command, number, &Command { nonce, action });
+        self.send(id, Leaf::Command, number, &Command { nonce, action });
         Some(number)
     }
 
@@ -329,11 +322,11 @@ impl Fleet {
     fn stream_chunk(
         &mut self,
         id: &DeviceId,
-        stream: Option<StreamId>,
+        stream: StreamId,
         number: u64,
         chunk: Result<SealedChunk, String>,
     ) -> Result<(), String> {
-        let stream = stream.and_then(|stream| self.streams.get_mut(&stream));
+        let stream = self.streams.get_mut(&stream);
         // Nobody looks any more: what is still on its way is of no use.
         let Some(stream) = stream.filter(|stream| stream.device == *id) else {
             return chunk.map(drop);

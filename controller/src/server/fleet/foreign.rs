@@ -5,7 +5,7 @@
 
 use limpet_controller_core::limit::{Limit, Quiet, Rate};
 use limpet_controller_core::presence::Heard;
-use limpet_protocol::{Ack, DeploymentName, DeviceId, Kind, Topic};
+use limpet_protocol::{Ack, DeploymentName, DeviceId, Leaf, Topic};
 
 use super::{Fleet, Standing};
 
@@ -49,7 +49,7 @@ impl Fleet {
     /// just now: it is no order.
     pub(in crate::server) fn carried(&mut self, topic: &str, payload: &[u8], is_retained: bool) {
         match Topic::parse(&self.prefix, topic) {
-            Ok(Topic::Device(id, _) | Topic::Stream(id, _)) => {
+            Ok(Topic::Device(id, _)) => {
                 if let Err(why) = self.take_message(&id, topic, payload) {
                     let known = self.members.records.contains_key(&id).then_some(&id);
                     self.refuse_foreign("message-refused", known, &format!("topic {topic}: {why}"));
@@ -127,7 +127,7 @@ impl Fleet {
     /// Asks a device to say hello again, whatever its connection.
     pub(in crate::server) fn ask_for_hello(&mut self, id: &DeviceId) {
         if let Some(ack) = self.devices.get(id).map(|device| device.inbox.ack(false)) {
-            self.send(id, Kind::Ack, Ack::NO_CONNECTION, &ack);
+            self.send(id, Leaf::Ack, Ack::NO_CONNECTION, &ack);
         }
     }
 }

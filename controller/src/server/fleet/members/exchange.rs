@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use limpet_protocol::{DeviceId, Join, Kind, Membership, PublicKey, Renew, envelope};
+use limpet_controller_core::token::Ended;
+use limpet_protocol::{DeviceId, Join, Kind, Membership, PublicKey, Renew, Token, envelope};
 use serde::de::DeserializeOwned;
 
 use super::super::audit::Entry;
@@ -29,14 +30,17 @@ impl Fleet {
             self.audit_refused(&by, join.token.id, entry);
             return Err(why);
         }
+        // One that was a member before may believe a former key.
+        let controller = join.controller.filter(|key| self.keys.signing(key).is_some());
+        let controller = controller.unwrap_or(self.keys.present().public());
+        if self.has_joined_with(&id, &join.token) {
+            return self.certify(&id, controller);
+        }
         let grant = self.use_join_token(&join.token, &id, from)?;
         let standing = match grant.require_approval {
             true => Standing::Waiting,
             false => Standing::Member,
         };
-        // One that was a member before may believe a former key.
-        let controller = join.controller.filter(|key| self.keys.signing(key).is_some());
-        let controller = controller.unwrap_or(self.keys.present().public());
         let known = self.members.records.get(&id);
         let standing = known.map_or(standing, |known| known.standing);
         let member = Member {
@@ -92,6 +96,17 @@ impl Fleet {
             .map_err(|e| MemberError::Envelope(e.to_string()))?;
         let body = opened.read().map_err(|e| MemberError::Envelope(e.to_string()))?;
         Ok((opened.header.device, opened.signer, body))
+    }
+
+    /// Whether a device, which may join, is a member by this very token: the answer was lost on its way,
+    /// and the token may be used up by that.
+    fn has_joined_with(&self, id: &DeviceId, token: &Token) -> bool {
+        let ended = self.tokens.genuine(token).map(|record| record.ended(self.now_ms));
+        let member = self.members.records.get(id);
+        matches!(ended, Some(None | Some(Ended::UsedUp)))
+            && member.is_some_and(|member| {
+                member.token == token.id && member.certified_until_ms > self.now_ms
+            })
     }
 
     fn may_join(&self, id: &DeviceId, key: &PublicKey) -> Result<(), MemberError> {

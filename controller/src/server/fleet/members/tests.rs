@@ -6,8 +6,8 @@ use std::time::Duration;
 use limpet_controller_core::Scope;
 use limpet_controller_core::token::Wish;
 use limpet_protocol::{
-    BootId, DeviceId, Digest, Facts, Header, Held, Hello, Invitation, Join, Kind, Nonce, OutboxId,
-    PublicKey, Purpose, Renew, SigningKey, Token, Topic, envelope,
+    BootId, DeviceId, Digest, Facts, Header, Held, Hello, Invitation, Join, Kind, Leaf, Nonce,
+    OutboxId, PublicKey, Purpose, Renew, SigningKey, Token, Topic, envelope,
 };
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -65,6 +65,12 @@ impl Known {
     }
 
     fn join(&self, require_approval: bool) {
+        let token = self.token(require_approval);
+        self.join_with(&self.device, &token).unwrap();
+    }
+
+    /// A token that is used up by one device.
+    fn token(&self, require_approval: bool) -> Token {
         let wish = Wish {
             name: "rack".to_owned(),
             role: "join".to_owned(),
@@ -73,10 +79,22 @@ impl Known {
             ..Wish::default()
         };
         let made = self.call(|fleet| fleet.create_token(&local(), wish)).unwrap();
-        let token: Token = Invitation::parse(&made.text, Purpose::Join).unwrap().token;
-        let signed = self.signed(Kind::Join, &Join { token, controller: None });
+        Invitation::parse(&made.text, Purpose::Join).unwrap().token
+    }
+
+    /// A device of this key asks to join.
+    fn join_with(&self, key: &SigningKey, token: &Token) -> Result<(), String> {
+        let header = Header {
+            prefix: "limpet/v1".to_owned(),
+            device: id(),
+            kind: Kind::Join,
+            epoch: 0,
+            number: 1,
+        };
+        let signed = envelope::seal(key, &header, &Join { token: token.clone(), controller: None });
         let from = "127.0.0.1:1".parse().unwrap();
-        self.call(move |fleet| fleet.join(&signed, from)).unwrap();
+        let joined = self.call(move |fleet| fleet.join(&signed, from).map_err(|e| e.to_string()));
+        joined.map(drop)
     }
 
     fn hello(&self, connection: u64) -> Result<(), String> {
@@ -110,7 +128,7 @@ impl Known {
         };
         let signed = self.signed(Kind::Hello, &hello);
         self.call(move |fleet| {
-            let topic = Topic::Device(id(), Kind::Hello).under(&fleet.prefix);
+            let topic = Topic::Device(id(), Leaf::Hello).under(&fleet.prefix);
             fleet.device_message(&id(), &topic, &signed)
         })
     }
@@ -161,6 +179,31 @@ impl Drop for Known {
             thread.join().unwrap();
         }
     }
+}
+
+#[test]
+fn who_lost_the_answer_joins_again_with_the_token_that_it_has_used_up() {
+    let known = Known::joined(false);
+    let used = known.token(true);
+    known.join_with(&known.device, &used).unwrap();
+    known.join_with(&known.device, &used).unwrap();
+    let refused = |key: &SigningKey, token: &Token, why: &str| {
+        let said = known.join_with(key, token).unwrap_err();
+        assert!(said.contains(why), "{why}: {said}");
+    };
+    refused(&SigningKey::generate().unwrap(), &used, "is used up");
+    let forged = Token { id: used.id, ..Token::generate().unwrap() };
+    refused(&known.device, &forged, "the join token is wrong");
+    // Another token since: the earlier one says nothing of how it is a member.
+    known.join(false);
+    refused(&known.device, &used, "is used up");
+    let last = known.token(false);
+    known.join_with(&known.device, &last).unwrap();
+    let id = last.id;
+    known.call(move |fleet| fleet.revoke_token(&local(), id));
+    refused(&known.device, &last, "was revoked");
+    known.stands(Standing::Revoked);
+    refused(&known.device, &last, "was revoked");
 }
 
 #[test]

@@ -40,7 +40,8 @@ impl Known {
         while let Ok(order) = self.outgoing.try_recv() {
             let Outgoing::Publish { topic, payload, .. } = order else { continue };
             let prefix = "limpet/v1".parse().unwrap();
-            let Ok(Topic::Device(device, kind)) = Topic::parse(&prefix, &topic) else { continue };
+            let Ok(Topic::Device(device, leaf)) = Topic::parse(&prefix, &topic) else { continue };
+            let kind = leaf.kind();
             let expected =
                 envelope::Expected { prefix: &prefix, device: &device, kind, signer: None };
             told.push((kind, envelope::open(&payload, expected).unwrap().signer));
