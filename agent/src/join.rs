@@ -16,6 +16,7 @@ use ureq::Agent;
 use ureq::http::StatusCode;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsConfigBuilder, TlsProvider};
 
+use crate::link::Route;
 use crate::proxy::Proxies;
 use crate::state::{Identity, State, StateError};
 use crate::tls;
@@ -141,11 +142,11 @@ fn keep(state: &State, identity: &Identity, membership: Membership) -> Result<Id
     if let Some(known) = identity.controller.filter(|known| *known != membership.controller) {
         return Err(JoinError::Foreign(known.fingerprint()));
     }
-    tls::client(&membership, &identity.key).map_err(|e| JoinError::Answer {
-        server: membership.servers.join(", "),
-        why: e.to_string(),
-    })?;
+    let server = membership.servers.join(", ");
     let member = identity.with_membership(membership);
+    // Not kept where it leads nowhere: the agent could not begin with it.
+    Route::of(&member, Proxies::default())
+        .map_err(|e| JoinError::Answer { server, why: e.to_string() })?;
     state.store_identity(&member).map_err(StateError::from)?;
     Ok(member)
 }
@@ -260,4 +261,33 @@ fn read(
 /// What a stranger says is cut.
 fn clip(text: &str) -> String {
     text.chars().take(512).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use limpet_protocol::SigningKey;
+
+    use super::*;
+    use crate::state::Opened;
+
+    #[test]
+    fn a_membership_that_leads_nowhere_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let Opened { state, identity, .. } = State::open(folder.path(), None).unwrap();
+        for brokers in [vec![], vec!["carrier-pigeon://roof".to_owned()]] {
+            let membership = Membership {
+                controller: SigningKey::from_seed(&[1; 32]).unwrap().public(),
+                roots: vec![],
+                certificates: vec![],
+                brokers,
+                servers: vec!["limpet.example:8420".to_owned()],
+                broker_roots: vec![],
+            };
+            let why = keep(&state, &identity, membership).unwrap_err().to_string();
+            assert!(why.starts_with("the controller at limpet.example:8420 answers"), "{why}");
+        }
+        drop(state);
+        let again = State::open(folder.path(), None).unwrap().identity;
+        assert_eq!((again.membership, again.controller), (None, None));
+    }
 }

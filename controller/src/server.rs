@@ -193,7 +193,7 @@ async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<tokio::net::Tcp
 
 /// Makes what this controller is known by: what the broker and the API serve with.
 async fn certify(options: &Options, fleet: &Handle) -> anyhow::Result<(Door, Shown)> {
-    let now_ms = clock::now_ms();
+    let now_ms = fleet.call(|fleet| fleet.latest_ms()).await?.max(clock::now_ms());
     let host = host(options)?;
     let names = authority::names(options.listen.ip(), &options.advertise);
     let names = [names, vec![host.clone()]].concat();

@@ -224,9 +224,14 @@ impl Agent {
             shims.iter().copied().for_each(signal_kill);
             shims.is_empty().then_some(())
         });
-        for mount in hierarchies() {
-            clear(&mount.join(self.cgroup.trim_start_matches('/')));
-        }
+        let own = self.cgroup.trim_start_matches('/');
+        eventually("the end of all control groups", || {
+            let all = hierarchies().into_iter().map(|mount| mount.join(own));
+            let left: Vec<PathBuf> = all.filter(|group| group.exists()).collect();
+            left.iter().for_each(|group| clear(group));
+            // Looked at once more: one may come while another goes.
+            left.is_empty().then_some(())
+        });
     }
 }
 

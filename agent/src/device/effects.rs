@@ -51,6 +51,8 @@ pub(super) struct Shell {
     /// The controller's key before the present one, until the present one is heard on the connection
     /// over which it came: what was on its way then is no stranger's.
     waning: Cell<Option<PublicKey>>,
+    /// A renewal over HTTPS is under way.
+    renewing: Cell<bool>,
     ready: RefCell<BTreeMap<String, Image>>,
     images_in_use: RwLock<()>,
     starts: Rc<Semaphore>,
@@ -101,6 +103,7 @@ impl Shell {
             inputs,
             connection: Cell::new(None),
             waning: Cell::new(None),
+            renewing: Cell::new(false),
             ready: RefCell::default(),
             images_in_use: RwLock::new(()),
             starts: Rc::new(Semaphore::new(STARTS_AT_ONCE)),

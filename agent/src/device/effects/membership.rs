@@ -8,9 +8,9 @@ use limpet_protocol::Membership;
 
 use super::super::inbox;
 use super::Shell;
+use crate::join;
 use crate::link::Route;
 use crate::state::Identity;
-use crate::{join, tls};
 
 impl Shell {
     /// Keeps what the controller has signed, and answers its command when that is on disk.
@@ -24,9 +24,12 @@ impl Shell {
     }
 
     async fn take_over(&self, known: &Identity, membership: Membership) -> Result<(), String> {
-        let unusable = |error| format!("its certificates cannot be used: {error}");
-        tls::client(&membership, &known.key).map_err(unusable)?;
-        if known.controller != Some(membership.controller) {
+        let controller = membership.controller;
+        let member = known.with_membership(membership);
+        let proxies = self.way.get().proxies.clone();
+        // Not kept where it leads nowhere: the agent could not begin with it.
+        Route::of(&member, proxies).map_err(|e| e.to_string())?;
+        if known.controller != Some(controller) {
             let state = Arc::clone(&self.state);
             let stored = smol::unblock(move || state.desired()).await.ok().flatten();
             if stored.is_some_and(|signed| inbox::rests_on_before(known, &signed)) {
@@ -37,7 +40,7 @@ impl Shell {
                 );
             }
         }
-        self.become_member(known.with_membership(membership)).await
+        self.become_member(member).await
     }
 
     async fn become_member(&self, member: Identity) -> Result<(), String> {
@@ -58,13 +61,18 @@ impl Shell {
         Ok(())
     }
 
-    /// Asks for a new certificate over HTTPS: the broker does not take the one that there is.
+    /// Asks for a new certificate over HTTPS: the broker does not take the one that there is. Each
+    /// connection that fails asks for this; one at a time is enough.
     pub(in crate::device) fn renew(self: &Rc<Self>) {
+        if self.renewing.replace(true) {
+            return;
+        }
         let shell = Rc::clone(self);
         self.spawn(async move {
             let (state, known) = (Arc::clone(&shell.state), shell.identity());
             let route = shell.way.get();
             let renewed = smol::unblock(move || join::renew(&state, &known, &route.proxies)).await;
+            shell.renewing.set(false);
             match renewed.map_err(|e| e.to_string()).and_then(|member| shell.believe(member)) {
                 Ok(()) => log::info!("this device has a new certificate"),
                 Err(why) => {

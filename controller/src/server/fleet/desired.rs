@@ -30,6 +30,7 @@ impl Fleet {
         if is_told {
             device.record.told = held;
         }
+        self.tell_time();
         let desired = self.sealed_desired(id, held);
         let header = Header {
             prefix: self.prefix.to_string(),

@@ -61,6 +61,8 @@ pub(super) struct Members {
     offered: BTreeMap<DeviceId, (u64, Taken)>,
     /// None where anybody is let in, and trusted on first use (`--insecure`).
     terms: Option<Terms>,
+    /// The latest time that a device was told, in milliseconds.
+    told_ms: u64,
 }
 
 /// What members are told.
@@ -136,7 +138,7 @@ pub(in crate::server) enum MemberError {
 
 impl Members {
     pub(super) fn new() -> Self {
-        Self { records: BTreeMap::new(), offered: BTreeMap::new(), terms: None }
+        Self { records: BTreeMap::new(), offered: BTreeMap::new(), terms: None, told_ms: 0 }
     }
 
     /// What members are told, where there are members.
@@ -157,6 +159,7 @@ impl Fleet {
     }
 
     pub(super) fn load_members(&mut self) -> Result<(), StoreError> {
+        self.members.told_ms = self.store.record(Table::Settings, serving::TOLD)?.unwrap_or(0);
         let records = self.store.records::<Member>(Table::Members)?;
         let known = |(id, member): (String, _)| Some((id.parse().ok()?, member));
         self.members.records = records.into_iter().filter_map(known).collect();

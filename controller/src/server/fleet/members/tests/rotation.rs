@@ -51,6 +51,32 @@ impl Known {
 }
 
 #[test]
+fn what_clients_are_shown_ends_after_the_latest_time_that_a_device_was_told() {
+    let mut known = Known::joined(false);
+    let ends = |known: &mut Known, at_ms: u64| {
+        known.call(move |fleet| {
+            fleet.now_ms = at_ms;
+            fleet.publish_desired(&id());
+            fleet.serve_anew();
+        });
+        let served = std::iter::from_fn(|| known.outgoing.try_recv().ok());
+        let until = served.filter_map(|order| match order {
+            Outgoing::Serve(served) => Some(served.until_ms),
+            Outgoing::Publish { .. } | Outgoing::Drop { .. } => None,
+        });
+        until.last().unwrap()
+    };
+    let (right, wrong) = (1_800_000_000_000, 2_800_000_000_000);
+    known.hello(1).unwrap();
+    let lives_ms = ends(&mut known, right) - right;
+    assert_eq!(ends(&mut known, wrong), wrong + lives_ms);
+    // The clock is right again: devices go on believing what they were told.
+    assert_eq!(ends(&mut known, right), wrong + lives_ms);
+    known.call(|fleet| fleet.load_members().unwrap());
+    assert_eq!(ends(&mut known, right), wrong + lives_ms);
+}
+
+#[test]
 fn what_a_member_is_offered_is_offered_once_on_a_connection() {
     let mut known = Known::joined(false);
     known.hello(1).unwrap();
