@@ -230,6 +230,13 @@ pub struct ScaleRequest {
     pub replicas: u32,
 }
 
+/// Asks that a device takes another's place.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ReplaceRequest {
+    /// The id of the device that comes.
+    pub by: String,
+}
+
 /// A secret; nothing gives its value back.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SecretView {

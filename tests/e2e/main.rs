@@ -28,6 +28,7 @@ mod processes;
 mod publish;
 mod recover;
 mod registries;
+mod replace;
 mod rotate;
 mod secrets;
 mod secured;

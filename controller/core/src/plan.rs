@@ -137,6 +137,28 @@ pub fn place_again(deployments: &mut Deployments, fleet: &[Candidate]) -> Change
     changes
 }
 
+/// Gives one device all that is placed on another, under the names that it has there; gives the
+/// deployments that have moved. Whether it fits is for [`place_again`] to say.
+pub fn hand_over(
+    deployments: &mut Deployments,
+    from: &DeviceId,
+    to: &DeviceId,
+) -> BTreeSet<DeploymentName> {
+    let mut moved = BTreeSet::new();
+    for (name, deployed) in deployments {
+        let before = deployed.slots.clone();
+        let place = |(device, workload): Slot| match device == *from {
+            true => (to.clone(), workload),
+            false => (device, workload),
+        };
+        deployed.slots = std::mem::take(&mut deployed.slots).into_iter().map(place).collect();
+        if deployed.slots != before {
+            moved.insert(name.clone());
+        }
+    }
+    moved
+}
+
 /// What a device should run, as follows from where deployments are; its secrets are not sealed yet.
 pub fn workloads(deployments: &Deployments, id: &DeviceId) -> Vec<Workload> {
     let here = |deployed: &Deployed| -> Vec<Workload> {

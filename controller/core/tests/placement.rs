@@ -224,3 +224,25 @@ proptest! {
         prop_assert_eq!(placed.slots.len(), fleet.len());
     }
 }
+
+#[test]
+fn a_device_that_takes_another_s_place_has_what_that_one_had_and_once_what_is_everywhere() {
+    let fleet = [device(0, true), device(1, true), device(2, true)];
+    let [old, new] = ["dev-0", "dev-2"].map(|id| id.parse().unwrap());
+    let mut deployments = Deployments::new();
+    let named = |name: &str, count| Deployment { name: name.parse().unwrap(), ..deployment(count) };
+    for asked in [named("web", Count::Replicas(2)), named("all", Count::Everywhere)] {
+        plan::deploy(&mut deployments, asked, 0, 0, &fleet).unwrap();
+    }
+    let slots = |deployments: &Deployments, name: &str| {
+        shown(&deployments[&name.parse::<limpet_protocol::DeploymentName>().unwrap()].slots)
+    };
+    assert_eq!(slots(&deployments, "web"), ["dev-0/web.0", "dev-1/web.1"]);
+    let moved = plan::hand_over(&mut deployments, &old, &new);
+    assert_eq!(moved.iter().map(|name| name.to_string()).collect::<Vec<_>>(), ["all", "web"]);
+    assert_eq!(slots(&deployments, "web"), ["dev-1/web.1", "dev-2/web.0"]);
+    assert_eq!(slots(&deployments, "all"), ["dev-1/all", "dev-2/all"]);
+    // Placement finds nothing to do: what has moved stays.
+    assert_eq!(plan::place_again(&mut deployments, &fleet[1..]), plan::Changes::default());
+    assert!(plan::hand_over(&mut deployments, &old, &new).is_empty());
+}

@@ -114,6 +114,11 @@ impl Client {
         self.good(method, path, None).map(drop)
     }
 
+    /// POST of a request that is done, or not.
+    pub(super) fn order_with(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
+        self.good(Method::POST, path, Some(Content::json(body)?)).map(drop)
+    }
+
     /// Asks for another number of replicas; that it cannot be is an answer, not an error.
     pub(super) fn scale(&self, path: &str, body: &ScaleRequest) -> anyhow::Result<DeployResult> {
         self.verdict(Method::POST, path, Content::json(body)?)

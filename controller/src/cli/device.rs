@@ -5,6 +5,7 @@ use ureq::http::Method;
 
 use super::client::Client;
 use super::print;
+use crate::view::ReplaceRequest;
 
 /// Let devices in, and out
 #[derive(Args)]
@@ -25,6 +26,15 @@ enum Verb {
         /// Its id
         id: String,
     },
+    /// Have a device that has joined take the place of another: its labels, and all that runs there
+    ///
+    /// The one that is replaced is let in no more, whatever becomes of it.
+    Replace {
+        /// The id of the device that goes
+        old: String,
+        /// The id of the device that comes: it has joined, and connected
+        new: String,
+    },
     /// Forget a device that is not connected: it, or another, may join with its id
     Remove {
         /// Its id
@@ -35,6 +45,11 @@ enum Verb {
 impl Device {
     pub(super) fn run(self, client: &Client) -> anyhow::Result<()> {
         let (id, method, order, done) = match &self.verb {
+            Verb::Replace { old, new } => {
+                let path = format!("/api/v1/devices/{old}/replace");
+                client.order_with(&path, &ReplaceRequest { by: new.clone() })?;
+                return print(&format!("device/{new} has taken the place of {old}\n"));
+            }
             Verb::Approve { id } => (id, Method::POST, "/approve", "is let in"),
             Verb::Revoke { id } => {
                 (id, Method::POST, "/revoke", "is revoked, and not let in any more")

@@ -109,6 +109,7 @@ fn router(
         .routes(routes!(join::renew))
         .routes(routes!(join::approve))
         .routes(routes!(join::revoke_device))
+        .routes(routes!(join::replace))
         .routes(routes!(rotation::rotation))
         .routes(routes!(rotation::authority))
         .routes(routes!(rotation::signing_key))

@@ -104,6 +104,7 @@ pub(super) const ROUTES: &[(Method, &str, Needs)] = &[
     (Method::GET,    "/api/v1/policy", VIEWER),
     (Method::PUT,    "/api/v1/policy", ADMIN),
     (Method::GET,    "/mqtt", NOTHING), // but a certificate
+    (Method::POST,   "/api/v1/devices/{id}/replace", ADMIN),
 ];
 
 /// Why a request is not let in.

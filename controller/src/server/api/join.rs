@@ -1,15 +1,15 @@
 //! How devices join, and what becomes of them.
 
-use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use limpet_protocol::{DeviceId, Membership, cbor};
 
 use super::{Answer, Failure, parse};
-use crate::server::fleet::{Caller, Handle, JoinRefusal, MemberError, Standing};
-use crate::view::ErrorView;
+use crate::server::fleet::{Caller, Handle, JoinRefusal, MemberError, ReplaceError, Standing};
+use crate::view::{ErrorView, ReplaceRequest};
 
 /// Certificates (PEM) of the authorities that this controller's own comes from: who has a pin finds
 /// in them what it is of.
@@ -70,6 +70,26 @@ pub(super) async fn revoke_device(
     Path(id): Path<String>,
 ) -> Answer<StatusCode> {
     stand(fleet, caller, parse(&id)?, Standing::Revoked).await
+}
+
+/// Has another device take the place of this one, which is let in no more.
+#[utoipa::path(post, path = "/api/v1/devices/{id}/replace", params(("id" = String, Path)),
+    request_body = ReplaceRequest,
+    responses((status = 204), (status = 404, body = ErrorView), (status = 409, body = ErrorView)))]
+pub(super) async fn replace(
+    State(fleet): State<Handle>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    Json(ReplaceRequest { by }): Json<ReplaceRequest>,
+) -> Answer<StatusCode> {
+    let (old, new) = (parse(&id)?, parse(&by)?);
+    let done = fleet.call(move |fleet| fleet.replace_device(&caller, &old, &new)).await?;
+    done.map(|()| StatusCode::NO_CONTENT).map_err(|why| match why {
+        ReplaceError::Member(why) => failure(why),
+        ReplaceError::Itself | ReplaceError::NotThere(_) => {
+            Failure(StatusCode::CONFLICT, why.to_string())
+        }
+    })
 }
 
 async fn stand(
