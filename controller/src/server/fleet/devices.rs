@@ -362,15 +362,21 @@ impl Fleet {
             return Some(false);
         }
         let before = Some(format!("key {}", device.record.key));
-        let holds = device.record.told.max(device.record.ahead.unwrap_or_default());
-        self.devices.remove(id);
+        self.forget_record(id);
         self.forget_member(id);
-        let forgotten = self.store.forget_device(id.as_str(), holds);
-        self.stored(forgotten);
         self.note("device-removed", Some(id), String::new());
         self.audit(by, Entry { before, outcome: "ok".to_owned(), ..entry });
         self.place_all();
         Some(true)
+    }
+
+    /// Lets go of what is stored of a device, but for the number of what it may still hold.
+    pub(super) fn forget_record(&mut self, id: &DeviceId) {
+        if let Some(device) = self.devices.remove(id) {
+            let holds = device.record.told.max(device.record.ahead.unwrap_or_default());
+            let forgotten = self.store.forget_device(id.as_str(), holds);
+            self.stored(forgotten);
+        }
     }
 }
 

@@ -59,11 +59,7 @@ impl Fleet {
             },
         );
         self.set_standing(by, old, Standing::Revoked)?;
-        if let Some(device) = self.devices.remove(old) {
-            let holds = device.record.told.max(device.record.ahead.unwrap_or_default());
-            let forgotten = self.store.forget_device(old.as_str(), holds);
-            self.stored(forgotten);
-        }
+        self.forget_record(old);
         self.note("device-replaced", Some(old), format!("by {new}"));
         for name in plan::hand_over(&mut self.deployments, old, new) {
             self.put_deployed(&name);
