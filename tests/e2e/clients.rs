@@ -5,11 +5,11 @@ use std::net::TcpStream;
 use limpet_tests::{Agent, Member, Value, eventually, eventually_or, output};
 use rustix::process::{Resource, Rlimit};
 
-use crate::secured::{Secured, device};
+use crate::secured::{self, device};
 
 #[test]
 fn a_publisher_reaches_manifests_and_nothing_else_until_it_is_revoked() {
-    let fleet = Secured::start(&[]);
+    let fleet = secured::start(&[]);
     let controller = &fleet.controller;
     let folder = fleet.lab.path("ci").display().to_string();
     let said = controller.ok(&["token", "create", "--publisher", "ci", "--out", &folder]);
@@ -73,7 +73,7 @@ fn a_publisher_reaches_manifests_and_nothing_else_until_it_is_revoked() {
 
 #[test]
 fn a_device_speaks_for_itself_alone() {
-    let fleet = Secured::start(&[]);
+    let fleet = secured::start(&[]);
     let controller = &fleet.controller;
     // A member that means no good, and has all that a member has.
     let join = controller.join_string(&[]);
@@ -126,7 +126,7 @@ fn floods_of_clients_and_huge_publishes_harm_nobody_else() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let own = Rlimit { current: limit.maximum, ..limit };
     rustix::process::setrlimit(Resource::Nofile, own).unwrap();
-    let fleet = Secured::start(&[]);
+    let fleet = secured::start(&[]);
     let controller = &fleet.controller;
     // Ten thousand that begin TLS and never go on, on the broker; and a thousand on the API.
     let half = |port: u16| {
@@ -181,7 +181,7 @@ pub(crate) fn connect_and_publish(id: &str, topic: &str) -> Vec<u8> {
 
 #[test]
 fn whoever_has_no_certificate_of_the_fleet_gets_nowhere() {
-    let fleet = Secured::start(&[]);
+    let fleet = secured::start(&[]);
     let port = fleet.controller.mqtt_port.to_string();
     let root = fleet.lab.path("controller/authority.pem").display().to_string();
     let publish = |more: &[&str]| {

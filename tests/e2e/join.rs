@@ -1,8 +1,8 @@
 //! Joining, certificates, approval and revocation.
 
-use limpet_tests::{Agent, Controller, Lab, Place, Value, eventually, output, program};
+use limpet_tests::{Agent, Controller, Fleet, Lab, Place, Value, eventually, output, program};
 
-use crate::secured::{Secured, device};
+use crate::secured::{self, device, until_presence};
 
 /// Tries to join; gives what the device says of it.
 fn join(lab: &Lab, string: &str, id: &str) -> String {
@@ -22,21 +22,21 @@ fn joins(controller: &Controller) -> Vec<String> {
 
 #[test]
 fn a_device_joins_with_one_line_and_runs_what_it_is_told() {
-    let mut fleet = Secured::start(&[]);
+    let mut fleet = secured::start(&[]);
     let controller = &mut fleet.controller;
     controller.run_script("web", "exec sleep 100000");
     assert_eq!(device(controller, "dev-0").unwrap()["labels"]["site"], "berlin");
     // Both come back as who they were.
-    let before = fleet.agent.mains();
-    fleet.agent.kill();
-    fleet.agent.restart();
+    let before = fleet.agents[0].mains();
+    fleet.agents[0].kill();
+    fleet.agents[0].restart();
     controller.kill();
     controller.restart();
-    fleet.until_presence("online");
-    assert_eq!(fleet.agent.mains(), before);
+    until_presence(&fleet, "online");
+    assert_eq!(fleet.agents[0].mains(), before);
     fleet.controller.ok(&["scale", "web", "--replicas=0"]);
     // Its key is its own.
-    let identity = std::fs::metadata(fleet.agent.data.join("identity")).unwrap();
+    let identity = std::fs::metadata(fleet.agents[0].data.join("identity")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::mode(&identity) & 0o777, 0o600);
 }
 
@@ -146,18 +146,18 @@ fn a_device_that_waits_is_let_in_when_approved_and_cut_off_when_revoked() {
 
 #[test]
 fn certificates_are_renewed_over_the_link_and_one_that_has_expired_over_https() {
-    let mut fleet = Secured::start(&["--certificate-ttl", "8s"]);
-    let certificate = |fleet: &Secured| std::fs::read(fleet.agent.data.join("identity")).unwrap();
+    let mut fleet = secured::start(&["--certificate-ttl", "8s"]);
+    let certificate = |fleet: &Fleet| std::fs::read(fleet.agents[0].data.join("identity")).unwrap();
     let first = certificate(&fleet);
     // Each sign of life asks whether it is time.
     eventually("a new certificate", || (certificate(&fleet) != first).then_some(()));
     // In a drawer, for longer than a certificate lives.
-    fleet.agent.kill();
+    fleet.agents[0].kill();
     let kept = certificate(&fleet);
     std::thread::sleep(std::time::Duration::from_secs(9));
-    fleet.agent.restart();
+    fleet.agents[0].restart();
     eventually("another certificate", || (certificate(&fleet) != kept).then_some(()));
-    fleet.until_presence("online");
-    let log = fleet.agent.process.log();
+    until_presence(&fleet, "online");
+    let log = fleet.agents[0].process.log();
     assert!(log.contains("certificate has expired"), "{log}");
 }

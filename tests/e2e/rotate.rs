@@ -3,7 +3,7 @@
 
 use limpet_tests::{Agent, Controller, Lab, Value, eventually, eventually_or, output, program};
 
-use crate::secured::{Secured, device};
+use crate::secured::{self, device, until_presence};
 
 /// The serial number of the certificate that is shown on a port of this machine.
 fn shown(port: &str) -> String {
@@ -23,7 +23,7 @@ fn comings(controller: &Controller, id: &str) -> (usize, usize) {
 
 #[test]
 fn the_controllers_certificate_is_renewed_and_no_connection_is_dropped() {
-    let mut fleet = Secured::start(&["--server-certificate-ttl", "4s"]);
+    let mut fleet = secured::start(&["--server-certificate-ttl", "4s"]);
     let api = fleet.controller.api.rsplit_once(':').unwrap().1.to_owned();
     for port in [api, fleet.controller.mqtt_port.to_string()] {
         let mut known = vec![shown(&port)];
@@ -38,16 +38,16 @@ fn the_controllers_certificate_is_renewed_and_no_connection_is_dropped() {
     // The connection that stands is as it was, and carries orders.
     fleet.controller.run_script("web", "exec sleep 100000");
     assert_eq!(comings(&fleet.controller, "dev-0"), (1, 0));
-    let log = fleet.agent.process.log();
+    let log = fleet.agents[0].process.log();
     assert_eq!(log.matches("is up").count(), 1, "{log}");
     // Whoever comes, or comes back, is let in by the latest.
     let join = fleet.controller.join_string(&[]);
     let _late = Agent::member(&fleet.lab, "late", &join, "keep_alive_s = 6\n");
     until_online(&fleet.controller, "late");
-    fleet.agent.kill();
-    fleet.until_presence("offline");
-    fleet.agent.restart();
-    fleet.until_presence("online");
+    fleet.agents[0].kill();
+    until_presence(&fleet, "offline");
+    fleet.agents[0].restart();
+    until_presence(&fleet, "online");
 }
 
 /// Waits until `limpet rotate status` says this; gives all that it says.
@@ -59,10 +59,10 @@ fn until_status(controller: &Controller, says: &str) -> String {
 
 #[test]
 fn an_authority_takes_the_place_of_another_and_nobody_is_lost() {
-    let mut fleet = Secured::start(&[]);
+    let mut fleet = secured::start(&[]);
     let controller = &fleet.controller;
     controller.run_script("web", "exec sleep 100000");
-    let before = fleet.agent.mains();
+    let before = fleet.agents[0].mains();
     // One sleeps from now until all is over; one publishes manifests.
     let former_string = controller.join_string(&["--uses", "9"]);
     let mut sleeper = Agent::member(&fleet.lab, "sleeper", &former_string, "keep_alive_s = 6\n");
@@ -116,13 +116,13 @@ fn an_authority_takes_the_place_of_another_and_nobody_is_lost() {
     assert!(log.contains("not in force any more"), "{log}");
     // After their next starts all know each other still.
     drop(mid);
-    fleet.agent.kill();
+    fleet.agents[0].kill();
     fleet.controller.kill();
     fleet.controller.restart();
-    fleet.agent.restart();
-    fleet.until_presence("online");
-    assert_eq!(fleet.agent.mains(), before);
-    let log = fleet.agent.process.log();
+    fleet.agents[0].restart();
+    until_presence(&fleet, "online");
+    assert_eq!(fleet.agents[0].mains(), before);
+    let log = fleet.agents[0].process.log();
     assert!(!log.contains("not in force any more"), "{log}");
     let audit = fleet.controller.ok(&["get", "audit", "-o", "json"]);
     assert!(audit.contains("rotate.authority.finish"), "{audit}");
@@ -150,9 +150,9 @@ const MORE: &[&str] =
 
 #[test]
 fn the_signing_key_is_replaced_twice_whoever_is_there_away_or_killed() {
-    let mut fleet = Secured::start(&[]);
+    let mut fleet = secured::start(&[]);
     fleet.controller.run_script("web", "exec sleep 100000");
-    let before = fleet.agent.mains();
+    let before = fleet.agents[0].mains();
     let string = fleet.controller.join_string(&["--uses", "9"]);
     let member = |id: &str| {
         let mut agent = Agent::member(&fleet.lab, id, &string, "keep_alive_s = 6\n");
@@ -170,8 +170,8 @@ fn the_signing_key_is_replaced_twice_whoever_is_there_away_or_killed() {
     // An agent that is killed in the midst of it believes the one or the other, and says which.
     for _ in 0..3 {
         controller.ok(&["rotate", "signing-key"]);
-        fleet.agent.kill();
-        fleet.agent.restart();
+        fleet.agents[0].kill();
+        fleet.agents[0].restart();
     }
     until_signer(controller, 2, 3);
     // One that slept through all of them takes the last at once.
@@ -181,7 +181,7 @@ fn the_signing_key_is_replaced_twice_whoever_is_there_away_or_killed() {
     controller.ok(MORE);
     controller.ok(&["delete", "more"]);
     assert_eq!(refusals(controller), [""; 0]);
-    assert_eq!(fleet.agent.mains(), before);
+    assert_eq!(fleet.agents[0].mains(), before);
     let keys = std::fs::read(fleet.lab.path("controller/signing.key")).unwrap();
     assert!(keys.len() > 32, "the former keys are not noted");
 
@@ -190,14 +190,14 @@ fn the_signing_key_is_replaced_twice_whoever_is_there_away_or_killed() {
     let file = fleet.lab.path("backup").display().to_string();
     controller.ok(&["backup", &file]);
     fleet.controller.stop();
-    fleet.agent.power_cut();
-    fleet.agent.restart();
+    fleet.agents[0].power_cut();
+    fleet.agents[0].restart();
     eventually_or(
         "web in the dark",
-        || (!fleet.agent.mains().is_empty()).then_some(()),
-        || fleet.agent.process.tail(),
+        || (!fleet.agents[0].mains().is_empty()).then_some(()),
+        || fleet.agents[0].process.tail(),
     );
-    let log = fleet.agent.process.log();
+    let log = fleet.agents[0].process.log();
     assert!(!log.contains("is not the controller's"), "{log}");
     let fresh = fleet.lab.path("restored");
     let folder = fresh.display().to_string();

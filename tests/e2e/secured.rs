@@ -1,37 +1,22 @@
-//! A fleet with certificates and tokens.
+//! A fleet of one whose device has joined with a label.
 
-use limpet_tests::{Agent, Controller, Image, Lab, Registry, Value, eventually_or};
+use limpet_tests::{Agent, Controller, Fleet, Value};
 
-/// A secured fleet of one.
-pub(crate) struct Secured {
-    // In this order they are dropped.
-    pub(crate) agent: Agent,
-    pub(crate) controller: Controller,
-    _registry: Registry,
-    pub(crate) lab: Lab,
+/// With these flags of `limpet up`.
+pub(crate) fn start(flags: &[&str]) -> Fleet {
+    let mut fleet = Fleet::of(0, |lab| Controller::secured(lab, flags));
+    let join = fleet.controller.join_string(&["--label", "site=berlin"]);
+    let config = Agent::config("dev-0", &fleet.registry.host);
+    fleet.agents.push(Agent::member(&fleet.lab, "dev-0", &join, &config));
+    until_presence(&fleet, "online");
+    fleet
 }
 
-impl Secured {
-    /// With these flags of `limpet up`.
-    pub(crate) fn start(flags: &[&str]) -> Self {
-        let lab = Lab::new();
-        let registry = Registry::start(&lab);
-        registry.push("library/box", "latest", &Image::busybox());
-        let controller = Controller::secured(&lab, flags);
-        let join = controller.join_string(&["--label", "site=berlin"]);
-        let agent = Agent::member(&lab, "dev-0", &join, &Agent::config("dev-0", &registry.host));
-        let fleet = Self { agent, controller, _registry: registry, lab };
-        fleet.until_presence("online");
-        fleet
-    }
-
-    /// Waits until the device is there, or not.
-    pub(crate) fn until_presence(&self, presence: &str) {
-        let look = || (device(&self.controller, "dev-0")?["presence"] == presence).then_some(());
-        eventually_or(presence, look, || {
-            self.agent.process.tail() + &self.controller.process.tail()
-        });
-    }
+/// Waits until the device is there, or not.
+pub(crate) fn until_presence(fleet: &Fleet, presence: &str) {
+    fleet.eventually(presence, || {
+        (device(&fleet.controller, "dev-0")?["presence"] == presence).then_some(())
+    });
 }
 
 /// A device, as the controller lists it.

@@ -8,7 +8,7 @@ use limpet_tests::{
 };
 
 use crate::clients::connect_and_publish;
-use crate::secured::{Secured, device};
+use crate::secured::{self, device};
 
 /// A controller, a registry, and an island, from which both can be seen.
 struct Site {
@@ -233,7 +233,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 fn hostile_clients_of_websocket_harm_nobody() {
     let port = free_port();
     let wss = format!("127.0.0.1:{port}");
-    let fleet = Secured::start(&["--wss-listen", &wss]);
+    let fleet = secured::start(&["--wss-listen", &wss]);
     let controller = &fleet.controller;
     let evil = Member::join(&fleet.lab, "evil", controller);
     let [ca, cert, key] = &evil.files;
