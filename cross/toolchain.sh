@@ -43,6 +43,18 @@ zig() {
         cp cross/requirements.txt "$cross/python/"; } >&2 || fail "pip could not install it"
 }
 
+# strip_symbols FROM TO ARCH: rustup brings a tool for all of them, the distribution has one for each.
+strip_symbols() {
+    case $way-$3 in
+    rustup-*) "$(dirname "$(rustc --print target-libdir)")/bin/rust-objcopy" --strip-all "$1" "$2" && return ;;
+    *-aarch64) tools=aarch64-linux-gnu ;;
+    *-armv7) tools=arm-linux-gnueabihf ;;
+    *-x86_64) tools=x86_64-linux-gnu ;;
+    esac
+    command -v "$tools-strip" >/dev/null || scripts/setup.sh "binutils-$(echo "$tools" | tr _ -)" >&2
+    "$tools-strip" -o "$2" "$1"
+}
+
 mkdir -p "$cross"
 way=${LIMPET_RUST:-$(cat "$cross/way" 2>/dev/null || true)}
 if [ -z "$way" ]; then

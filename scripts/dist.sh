@@ -27,8 +27,8 @@ build() {
     limpet) built=$(cross/build.sh controller "$arch" release | tail -n 1) ;;
     esac
     install -m 755 "$built" "$out/$1"
-    file -b "$out/$1" | grep -Eq 'statically linked|static-pie linked' || {
-        echo "dist: $1 is not static: $(file -b "$out/$1")" >&2
+    ! readelf --program-headers --dynamic "$out/$1" | grep -E 'INTERP|NEEDED' >&2 || {
+        echo "dist: $1 is not static" >&2
         exit 1
     }
 }
@@ -43,10 +43,22 @@ bill() {
         sed "s|$root|/limpet|g" "${program}_bin.cdx.json" >"$out/${program##*/}.cdx.json"
     done
     rm -f ./*/*_bin.cdx.json
+    # What is no crate is unknown to cargo. Without an agent it is not there.
+    [[ " $* " != *" limpet-agent-"* ]] || python3 - "$out/limpet-agent.cdx.json" "${LIBSECCOMP_SOURCE:-target/cross/libseccomp.source}/configure" <<'PYTHON'
+import json, re, sys
+path, configure = sys.argv[1:]
+version = re.search(r"^PACKAGE_VERSION='(.*)'", open(configure).read(), re.M)[1]
+bill = json.load(open(path))
+bill["components"].append({
+    "type": "library", "name": "libseccomp", "version": version, "scope": "required",
+    "licenses": [{"license": {"id": "LGPL-2.1-only"}}], "purl": f"pkg:generic/libseccomp@{version}",
+})
+json.dump(bill, open(path, "w"), indent=2)
+PYTHON
 }
 
 for program; do step "$program" build "$program"; done
-step "bills of materials" bill
+step "bills of materials" bill "$@"
 cd "$out"
 sha256sum "$@" ./*.cdx.json >SHA256SUMS
 cat SHA256SUMS
