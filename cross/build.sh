@@ -47,8 +47,8 @@ export RUSTFLAGS="$flags" CFLAGS="$cflags" CXXFLAGS="$cflags"
 if [ "$program" = limpet-agent ]; then
     export LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH="$cross/libseccomp/$arch"
     [ -e "$LIBSECCOMP_LIB_PATH/libseccomp.a" ] || cross/libseccomp.sh "$zigs" "$LIBSECCOMP_LIB_PATH" >&2
-    libcontainer=$(cross/libcontainer.sh)
-    set -- "$@" --config "paths = [\"$libcontainer\"]"
+    patched=$(cross/patched.sh | sed 's/.*/"&",/')
+    set -- "$@" --config "paths = [$(echo "$patched" | tr -d '\n')]"
 fi
 echo "cross: $program for $arch, $profile, with the Rust of ${way}'s" >&2
 cargo-zigbuild build "$@" >&2
