@@ -69,10 +69,10 @@ bench: setup ## Sizes, memory, latencies, and 20 minutes at rest, beside the goa
 deny: ## Licences, bans, sources and advisories of what is linked (installs cargo-deny)
 	@scripts/deny.sh
 
-.PHONY: release
-release: setup ## Both programs as they are released, with their SBOM (CycloneDX) and sums, in dist/
-	$(call timed,release,scripts/release.sh dist)
+.PHONY: dist
+dist: ## Static programs for every architecture, with their SBOM (CycloneDX) and sums, in dist/
+	$(call timed,dist,scripts/dist.sh dist)
 
 .PHONY: reproducible
-reproducible: release ## Builds the release once more, from a clone elsewhere: the bytes must be the same
-	@scripts/reproducible.sh dist
+reproducible: ## Builds the agent for aarch64 here and once more, from a clone elsewhere: the bytes must be the same
+	@scripts/reproducible.sh limpet-agent-aarch64

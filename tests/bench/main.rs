@@ -7,6 +7,7 @@ mod mqtt;
 mod peers;
 mod process;
 mod quiet;
+mod sizes;
 
 use std::fs;
 use std::path::Path;
@@ -33,9 +34,11 @@ fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("quiet") => return quiet::measure(),
         Some("connect") => return connect::measure(),
+        Some("sizes") => return sizes::measure(),
         Some(_) | None => {}
     }
-    sizes();
+    native_sizes();
+    sizes::measure();
     let fleet = Fleet::start(1);
     memory(&fleet);
     publish_to_running(&fleet);
@@ -59,11 +62,15 @@ pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-fn sizes() {
+fn native_sizes() {
     for (name, goal) in [("limpet-agent", "5 MB (P2)"), ("limpet", "")] {
         let bytes = fs::metadata(program(name)).unwrap().len();
         let size = format!("{:.2} MB", bytes as f64 / 1e6);
-        row(&format!("`{name}` binary, {}, stripped", std::env::consts::ARCH), &size, goal);
+        row(
+            &format!("`{name}` of this machine ({}), stripped", std::env::consts::ARCH),
+            &size,
+            goal,
+        );
     }
 }
 
