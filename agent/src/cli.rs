@@ -12,6 +12,7 @@ use crate::privilege;
 use crate::runtime::wait::Waited;
 use crate::runtime::{shim, wait};
 
+mod id;
 mod join;
 mod local;
 mod preload;
@@ -30,6 +31,7 @@ Usage: limpet-agent join STRING | --file FILE [--device-id ID] [--data-dir DIR] 
        limpet-agent wake
        limpet-agent preload FILE [--name NAME] [--platform OS/ARCH[/VARIANT]] [--data-dir DIR]
        limpet-agent preload --list | --unpin NAME [--data-dir DIR]
+       limpet-agent id [--data-dir DIR]          what this device is called
        limpet-agent version
 
 join makes this device a member of a fleet, with the line that `limpet token create --join` prints.
@@ -49,7 +51,9 @@ is what workloads call the image; needed where FILE names none. Where an agent r
 in; only root may ask it to. `--platform` prepares the disk of another device.
 
 Options of run (each is also a key of the configuration file; flags win):
-  --device-id ID         the device's id; the host's name unless said or known
+  --device-id ID         the device's id; unless said or known the host's name, or, where the file
+                         has `device_id_prefix = \"gw\"`, gw- with the board's serial number, else
+                         with a MAC address, else with a random number
   --data-dir DIR         what survives a reboot [/var/lib/limpet]
   --run-dir DIR          containers and their logs, best in memory [/run/limpet]
   --cgroup-parent PATH   the control group above all containers [/limpet]
@@ -87,6 +91,7 @@ enum Command {
     Run(Flags),
     Local(local::Asked),
     Preload(preload::Order),
+    Id(Flags),
     Shim(PathBuf),
     Wait(Waited),
     Help,
@@ -104,6 +109,10 @@ pub fn main() -> ExitCode {
         Ok(Command::Preload(order)) => {
             begin_logging();
             report(preload::run(order))
+        }
+        Ok(Command::Id(flags)) => {
+            begin_logging();
+            report(id::run(&flags))
         }
         Ok(Command::Shim(folder)) => shim::run(&folder),
         Ok(Command::Wait(waited)) => wait::run(&waited),
@@ -175,6 +184,7 @@ fn parse(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
             Ok(local::parse(&verb, parser)?.map_or(Command::Help, Command::Local))
         }
         "preload" => Ok(preload::parse(parser)?.map_or(Command::Help, Command::Preload)),
+        "id" => Ok(id::parse(parser)?.map_or(Command::Help, Command::Id)),
         "version" => Ok(Command::Version),
         "help" => Ok(Command::Help),
         "shim" => Ok(Command::Shim(parser.value()?.into())),

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::image::Registries;
 use crate::logs::Storage;
 use crate::proxy::{self, Proxies, SettingError, Table};
+use crate::{hardware, state};
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const PATH: &str = "/etc/limpet/agent.toml";
@@ -33,6 +34,7 @@ struct File {
     broker: Option<String>,
     insecure: bool,
     device_id: Option<String>,
+    device_id_prefix: Option<String>,
     data_dir: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     cgroup_parent: Option<String>,
@@ -71,8 +73,8 @@ pub struct Config {
     pub broker: Option<(String, u16)>,
     /// A join string to use, then delete, where the device has not joined.
     pub join_file: PathBuf,
-    /// The device's id; None takes the host's name.
-    pub device_id: Option<DeviceId>,
+    /// What the device is called.
+    pub naming: Naming,
     /// What survives a reboot.
     pub data_dir: PathBuf,
     /// What does not: containers, their logs and exits.
@@ -91,6 +93,25 @@ pub struct Config {
     pub registries: Registries,
     /// What the device's owner allows the controller.
     pub owner: Owner,
+}
+
+/// What a device is called.
+#[derive(Debug, Clone, Default)]
+pub struct Naming {
+    /// Its id; None leaves it as it is.
+    pub id: Option<DeviceId>,
+    /// What the hardware's own id follows, for a device that has none; None takes the host's name.
+    prefix: Option<String>,
+}
+
+impl Naming {
+    /// The id of a device that has none.
+    pub fn fallback(&self) -> Option<DeviceId> {
+        match &self.prefix {
+            Some(prefix) => hardware::device_id(prefix),
+            None => state::host_name(),
+        }
+    }
 }
 
 /// Why a configuration is refused.
@@ -150,6 +171,7 @@ impl Config {
     pub fn load(flags: Flags) -> Result<Self, ConfigError> {
         let (path, file) = read(flags.config.as_deref())?;
         let proxies = proxies_of(&path, &file, None)?;
+        let naming = called(flags.device_id, &file)?;
         let broker = match (flags.broker.or(file.broker), flags.insecure || file.insecure) {
             (Some(broker), true) => Some(broker_address(&broker)?),
             (None, true) => return Err(ConfigError::NoBroker(path)),
@@ -163,8 +185,8 @@ impl Config {
         }
         Ok(Self {
             broker,
+            naming,
             join_file: file.join_file.unwrap_or_else(|| JOIN_FILE.into()),
-            device_id: id(flags.device_id.or(file.device_id))?,
             data_dir: absolute(flags.data_dir.or(file.data_dir), DATA_DIR),
             run_dir: absolute(flags.run_dir.or(file.run_dir), RUN_DIR),
             cgroup_parent: cgroup(flags.cgroup_parent.or(file.cgroup_parent))?,
@@ -215,18 +237,24 @@ fn proxies_of(path: &Path, file: &File, flag: Option<&str>) -> Result<Proxies, C
     Ok(proxies)
 }
 
-/// The id that the file gives this device.
+/// What the file and the flags call this device.
 ///
 /// # Errors
 /// When the file cannot be read or says something that cannot be.
-pub fn device_id(flags: &Flags) -> Result<Option<DeviceId>, ConfigError> {
+pub fn naming(flags: &Flags) -> Result<Naming, ConfigError> {
     let (_, file) = read(flags.config.as_deref())?;
-    id(flags.device_id.clone().or(file.device_id))
+    called(flags.device_id.clone(), &file)
 }
 
-fn id(text: Option<String>) -> Result<Option<DeviceId>, ConfigError> {
-    let wrong = |text: &str, e: limpet_protocol::IdError| value("device_id", text, e.to_string());
-    text.map(|text| text.parse().map_err(|e| wrong(&text, e))).transpose()
+fn called(flag: Option<String>, file: &File) -> Result<Naming, ConfigError> {
+    let id = |key, text: &str| {
+        text.parse::<DeviceId>().map_err(|error| value(key, text, error.to_string()))
+    };
+    let prefix = file.device_id_prefix.clone();
+    prefix.as_deref().map(|prefix| id("device_id_prefix", prefix)).transpose()?;
+    let own = flag.or_else(|| file.device_id.clone());
+    let own = own.map(|own| id("device_id", &own)).transpose()?;
+    Ok(Naming { id: own, prefix })
 }
 
 fn read(named: Option<&Path>) -> Result<(PathBuf, File), ConfigError> {
@@ -326,6 +354,7 @@ mod tests {
             ("insecure = true\nbrokr = 'x'", "unknown field `brokr`"),
             ("insecure = 1", "invalid type"),
             ("insecure = true\nbroker='mqtt://h:1'\ndevice_id='a/b'", "device_id = \"a/b\""),
+            ("device_id_prefix = 'a b'", "device_id_prefix = \"a b\""),
             ("insecure = true\nbroker='mqtt://h:1'\ncgroup_parent='/a/../b'", "cgroup_parent"),
             ("insecure = true\nbroker='mqtt://h:1'\nkeep_alive_s=5", "6 seconds or more"),
             ("[owner]\nprivilegd = true", "unknown field `privilegd`"),

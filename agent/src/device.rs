@@ -42,7 +42,7 @@ const INPUTS: usize = 256;
 /// When it cannot begin; once begun, it goes on through whatever comes.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let Opened { state, identity, desired, checkpoint, clock_floor_ms, mut lost } =
-        State::open(&config.data_dir, config.device_id.clone())?;
+        State::open_or(&config.data_dir, config.naming.id.clone(), || config.naming.fallback())?;
     clock::raise_floor(clock_floor_ms);
     let (identity, route) = route(&state, identity, &config)?;
     let way = Arc::new(Way::new(route));

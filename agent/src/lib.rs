@@ -8,6 +8,7 @@ pub mod device;
 pub mod facts;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod hardware;
 pub mod image;
 pub mod join;
 pub mod link;

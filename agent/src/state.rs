@@ -143,6 +143,18 @@ impl State {
     /// # Errors
     /// When another agent holds it, a newer one wrote it, or no id is to be had.
     pub fn open(folder: &Path, id: Option<DeviceId>) -> Result<Opened, StateError> {
+        Self::open_or(folder, id, host_name)
+    }
+
+    /// The same, with what a device is called that has no identity, where `id` does not say.
+    ///
+    /// # Errors
+    /// As [`State::open`].
+    pub fn open_or(
+        folder: &Path,
+        id: Option<DeviceId>,
+        name: impl FnOnce() -> Option<DeviceId>,
+    ) -> Result<Opened, StateError> {
         let lock = lock(folder)?;
         document::take_reserve(folder);
         let mut lost = Vec::new();
@@ -155,7 +167,7 @@ impl State {
             lost.push("desired state is missing: what runs goes on".to_owned());
         }
         let state = Self { folder: folder.into(), slots, _lock: lock };
-        let identity = state.identity(known, id)?;
+        let identity = state.identity(known, id, name)?;
         let floor = floor.and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
         let clock_floor_ms = floor.unwrap_or(0);
         Ok(Opened { state, identity, desired, checkpoint, clock_floor_ms, lost })
@@ -165,6 +177,7 @@ impl State {
         &self,
         known: Option<StoredIdentity>,
         id: Option<DeviceId>,
+        name: impl FnOnce() -> Option<DeviceId>,
     ) -> Result<Identity, StateError> {
         let aside = match known {
             Some(_) => Ok(()),
@@ -189,7 +202,7 @@ impl State {
                 }
             }
             None => Identity {
-                device: id.or_else(host_name).ok_or(StateError::NoId)?,
+                device: id.or_else(name).ok_or(StateError::NoId)?,
                 key: Arc::new(SigningKey::generate()?),
                 controller: None,
                 controller_before: None,
@@ -260,6 +273,16 @@ impl State {
     }
 }
 
+/// The id of the device whose data folder this is, if it has one. Whether an agent holds the folder
+/// does not matter.
+///
+/// # Errors
+/// When what is there cannot be read, or a newer agent wrote it.
+pub fn known_device(folder: &Path) -> Result<Option<DeviceId>, DocumentError> {
+    let known = read::<StoredIdentity>(folder, Kind::Identity, &mut Vec::new())?;
+    Ok(known.map(|known| known.device))
+}
+
 /// A document whose content is CBOR. One that cannot be understood is as good as none.
 fn read<T: serde::de::DeserializeOwned>(
     folder: &Path,
@@ -305,7 +328,8 @@ fn checkpoint(
     }
 }
 
-fn host_name() -> Option<DeviceId> {
+/// The name of this host, as a device's id.
+pub fn host_name() -> Option<DeviceId> {
     DeviceId::lossy(&rustix::system::uname().nodename().to_string_lossy())
 }
 

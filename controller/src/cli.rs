@@ -15,6 +15,7 @@ mod contexts;
 mod delete;
 mod describe;
 mod device;
+mod flash;
 mod get;
 mod login;
 mod logs;
@@ -75,6 +76,7 @@ enum Verb {
     Policy(policy::Policy),
     Rotate(rotate::Rotate),
     Device(device::Device),
+    Flash(flash::Flash),
     Token(token::Token),
     Sign(sign::Sign),
     BrokerConfig(broker_config::BrokerConfig),
@@ -124,6 +126,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Policy(verb) => verb.run(&client()?),
         Verb::Rotate(verb) => verb.run(&client()?),
         Verb::Device(verb) => verb.run(&client()?),
+        Verb::Flash(verb) => verb.run(),
         Verb::Secret(verb) => verb.run(&client()?),
         Verb::Token(verb) => verb.run(&client()?),
         Verb::Sign(verb) => verb.run(),

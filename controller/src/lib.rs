@@ -4,6 +4,7 @@
 
 mod backup;
 pub mod cli;
+pub mod flash;
 pub mod pem;
 pub mod server;
 pub mod view;

@@ -32,6 +32,8 @@ pub struct Image {
     pub layers: Vec<Packed>,
     /// `config` of the image's configuration (OCI image-spec, config.md).
     pub run: Value,
+    /// The architecture that it is for, as OCI names it.
+    pub arch: &'static str,
 }
 
 impl Layer {
@@ -142,9 +144,15 @@ pub fn header(path: &str, kind: EntryType, mode: u32, link: &str) -> Header {
 impl Image {
     /// Debian's busybox-static, with a shell, `sleep` and the like.
     pub fn busybox() -> Self {
+        Self::busybox_for(arch(), std::fs::read("/bin/busybox").unwrap())
+    }
+
+    /// The same for another architecture, out of its `busybox`.
+    pub fn busybox_for(arch: &'static str, program: Vec<u8>) -> Self {
         Self {
-            layers: vec![Self::busybox_layer().gzip()],
+            layers: vec![Self::layer_around(program).gzip()],
             run: json!({"Cmd": ["sleep", "1000000"], "Env": ["PATH=/bin", "FROM=image"]}),
+            arch,
         }
     }
 
@@ -158,7 +166,10 @@ impl Image {
 
     /// The layer of [`Image::busybox`].
     pub fn busybox_layer() -> Layer {
-        let program = std::fs::read("/bin/busybox").unwrap();
+        Self::layer_around(std::fs::read("/bin/busybox").unwrap())
+    }
+
+    fn layer_around(program: Vec<u8>) -> Layer {
         let mut layer = Layer::new()
             .folder("bin/", 0o755)
             .folder("etc/", 0o755)
@@ -186,7 +197,7 @@ impl Image {
     pub fn config(&self) -> Vec<u8> {
         let diff_ids: Vec<&str> = self.layers.iter().map(|l| l.diff_id.as_str()).collect();
         json!({
-            "architecture": arch(), "os": "linux", "config": self.run,
+            "architecture": self.arch, "os": "linux", "config": self.run,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         })
         .to_string()

@@ -16,6 +16,7 @@ pub mod registry;
 pub mod signer;
 pub mod tinyproxy;
 pub mod unit;
+pub mod vm;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ pub use serde_json::{Value, json};
 pub use signer::Signer;
 pub use tinyproxy::Tinyproxy;
 pub use unit::{Told, Unit};
+pub use vm::{Around, Board, Vm};
 
 /// A folder for one test, and names that nothing else on this machine uses.
 pub struct Lab {

@@ -49,8 +49,10 @@ pub(super) fn run(order: Order) -> anyhow::Result<()> {
     };
     let proxies = config::proxies(&order.flags, order.proxy.as_deref())?;
     let folder = config::data_dir(&order.flags)?;
-    let id = order.device.map_or_else(|| config::device_id(&order.flags), |id| Ok(Some(id)))?;
-    let Opened { state, identity, clock_floor_ms, .. } = State::open(&folder, id)?;
+    let naming = config::naming(&order.flags)?;
+    let id = order.device.or_else(|| naming.id.clone());
+    let Opened { state, identity, clock_floor_ms, .. } =
+        State::open_or(&folder, id, || naming.fallback())?;
     crate::clock::raise_floor(clock_floor_ms);
     let member = join::join(&state, &identity, &invitation, &proxies)?;
     let proxy = match order.proxy {

@@ -1,0 +1,21 @@
+//! Cards for devices: images that are built from a distribution's packages, images of a distribution
+//! that are adapted, and the writing of either.
+//!
+//! All of it is work on files, done by the tools of the machine that it runs on, without root and
+//! without loop devices. It belongs to the command line: nothing here knows a controller.
+
+mod apt;
+pub mod board;
+mod boot;
+pub mod build;
+mod cpio;
+mod data;
+mod elf;
+mod initrd;
+mod kernel;
+pub mod partitions;
+pub mod preload;
+pub mod settings;
+mod sources;
+mod system;
+mod tool;
