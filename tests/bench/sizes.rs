@@ -10,7 +10,7 @@ use crate::row;
 /// How many crates are named.
 const NAMED: usize = 12;
 
-/// One row for each program in `dist/` and in `target/bench/`, and one more for each whose symbols were kept.
+/// One row for each program in `dist/`, and one more for each whose symbols were kept.
 pub(crate) fn measure() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut programs: Vec<PathBuf> = fs::read_dir(root.join("dist"))
@@ -77,8 +77,14 @@ fn largest(path: &Path) -> String {
     named.collect::<Vec<_>>().join(", ")
 }
 
-/// The crate of a symbol: what stands before its first `::`.
+/// The crate of a symbol: what stands before its first `::`. Constants have lost the name of theirs.
 fn of(symbol: &str) -> &str {
-    let Some((before, _)) = symbol.split_once("::") else { return "C and assembler" };
-    before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or(before)
+    match symbol.split_once("::") {
+        Some((before, _)) => {
+            let of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            before.rsplit(|c| !of_name(c)).next().unwrap_or(before)
+        }
+        None if symbol.starts_with(".Lanon") => "constants",
+        None => "C and assembler",
+    }
 }
