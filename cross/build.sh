@@ -32,7 +32,7 @@ if [ "$way" = distribution ]; then
     flags="-C link-self-contained=no"
 fi
 if [ "$profile" = device ]; then
-    # Who aborts unwinds nothing. Thumb takes a quarter less than ARM.
+    # Who aborts unwinds nothing. Thumb code takes less room than ARM's.
     flags="${flags:-} -C force-unwind-tables=no"
     cflags="-fno-unwind-tables -fno-asynchronous-unwind-tables"
     [ "$arch" != armv7 ] || flags="$flags -C target-feature=+thumb-mode"
