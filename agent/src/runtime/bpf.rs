@@ -193,7 +193,8 @@ mod tests {
             tun, read: Operation not permitted
             loop, read: yes
             loop, write: yes
-        "#]].assert_eq(&group.says(SCRIPT));
+        "#]]
+        .assert_eq(&group.says(SCRIPT));
         assert_eq!(says(SCRIPT), free, "others are left alone");
     }
 

@@ -178,7 +178,7 @@ mod tests {
         // The rule of the given device, the first that is always there, and the last.
         let listing = listing(&program);
         let (head, rest) = listing.split_once("17: ").unwrap();
-        let (_, tail) = rest.split_once("68: ").unwrap();
+        let (_, tail) = rest.split_once("69: ").unwrap();
         expect_test::expect![[r#"
             0: r2 = *(u32 *)(r1 +0)
             1: r3 = r2
@@ -197,18 +197,20 @@ mod tests {
             14: r3 &= 0xfffffffe
             15: if r3 != 0 goto 17
             16: exit
-        "#]].assert_eq(head);
+        "#]]
+        .assert_eq(head);
         expect_test::expect![[r#"
-            exit
-            69: if r2 != 2 goto 74
+            if r2 != 2 goto 74
             70: if r4 != 136 goto 74
             71: r3 &= 0xfffffff8
             72: if r3 != 0 goto 74
             73: exit
             74: r0 = 0
             75: exit
-        "#]].assert_eq(tail);
+        "#]]
+        .assert_eq(tail);
         let bytes: Vec<u8> = program[7..9].iter().flat_map(|word| word.to_ne_bytes()).collect();
-        expect_test::expect!["[55, 02, 05, 00, 01, 00, 00, 00, 55, 04, 04, 00, b3, 00, 00, 00]"].assert_eq(&format!("{bytes:02x?}"));
+        expect_test::expect!["[55, 02, 05, 00, 01, 00, 00, 00, 55, 04, 04, 00, b3, 00, 00, 00]"]
+            .assert_eq(&format!("{bytes:02x?}"));
     }
 }
