@@ -32,7 +32,7 @@ impl Hierarchies {
     /// are programs.
     pub(super) fn features(&self) -> Vec<Feature> {
         let has = |name: &str| self.0.iter().any(|h| h.controllers.iter().any(|c| c == name));
-        let devices = if unified("/").is_some() { programs() } else { has("devices") };
+        let devices = if unified("/").is_some() { device_programs() } else { has("devices") };
         [
             (has("memory"), Feature::LIMIT_MEMORY),
             (has("cpu"), Feature::LIMIT_CPU),
@@ -73,12 +73,11 @@ pub(super) fn unified(group: &str) -> Option<PathBuf> {
     is_root.then(|| root.join(group.trim_start_matches('/')))
 }
 
-fn programs() -> bool {
+/// Whether the kernel takes programs that decide on devices.
+fn device_programs() -> bool {
     let probed = bpf::probe();
     if let Err(error) = &probed {
-        log::warn!(
-            "access to devices of the host cannot be limited: this kernel's bpf(2): {error}"
-        );
+        log::warn!("access to devices cannot be limited here: bpf(2) says {error}");
     }
     probed.is_ok()
 }

@@ -266,8 +266,8 @@ fn guard_devices(order: &StartOrder, given: &[Node]) -> Result<(), ShimError> {
         return Ok(());
     };
     match bpf::attach(&devices::program(given), &group) {
-        // Without, such a container still makes no node and opens none in a folder of the host's or an
-        // image's: what it is given is all that it has. Only what may be done to that is open.
+        // Without it a container makes no node still, and opens none in folders of the host or of an
+        // image, which are mounted without devices: it reaches what it is given, for all access.
         Err(source) if spec.requires().contains(&Feature::known(Feature::DEVICE_ACCESS)) => {
             Err(ShimError::Devices(source))
         }
