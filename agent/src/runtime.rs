@@ -19,8 +19,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::image::Image;
 use crate::tree;
 
+mod bpf;
 mod bundle;
 mod cgroup;
+mod devices;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod host;
