@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lexopt::prelude::*;
+use limpet_service::Supervisor;
 
 use crate::config::{self, Config, Flags};
 use crate::privilege;
@@ -131,7 +132,13 @@ fn run(flags: Flags) -> ExitCode {
     if let Err(error) = privilege::drop_unneeded() {
         log::warn!("{error}");
     }
-    report(Config::load(flags).map_err(Into::into).and_then(crate::device::run))
+    let done = Config::load(flags).map_err(Into::into).and_then(crate::device::run);
+    if let Err(error) = &done {
+        let supervisor = Supervisor::of_process();
+        supervisor.tell("STOPPING=1");
+        supervisor.status(chain(error));
+    }
+    report(done)
 }
 
 fn report(done: anyhow::Result<()>) -> ExitCode {

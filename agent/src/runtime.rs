@@ -267,6 +267,9 @@ impl Runtime {
             .arg("shim")
             .arg(folder)
             .current_dir("/")
+            // It needs none of the agent's environment: that has passwords of proxies in it, and the
+            // supervisor's socket.
+            .env_clear()
             .stdin(input)
             .stdout(Stdio::piped())
             .stderr(log)
