@@ -52,13 +52,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (identity, route) = route(&state, identity, &config, &supervisor)?;
     let way = Arc::new(Way::new(route));
     let boot = clock::boot_id();
-    let folders = Folders {
-        run_dir: config.run_dir.clone(),
-        data_dir: config.data_dir.clone(),
-        cgroup_parent: config.cgroup_parent.clone(),
-        program: "/proc/self/exe".into(),
-    };
-    let runtime = Runtime::open(folders, config.owner.clone())?;
+    let runtime = Runtime::open(folders(&config), config.owner.clone())?;
     let images = Images::open(&config.data_dir.join("images"), config.registries)?;
     let logs = Logs::new(config.logs, &config.data_dir, runtime.containers());
     let (mut seen, mut running) = (Vec::new(), Vec::new());
@@ -116,6 +110,16 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let sources = Sources { received, from_link: link.from_link, asked, due };
     let device = Device { agent, shell, inbox: Inbox::default(), way, beat, supervisor };
     smol::block_on(executor.run(device.serve(sources)))
+}
+
+/// Where containers are kept, as the agent's owner has it.
+pub(crate) fn folders(config: &Config) -> Folders {
+    Folders {
+        run_dir: config.run_dir.clone(),
+        data_dir: config.data_dir.clone(),
+        cgroup_parent: config.cgroup_parent.clone(),
+        program: "/proc/self/exe".into(),
+    }
 }
 
 /// Where to connect to; a member of a fleet knows, and whoever is none becomes one first.

@@ -145,15 +145,14 @@ pub(crate) fn start(options: Options, beaten: Beaten) -> std::io::Result<Ends> {
     let (incoming, from_link) = smol::channel::bounded(QUEUE);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    std::thread::Builder::new()
-        .name("mqtt".to_owned())
-        .stack_size(256 * 1024)
-        .spawn(move || {
+    std::thread::Builder::new().name("mqtt".to_owned()).stack_size(256 * 1024).spawn(
+        move || {
             runtime.block_on(async {
                 tokio::spawn(beaten.follow());
                 run(options, outgoing, incoming).await;
             });
-        })?;
+        },
+    )?;
     Ok(Ends { to_link, streams, from_link })
 }
 

@@ -21,6 +21,7 @@ use crate::tree;
 
 mod bundle;
 mod cgroup;
+mod end;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod host;

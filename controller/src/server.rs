@@ -295,8 +295,9 @@ fn host(options: &Options) -> anyhow::Result<String> {
     if !options.listen.ip().is_unspecified() {
         return Ok(options.listen.ip().to_string());
     }
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    match name.trim() {
+    // Not from /proc/sys, which the unit does not see.
+    let system = rustix::system::uname();
+    match system.nodename().to_string_lossy().as_ref() {
         "" | "(none)" => {
             bail!("this machine has no name: say --advertise HOST, as others reach it")
         }

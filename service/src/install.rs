@@ -20,8 +20,10 @@ const SEAL: &str = "# As installed: sha256 ";
 
 /// Something that systemd runs.
 pub struct Service {
-    /// What the program, its unit and its package are called.
+    /// What its unit is called.
     pub name: &'static str,
+    /// What the program is called, and its package.
+    pub program: &'static str,
     /// The files of its unit, its user and its folders: paths and texts.
     pub files: &'static [(&'static str, &'static str)],
 }
@@ -45,7 +47,7 @@ pub enum InstallError {
     NotRoot(&'static str),
     /// It would be of no use.
     #[error(
-        "this machine has no systemd: have its init run `{0}`, and start it again whenever it ends"
+        "this machine has no systemd: have its init run {0}, and start it again whenever it ends"
     )]
     NoSystemd(&'static str),
     /// It is a package's.
@@ -71,7 +73,10 @@ pub enum InstallError {
     },
 }
 
-fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> InstallError + 'a {
+fn io<'a>(
+    action: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(std::io::Error) -> InstallError + 'a {
     move |source| InstallError::Io { action, path: path.into(), source }
 }
 
@@ -82,17 +87,17 @@ impl Service {
     /// Where it may not: by whom, where, or because dpkg sees to it.
     pub fn check(&self) -> Result<(), InstallError> {
         if !rustix::process::geteuid().is_root() {
-            return Err(InstallError::NotRoot(self.name));
+            return Err(InstallError::NotRoot(self.program));
         }
         if !["/usr/bin/systemctl", "/bin/systemctl"].iter().any(|path| Path::new(path).exists()) {
-            return Err(InstallError::NoSystemd(self.name));
+            return Err(InstallError::NoSystemd(self.program));
         }
-        let list = format!("{PACKAGES}/{}.list", self.name);
+        let list = format!("{PACKAGES}/{}.list", self.program);
         let program = self.program();
         // A package that was removed, but not purged, lists its configuration only.
         match std::fs::read_to_string(list) {
             Ok(files) if files.lines().any(|file| Path::new(file) == program) => {
-                Err(InstallError::Packaged(self.name))
+                Err(InstallError::Packaged(self.program))
             }
             Ok(_) | Err(_) => Ok(()),
         }
@@ -125,7 +130,8 @@ impl Service {
         for (path, text) in self.files {
             note(Path::new(path), put_text(Path::new(path), text)?);
         }
-        for (tool, place) in [("systemd-sysusers", "sysusers.d"), ("systemd-tmpfiles", "tmpfiles.d")]
+        for (tool, place) in
+            [("systemd-sysusers", "sysusers.d"), ("systemd-tmpfiles", "tmpfiles.d")]
         {
             let mut paths = self.files.iter().map(|(path, _)| *path);
             if let Some(path) = paths.find(|path| path.contains(place)) {
@@ -156,7 +162,11 @@ impl Service {
         if is_booted() && self.is_known() {
             run("systemctl", &["stop", &self.unit()])?;
         }
-        if self.is_known() { run("systemctl", &["--quiet", "disable", &self.unit()]) } else { Ok(()) }
+        if self.is_known() {
+            run("systemctl", &["--quiet", "disable", &self.unit()])
+        } else {
+            Ok(())
+        }
     }
 
     /// Takes the files and the program away.
@@ -173,7 +183,7 @@ impl Service {
     }
 
     fn program(&self) -> PathBuf {
-        Path::new(PROGRAMS).join(self.name)
+        Path::new(PROGRAMS).join(self.program)
     }
 
     fn unit(&self) -> String {
@@ -239,8 +249,11 @@ fn put(path: &Path, bytes: &[u8], mode: u32) -> Result<Put, InstallError> {
 }
 
 fn sealed(text: &str) -> String {
-    let hex: String =
-        digest(&SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = digest(&SHA256, text.as_bytes())
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("{text}{SEAL}{hex}\n")
 }
 

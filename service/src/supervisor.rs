@@ -65,8 +65,8 @@ fn address(name: &OsStr) -> Option<SocketAddr> {
 /// How often the supervisor wants to hear `WATCHDOG=1`: twice in the time that it waits for
 /// (sd_watchdog_enabled(3)). None where it does not.
 pub fn beat_every() -> Option<Duration> {
-    let meant = std::env::var("WATCHDOG_PID")
-        .map_or(true, |pid| pid.parse() == Ok(std::process::id()));
+    let meant =
+        std::env::var("WATCHDOG_PID").map_or(true, |pid| pid.parse() == Ok(std::process::id()));
     let micros = std::env::var("WATCHDOG_USEC").ok().filter(|_| meant)?.parse::<u64>().ok()?;
     (micros > 1).then(|| Duration::from_micros(micros / 2))
 }
@@ -86,8 +86,7 @@ mod tests {
             (name.into(), UnixDatagram::bind_addr(&own).unwrap()),
         ];
         for (name, socket) in sockets {
-            let supervisor =
-                Supervisor { address: address(&name), status: RefCell::default() };
+            let supervisor = Supervisor { address: address(&name), status: RefCell::default() };
             supervisor.tell("READY=1");
             for status in ["a\nb", "a\nb", "c"] {
                 supervisor.status(status.to_owned());

@@ -47,11 +47,7 @@ pub(super) fn await_membership(
     Ok(member)
 }
 
-fn joined(
-    state: &State,
-    identity: &Identity,
-    joining: &Joining<'_>,
-) -> anyhow::Result<Identity> {
+fn joined(state: &State, identity: &Identity, joining: &Joining<'_>) -> anyhow::Result<Identity> {
     let Joining { join_file, proxies, supervisor } = *joining;
     if !join_file.exists() {
         anyhow::bail!(
