@@ -65,6 +65,10 @@ bench: setup ## Sizes, memory, latencies, and 20 minutes at rest, beside the goa
 	@mkdir -p target/bench && cp target/device/limpet-agent target/release/limpet target/bench/
 	@LIMPET_LAB=limpet-bench- LIMPET_BIN_DIR=$(CURDIR)/target/bench target/release/bench
 
+.PHONY: packages
+packages: build ## The Debian packages, and install, tried on a fresh Debian with a real systemd
+	$(call timed,packages,scripts/packages.sh $(BIN)/limpet-agent $(BIN)/limpet)
+
 .PHONY: deny
 deny: ## Licences, bans, sources and advisories of what is linked (installs cargo-deny)
 	@scripts/deny.sh

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lexopt::prelude::*;
+use limpet_service::Supervisor;
 
 use crate::config::{self, Config, Flags};
 use crate::privilege;
@@ -13,6 +14,7 @@ use crate::runtime::wait::Waited;
 use crate::runtime::{shim, wait};
 
 mod id;
+mod install;
 mod join;
 mod local;
 mod preload;
@@ -23,6 +25,9 @@ Runs the containers that a Limpet controller publishes for this device.
 
 Usage: limpet-agent join STRING | --file FILE [--device-id ID] [--data-dir DIR] [--proxy URL]
        limpet-agent run [OPTIONS]
+       limpet-agent install [--join STRING]      as a service of this machine's systemd
+       limpet-agent uninstall [--purge]
+       limpet-agent end                          every container, once its agent is stopped
        limpet-agent status [-o json]             where this device stands
        limpet-agent logs WORKLOAD [-f] [--tail N]
        limpet-agent stop WORKLOAD                until the next change, or `start`
@@ -37,6 +42,12 @@ Usage: limpet-agent join STRING | --file FILE [--device-id ID] [--data-dir DIR] 
 join makes this device a member of a fleet, with the line that `limpet token create --join` prints.
 Its key is made here and stays here. Where `run` finds that the device has not joined, it uses the
 line in /etc/limpet/join (`join_file` in the configuration), and deletes it then.
+
+install puts this program into /usr/bin and its unit beside systemd's others, has it start with the
+machine, and starts it where the device has joined; with --join it joins then. Done again, it replaces
+what differs in this version, but for a unit that somebody has changed. uninstall stops the agent, ends
+its containers and takes all of that away; data and configuration stay unless there is --purge. Where a
+Debian package put the agent in place, use apt.
 
 Where a site lets nothing out but through an HTTP proxy, the section [proxy] of the configuration
 file names it: url = \"http://USER:PASSWORD@HOST:PORT\" (chmod 0600), no_proxy = [\"10.0.0.0/8\",
@@ -87,6 +98,7 @@ Example: limpet-agent join limpet-join-omFh... && limpet-agent run
 
 /// What was asked for.
 enum Command {
+    Install(install::Order),
     Join(join::Order),
     Run(Flags),
     Local(local::Asked),
@@ -101,6 +113,7 @@ enum Command {
 /// Does what the arguments say: 0 done, 1 failed, 2 the arguments were wrong.
 pub fn main() -> ExitCode {
     match parse(lexopt::Parser::from_env()) {
+        Ok(Command::Install(order)) => report(install::run(order)),
         Ok(Command::Join(order)) => {
             begin_logging();
             report(join::run(order))
@@ -131,7 +144,13 @@ fn run(flags: Flags) -> ExitCode {
     if let Err(error) = privilege::drop_unneeded() {
         log::warn!("{error}");
     }
-    report(Config::load(flags).map_err(Into::into).and_then(crate::device::run))
+    let done = Config::load(flags).map_err(Into::into).and_then(crate::device::run);
+    if let Err(error) = &done {
+        let supervisor = Supervisor::of_process();
+        supervisor.tell("STOPPING=1");
+        supervisor.status(chain(error));
+    }
+    report(done)
 }
 
 fn report(done: anyhow::Result<()>) -> ExitCode {
@@ -178,6 +197,9 @@ fn parse(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
         Some(other) => return Err(other.unexpected()),
     };
     match verb.as_str() {
+        "install" | "uninstall" | "end" => {
+            Ok(install::parse(&verb, parser)?.map_or(Command::Help, Command::Install))
+        }
         "join" => Ok(join::parse(parser)?.map_or(Command::Help, Command::Join)),
         "run" => parse_run(parser),
         "status" | "logs" | "stop" | "start" | "restart" | "sleep" | "wake" => {

@@ -23,6 +23,7 @@ mod bpf;
 mod bundle;
 mod cgroup;
 mod devices;
+mod end;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod host;
@@ -269,6 +270,9 @@ impl Runtime {
             .arg("shim")
             .arg(folder)
             .current_dir("/")
+            // It needs none of the agent's environment: that has passwords of proxies in it, and the
+            // supervisor's socket.
+            .env_clear()
             .stdin(input)
             .stdout(Stdio::piped())
             .stderr(log)

@@ -284,6 +284,17 @@ pub fn known_device(folder: &Path) -> Result<Option<DeviceId>, DocumentError> {
 }
 
 /// A document whose content is CBOR. One that cannot be understood is as good as none.
+/// Whether an agent has been here.
+pub(crate) fn exists(folder: &Path) -> bool {
+    Kind::Identity.path(folder).exists()
+}
+
+/// Whether the agent that has been here is a member of a fleet, as far as can be read.
+pub(crate) fn has_joined(folder: &Path) -> bool {
+    let identity = read::<StoredIdentity>(folder, Kind::Identity, &mut Vec::new());
+    identity.is_ok_and(|identity| identity.is_some_and(|known| known.membership.is_some()))
+}
+
 fn read<T: serde::de::DeserializeOwned>(
     folder: &Path,
     kind: Kind,

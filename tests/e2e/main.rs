@@ -33,5 +33,6 @@ mod rotate;
 mod secrets;
 mod secured;
 mod start;
+mod supervised;
 mod survive;
 mod wall;
