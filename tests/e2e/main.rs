@@ -34,4 +34,6 @@ mod secrets;
 mod secured;
 mod start;
 mod survive;
+mod upgrade;
+mod upgrade_cuts;
 mod wall;

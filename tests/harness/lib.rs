@@ -17,6 +17,7 @@ pub mod signer;
 pub mod tinyproxy;
 pub mod unit;
 pub mod vm;
+pub mod upgrade;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
