@@ -16,8 +16,8 @@ pub mod registry;
 pub mod signer;
 pub mod tinyproxy;
 pub mod unit;
-pub mod vm;
 pub mod upgrade;
+pub mod vm;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
