@@ -32,7 +32,7 @@ demo: build ## The tour of README.md on this machine; KEEP=1 leaves it up until 
 test: build lint ## Every test
 	$(call timed,unit tests,$(CARGO) test --locked --workspace --lib --bins \
 		--test wire --test agent --test manifest --test placement --test presence --test recover --test settling \
-		--test token)
+		--test token --test upgrade --test programs)
 	$(call timed,units,scripts/units.sh)
 	$(call timed,simulation,$(CARGO) test --locked --workspace --test sim)
 	$(call timed,fuzz,scripts/fuzz.sh 15)

@@ -9,9 +9,9 @@ use lexopt::prelude::*;
 use limpet_service::Supervisor;
 
 use crate::config::{self, Config, Flags};
-use crate::privilege;
 use crate::runtime::wait::Waited;
 use crate::runtime::{shim, wait};
+use crate::{device, privilege, upgrade, version};
 
 mod id;
 mod install;
@@ -90,6 +90,12 @@ true, registries (any unless it is there; \"docker.io\", \"ghcr.io/acme\"), memo
 machine's memory for all workloads together, which then need a limit each), remote_logs = true. Links
 are followed before paths are compared. It is read when the agent begins; what runs then goes on.
 
+`limpet device upgrade` has this agent fetch another version of itself. `run` hands over to it, as the
+same process, and containers go on. It must connect, find all containers, and have its report
+acknowledged within its deadline; otherwise the one before it returns. What has proved itself is in
+DIR/agent of the data folder, and `run` begins with it from then on, until this program here is replaced
+by another: then that one runs.
+
 Several agents can run on one machine, each with its own --device-id, --data-dir, --run-dir and
 --cgroup-parent. Ending an agent ends no container: the next one goes on with them.
 
@@ -131,7 +137,7 @@ pub fn main() -> ExitCode {
         Ok(Command::Wait(waited)) => wait::run(&waited),
         Ok(Command::Local(asked)) => report(local::ask(&asked)),
         Ok(Command::Help) => print(HELP),
-        Ok(Command::Version) => print(concat!("limpet-agent ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Command::Version) => print(&format!("limpet-agent {}\n", version::version())),
         Err(error) => {
             complain(&format!("{error}\nTry `limpet-agent --help`."));
             ExitCode::from(2)
@@ -141,10 +147,12 @@ pub fn main() -> ExitCode {
 
 fn run(flags: Flags) -> ExitCode {
     begin_logging();
+    let launched = upgrade::launch(&config::data_dir_at_least(&flags));
     if let Err(error) = privilege::drop_unneeded() {
         log::warn!("{error}");
     }
-    let done = Config::load(flags).map_err(Into::into).and_then(crate::device::run);
+    let done = Config::load(flags).map_err(Into::into);
+    let done = done.and_then(|config| device::run(config, launched));
     if let Err(error) = &done {
         let supervisor = Supervisor::of_process();
         supervisor.tell("STOPPING=1");

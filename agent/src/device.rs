@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use limpet_agent_core::{Agent, Checkpoint, Input, Start};
+use limpet_agent_core::{Agent, Checkpoint, Input, Own, Start};
 use limpet_protocol::{DesiredState, Feature, OpeningKey, OutboxId, Phase};
 use limpet_service::Supervisor;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -23,7 +23,8 @@ use crate::local::server::Asked;
 use crate::logs::Logs;
 use crate::runtime::{Folders, Runtime};
 use crate::state::{Identity, Opened, State};
-use crate::{clock, facts, local};
+use crate::upgrade::{Launched, Programs};
+use crate::{clock, facts, local, version};
 
 mod effects;
 
@@ -44,7 +45,7 @@ const INPUTS: usize = 256;
 ///
 /// # Errors
 /// When it cannot begin; once begun, it goes on through whatever comes.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(config: Config, launched: Launched) -> anyhow::Result<()> {
     let Opened { state, identity, desired, checkpoint, clock_floor_ms, mut lost } =
         State::open_or(&config.data_dir, config.naming.id.clone(), || config.naming.fallback())?;
     clock::raise_floor(clock_floor_ms);
@@ -61,6 +62,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         seen.push(found);
     }
     let desired = stored_desired(&identity, desired, &mut lost);
+    lost.extend(launched.lost.iter().cloned());
+    let programs = Programs::new(&config.data_dir, launched);
     for lost in &lost {
         log::error!("{lost}");
     }
@@ -69,7 +72,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         now_ms: clock::boot_ms(),
         boot,
         seed: u64::from_be_bytes(random()?),
-        version: facts::clip(env!("CARGO_PKG_VERSION")),
+        version: facts::clip(version::version()),
         features: features(&runtime),
         labels: config.labels,
         facts: facts::gather(),
@@ -79,6 +82,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         checkpoint,
         found: seen,
         lost,
+        own: Own { record: programs.record(), on_trial: programs.on_trial() },
     });
     log::info!("device {} with {} containers", identity.device, running.len());
     let pace = Arc::new(Pace::default());
@@ -99,7 +103,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     if let Err(error) = local::server::start(&executor, &config.run_dir, asks) {
         log::error!("nobody can talk to this agent on this machine: {error}");
     }
-    let parts = Parts { state, identity, boot, clock_floor_ms, images, runtime, logs };
+    let parts = Parts { state, identity, boot, clock_floor_ms, images, runtime, logs, programs };
     let sends =
         Sends { to_link: link.to_link, pieces: link.streams, pace, way: Arc::clone(&way), inputs };
     let shell = Rc::new(Shell::new(Rc::clone(&executor), parts, sends));
@@ -151,7 +155,7 @@ fn first_checkpoint(state: &State) -> anyhow::Result<Checkpoint> {
 
 /// What this agent enforces, and what its kernel can.
 fn features(runtime: &Runtime) -> Vec<Feature> {
-    let own = [Feature::IMAGE_POLICY].map(Feature::known);
+    let own = [Feature::IMAGE_POLICY, Feature::UPGRADE].map(Feature::known);
     runtime.features().into_iter().chain(own).collect()
 }
 

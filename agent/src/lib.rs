@@ -21,3 +21,5 @@ pub mod runtime;
 pub mod state;
 pub mod tls;
 mod tree;
+pub mod upgrade;
+pub mod version;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use limpet_agent_core::Checkpoint;
+use limpet_agent_core::upgrade::Record;
 use limpet_protocol::{DeviceId, Membership, PublicKey, SigningKey, cbor};
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +135,26 @@ pub fn lock(folder: &Path) -> Result<File, StateError> {
         Err(std::fs::TryLockError::WouldBlock) => Err(StateError::InUse(folder.into())),
         Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
     }
+}
+
+/// What is known of the agent's programs, and what is lost of it. Nothing that has become of it keeps a
+/// device from booting: without it the program runs that was installed.
+pub fn upgrade_record(folder: &Path) -> (Option<Record>, Vec<String>) {
+    let mut lost = Vec::new();
+    let record = read(folder, Kind::Upgrade, &mut lost).unwrap_or_else(|error| {
+        lost.push(format!("{error}: it is not heeded"));
+        None
+    });
+    (record, lost)
+}
+
+/// Keeps what is known of the agent's programs.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn store_upgrade_record(folder: &Path, record: &Record) -> Result<(), DocumentError> {
+    document::write(folder, Kind::Upgrade, &cbor::encode(record))?;
+    document::copy(folder, Kind::Upgrade)
 }
 
 impl State {

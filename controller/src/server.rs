@@ -119,7 +119,11 @@ async fn serve(options: &Options, store: Store, keys: Keys) -> anyhow::Result<()
     let (outgoing, to_publish) = tokio::sync::mpsc::unbounded_channel();
     let (fleet, thread) = Fleet::start(store, keys, options.lost_after, outgoing)?;
     let certified = match options.insecure {
-        true => None,
+        true => {
+            let url = format!("http://{}", options.listen);
+            fleet.call(move |fleet| fleet.set_plain_api(url)).await?;
+            None
+        }
         false => Some(certify(options, &fleet).await?),
     };
     let (door, tls) = certified.unzip();

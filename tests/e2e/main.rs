@@ -35,4 +35,6 @@ mod secured;
 mod start;
 mod supervised;
 mod survive;
+mod upgrade;
+mod upgrade_cuts;
 mod wall;

@@ -11,7 +11,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 use crate::process::Output;
 use crate::unit::{Told, Unit};
-use crate::{Lab, Process, eventually, free_port, output, program};
+use crate::{Lab, Process, Proxy, eventually, free_port, output, program};
 
 const LOOPBACK: &str = "127.0.0.1";
 
@@ -72,6 +72,16 @@ impl Controller {
         let mut controller = Self::begin(lab, address, &[&["--advertise", address], more].concat());
         controller.log_in(lab, &lab.path("controller/login"));
         controller
+    }
+
+    /// Starts one whose API and broker its devices and the command line reach through proxies on this
+    /// address, and logs in; gives the API's, and the broker's.
+    pub fn behind(lab: &Lab, address: &str) -> (Self, Proxy, Proxy) {
+        let mut controller = Self::begin(lab, LOOPBACK, &["--advertise", address]);
+        let proxies = [&controller.api, &controller.mqtt].map(|url| Proxy::in_front(address, url));
+        controller.log_in(lab, &lab.path("controller/login"));
+        let [api, mqtt] = proxies;
+        (controller, api, mqtt)
     }
 
     /// Has the command line log in with this file, as an admin.

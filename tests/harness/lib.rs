@@ -17,6 +17,7 @@ pub mod registry;
 pub mod signer;
 pub mod tinyproxy;
 pub mod unit;
+pub mod upgrade;
 pub mod vm;
 
 use std::path::{Path, PathBuf};

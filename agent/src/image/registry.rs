@@ -19,7 +19,7 @@ use super::manifest::ACCEPT;
 use super::outage::Outages;
 use super::{DOCUMENT_BYTES_MAX, ImageError, ImageName, io};
 use crate::clock::boot_ms;
-use crate::tls;
+use crate::{tls, version};
 
 /// Where the certificates of authorities are, on the distributions we know.
 const ROOTS: [&str; 3] =
@@ -81,7 +81,7 @@ impl Registry {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(ANSWER_TIMEOUT))
             .timeout_per_read(Some(registries.stall_timeout_s.duration()))
-            .user_agent(concat!("limpet-agent/", env!("CARGO_PKG_VERSION")))
+            .user_agent(version::user_agent())
             .build()
             .new_agent();
         let (authorizations, outages) = (Mutex::default(), Mutex::default());
