@@ -12,6 +12,7 @@ mod cuts;
 mod dark;
 mod exits;
 mod external;
+mod flash;
 mod hostile;
 mod hostile_broker;
 mod images;

@@ -70,20 +70,32 @@ pub(crate) fn preload(
         format!("--preload needs an agent that runs here: put limpet-agent-{arch} beside limpet")
     })?;
     for (index, image) in images.iter().enumerate() {
+        let archive = archive(image, machine, work, index)?;
         let mut command = Command::new(&agent);
-        command.arg("preload");
-        if Path::new(image).exists() {
-            command.arg(image);
-        } else {
-            let archive = work.join(format!("image-{index}.tar"));
-            fetch(image, machine, &archive).with_context(|| format!("cannot fetch {image}"))?;
-            command.arg(archive).args(["--name", image]);
-        }
+        command.arg("preload").arg(archive);
         command.args(["--platform", machine.platform, "--data-dir"]).arg(data_dir);
         let done = tool::run(&mut command).with_context(|| format!("cannot preload {image}"))?;
         super::apt::log_line(done.trim_end());
     }
     Ok(())
+}
+
+/// The file that has an image: fetched, unless it is one.
+///
+/// # Errors
+/// When it cannot be fetched.
+pub(crate) fn archive(
+    image: &str,
+    machine: &Machine,
+    work: &Path,
+    index: usize,
+) -> anyhow::Result<PathBuf> {
+    if Path::new(image).exists() {
+        return Ok(image.into());
+    }
+    let archive = work.join(format!("image-{index}.tar"));
+    fetch(image, machine, &archive).with_context(|| format!("cannot fetch {image}"))?;
+    Ok(archive)
 }
 
 fn fetch(image: &str, machine: &Machine, archive: &Path) -> anyhow::Result<()> {
@@ -100,7 +112,7 @@ fn fetch(image: &str, machine: &Machine, archive: &Path) -> anyhow::Result<()> {
         skopeo.arg("--src-tls-verify=false");
     }
     skopeo.arg(format!("docker://{image}"));
-    skopeo.arg(format!("oci-archive:{}", archive.display()));
+    skopeo.arg(format!("oci-archive:{}:{image}", archive.display()));
     tool::run(&mut skopeo)?;
     Ok(())
 }

@@ -114,11 +114,9 @@ impl Settings {
             let further = std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?;
             text += &further;
-            let whole: Result<toml::Table, _> = text.parse();
-            whole.with_context(|| {
-                format!("{} does not go with what the flags say", file.display())
-            })?;
         }
+        let whole: Result<toml::Table, _> = text.parse();
+        whole.context("--config and the other flags make no agent.toml together")?;
         Ok(text)
     }
 }
