@@ -115,7 +115,15 @@ impl Vm {
             Around::Dark => ["-nic", "none", "-rtc", "base=1970-01-01"],
         };
         let common = [
-            "-display", "none", "-monitor", "none", "-no-reboot", "-m", &memory, "-chardev", &line,
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-no-reboot",
+            "-m",
+            &memory,
+            "-chardev",
+            &line,
         ];
         let parts = machine(lab, board, card);
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
@@ -177,7 +185,8 @@ impl Vm {
     /// Runs a script on it, as root, over ssh with this key.
     pub fn ssh(&self, key: &Path, script: &str) -> Output {
         let (key, port) = (key.display().to_string(), self.ssh_port.to_string());
-        let options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"];
+        let options =
+            ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"];
         let mut words = vec!["-i", &key, "-p", &port, "-o", "ConnectTimeout=20"];
         words.extend(options.iter().flat_map(|option| ["-o", option]));
         words.extend(["root@127.0.0.1", script]);
@@ -224,7 +233,8 @@ fn kernel(lab: &Lab, board: Board, card: &Path) -> Vec<String> {
                 line.unwrap_or_else(|| panic!("no {key} in {config}")).trim().to_owned()
             };
             let file = |key: &str| take(value(key).trim_start_matches('/'));
-            let flags = ["-kernel".to_owned(), file("linux "), "-initrd".to_owned(), file("initrd ")];
+            let flags =
+                ["-kernel".to_owned(), file("linux "), "-initrd".to_owned(), file("initrd ")];
             [&flags[..], &["-append".to_owned(), value("append ")]].concat()
         }
         Board::Rpi => [

@@ -6,8 +6,8 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use crate::flash::board::Board;
-use crate::flash::settings::Settings;
 use crate::flash::build;
+use crate::flash::settings::Settings;
 
 /// Make cards for devices: build or adapt an image, and write it
 #[derive(Args)]

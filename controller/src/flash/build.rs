@@ -152,7 +152,8 @@ fn finish(raw: &Path, out: &Path) -> anyhow::Result<()> {
     let name = out.display();
     if out.extension().is_some_and(|extension| extension == "xz") {
         tool::run(XZ.call()?.args(["-T0", "-6", "--check=crc32"]).arg(raw))?;
-        fs::rename(raw.with_extension("xz"), out).with_context(|| format!("cannot write {name}"))?;
+        fs::rename(raw.with_extension("xz"), out)
+            .with_context(|| format!("cannot write {name}"))?;
         log_line(&format!("{name}: {} MB, {} MB written", mb(fs::metadata(out)?.len()), mb(bytes)));
     } else {
         fs::rename(raw, out).with_context(|| format!("cannot write {name}"))?;
@@ -174,8 +175,8 @@ struct Image(File);
 
 impl Image {
     fn create(path: &Path, last: &Partition) -> anyhow::Result<Self> {
-        let file = File::create(path)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         file.set_len(last.start_bytes + last.bytes)?;
         Ok(Self(file))
     }

@@ -57,9 +57,8 @@ pub(crate) fn boot_sector(signature: u32, all: &[Partition; 4]) -> anyhow::Resul
     let mut sector = [0; 512];
     sector[440..444].copy_from_slice(&signature.to_le_bytes());
     for (index, partition) in all.iter().enumerate() {
-        let count = |bytes: u64| {
-            u32::try_from(bytes / SECTOR_BYTES).context("an image has 2 TiB at most")
-        };
+        let count =
+            |bytes: u64| u32::try_from(bytes / SECTOR_BYTES).context("an image has 2 TiB at most");
         let entry = &mut sector[446 + 16 * index..][..16];
         let (bootable, kind) = if index == 0 { (0x80, FAT32) } else { (0, LINUX) };
         // Cylinders and heads: "beyond what can be said so".

@@ -24,7 +24,8 @@ pub(crate) fn agent_for(machine: &Machine, named: Option<&Path>) -> anyhow::Resu
             format!("there is no {name} beside limpet, nor in {AGENTS}: say `--agent FILE`")
         })?,
     };
-    let bytes = std::fs::read(&agent).with_context(|| format!("cannot read {}", agent.display()))?;
+    let bytes =
+        std::fs::read(&agent).with_context(|| format!("cannot read {}", agent.display()))?;
     let program = super::elf::read(&bytes).with_context(|| agent.display().to_string())?;
     anyhow::ensure!(
         program.machine == machine.elf,

@@ -2,6 +2,10 @@
 //!
 //! What reads items is one piece of code; for each type there is only what tells them apart. serde_cbor
 //! reads arrays, maps and strings anew for each type, which was a tenth of the agent's program.
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "of every item that is not what is wanted, the same is said"
+)]
 
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess,
