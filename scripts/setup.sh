@@ -9,7 +9,7 @@ fail() {
 
 PACKAGES="build-essential pkg-config libseccomp-dev ca-certificates curl iproute2 util-linux
     busybox-static docker-registry mosquitto mosquitto-clients skopeo umoci zstd apache2-utils openssl
-    sqlite3 crun runc nftables e2fsprogs systemd tinyproxy"
+    sqlite3 crun runc nftables e2fsprogs systemd tinyproxy squashfs-tools mtools fdisk kmod xz-utils"
 
 command -v cargo >/dev/null 2>&1 || [ -x "$HOME/.cargo/bin/cargo" ] ||
     fail "Rust is missing: install it from https://rustup.rs (1.95 or later)"

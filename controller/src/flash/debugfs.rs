@@ -22,7 +22,7 @@ pub(crate) struct Ext4<'a> {
 /// What is put into a file system, root's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// With these bits of its mode; one that is there already stays as it is.
+    /// With these bits of its mode, and with what is in it already.
     Folder(String, u32),
     /// In the place of what is there.
     File(String, Vec<u8>, u32),
