@@ -62,8 +62,7 @@ pub fn run(config: Config, launched: Launched) -> anyhow::Result<()> {
         seen.push(found);
     }
     let desired = stored_desired(&identity, desired, &mut lost);
-    lost.extend(launched.lost.iter().cloned());
-    let programs = Programs::new(&config.data_dir, launched);
+    let programs = Programs::new(&config.data_dir, launched, &mut lost);
     for lost in &lost {
         log::error!("{lost}");
     }

@@ -62,8 +62,9 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Those of a data folder, which this process has taken.
-    pub fn new(data_dir: &Path, launched: Launched) -> Self {
+    /// Those of a data folder, which this process has taken; what was damaged comes to `lost`.
+    pub fn new(data_dir: &Path, mut launched: Launched, lost: &mut Vec<String>) -> Self {
+        lost.append(&mut launched.lost);
         let (record, fetching) = Default::default();
         Self { data_dir: data_dir.into(), launched, record, fetching }
     }

@@ -37,7 +37,7 @@ fn obtain(data: &Path, order: &Upgrade) -> Result<bool, Fault> {
     let state = tempfile::tempdir().unwrap();
     let Opened { identity, .. } = State::open(state.path(), "pi-1".parse().ok()).unwrap();
     let source = Source { identity: &identity, proxies: &Proxies::default() };
-    Programs::new(data, launched).obtain(order, &source, &|_| {})
+    Programs::new(data, launched, &mut vec![]).obtain(order, &source, &|_| {})
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_program_that_is_damaged_on_the_disk_is_fetched_anew() {
 fn what_is_neither_good_nor_on_trial_goes() {
     let (data, order) = placed("#!/bin/sh\n");
     let launched = Launched { base: "/bin/sh".into(), on_trial: false, lost: vec![] };
-    let programs = Programs::new(data.path(), launched);
+    let programs = Programs::new(data.path(), launched, &mut vec![]);
     let base = digest_of(Path::new("/bin/sh"));
     let mut record = Record::new(base);
     record.good = Some(order.digest);

@@ -255,6 +255,6 @@ fn missed(trial: &Trial, boot: BootId, found: &[Found]) -> Option<ContainerId> {
         let mut states = found.map(|found| found.state);
         states.any(|state| matches!(state, FoundState::Running { .. } | FoundState::Ended(_)))
     };
-    let ran = trial.ran.iter().filter(|_| trial.boot == boot);
-    ran.filter(|id| !seen(id)).next().cloned()
+    let mut ran = trial.ran.iter().filter(|_| trial.boot == boot);
+    ran.find(|id| !seen(id)).cloned()
 }
