@@ -223,7 +223,9 @@ fn an_image_of_a_distribution_is_adapted() {
         assert_eq!(of(&lab, &out, "cat /etc/limpet/join"), join);
         let wants = "/etc/systemd/system/multi-user.target.wants";
         assert!(of(&lab, &out, &format!("ls {wants}")).contains("limpet-agent.service"));
-        let unit = of(&lab, &out, &format!("cat {wants}/limpet-agent.service"));
+        let link = of(&lab, &out, &format!("stat {wants}/limpet-agent.service"));
+        assert!(link.contains("/usr/lib/systemd/system/limpet-agent.service"), "{link}");
+        let unit = of(&lab, &out, "cat /usr/lib/systemd/system/limpet-agent.service");
         assert_eq!(unit, include_str!("../../systemd/limpet-agent.service"));
         assert!(of(&lab, &out, "stat /usr/bin/limpet-agent").contains("Mode:  0755"));
         let join = of(&lab, &out, "stat /etc/limpet/join");

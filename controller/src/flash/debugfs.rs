@@ -12,6 +12,9 @@ use anyhow::Context;
 
 use super::tool::{self, DEBUGFS, E2FSCK};
 
+/// Links that lead to links, at most.
+const LINKS_MAX: usize = 8;
+
 /// A file system, and a folder for what passes between it and this program.
 pub(crate) struct Ext4<'a> {
     image: &'a Path,
@@ -55,15 +58,34 @@ impl<'a> Ext4<'a> {
 
     /// The content of a file, wherever links lead; None where there is none.
     pub(crate) fn read(&self, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
-        if !self.exists(path)? {
-            return Ok(None);
+        match self.resolve(path)? {
+            Some(path) => self.ask(&format!("cat {}", quoted(&path)?)),
+            None => Ok(None),
         }
-        self.ask(&format!("cat {}", quoted(path)?))
     }
 
     /// Whether there is something by this name, wherever links lead.
     pub(crate) fn exists(&self, path: &str) -> anyhow::Result<bool> {
-        Ok(self.stat(path)?.is_some())
+        Ok(self.resolve(path)?.is_some())
+    }
+
+    /// Where links lead from a path, the last of which debugfs does not follow.
+    fn resolve(&self, path: &str) -> anyhow::Result<Option<String>> {
+        let mut path = path.to_owned();
+        for _ in 0..LINKS_MAX {
+            let Some(stat) = self.stat(&path)? else { return Ok(None) };
+            if !stat.contains("Type: symlink") {
+                return Ok(Some(path));
+            }
+            let target = stat.lines().find_map(|line| line.strip_prefix("Fast link dest: "));
+            let Some(target) = target.map(|target| target.trim_matches('"')) else { return Ok(None) };
+            path = match (target.starts_with('/'), split(&path).0) {
+                (true, _) => target.to_owned(),
+                (false, "/") => format!("/{target}"),
+                (false, folder) => format!("{folder}/{target}"),
+            };
+        }
+        Ok(None)
     }
 
     fn stat(&self, path: &str) -> anyhow::Result<Option<String>> {
@@ -113,7 +135,7 @@ impl<'a> Ext4<'a> {
                     0o40_000 | mode
                 }
                 Entry::File(own, content, mode) => {
-                    if self.exists(own)? {
+                    if self.stat(own)?.is_some() {
                         writeln!(script, "rm {path}")?;
                     }
                     let file = self.work.join(format!("entry-{index}"));
@@ -122,7 +144,7 @@ impl<'a> Ext4<'a> {
                     0o100_000 | mode
                 }
                 Entry::Link(own, target) => {
-                    if self.exists(own)? {
+                    if self.stat(own)?.is_some() {
                         continue;
                     }
                     writeln!(script, "cd {folder}\nsymlink {name} {}", quoted(target)?)?;
@@ -172,10 +194,7 @@ impl<'a> Ext4<'a> {
     fn verify(&self, entry: &Entry) -> anyhow::Result<()> {
         let path = entry.path();
         let differs = || format!("{path} is not what was written: the image is damaged");
-        let stat = match entry {
-            Entry::Link(..) => return Ok(()),
-            Entry::Folder(..) | Entry::File(..) => self.stat(path)?.with_context(differs)?,
-        };
+        let stat = self.stat(path)?.with_context(differs)?;
         let mode = match entry {
             Entry::Folder(_, mode) | Entry::File(_, _, mode) => mode,
             Entry::Link(..) => return Ok(()),
