@@ -121,7 +121,7 @@ boot
 step "booted"
 inside systemctl is-active limpet-controller >/dev/null || fail "limpet-controller is not active"
 inside limpet login --file /var/lib/limpet-controller/login >/dev/null
-join=$(inside limpet token create --join)
+join=$(inside limpet token create --join 2>/dev/null)
 printf '%s' "$join" >"$root/etc/limpet/join"
 inside systemctl reset-failed limpet-agent
 inside systemctl restart limpet-agent
@@ -134,7 +134,7 @@ ln "$work/files/bin/sh" "$work/files/bin/sleep"
 umoci insert --image "$work/image:it" "$work/files" /
 cp -r "$work/image" "$root/root/image"
 inside limpet-agent preload /root/image --name box >/dev/null
-inside limpet run web --image=box -- sleep 100000 >/dev/null
+inside limpet run web --image=box -- sleep 100000 >/dev/null 2>&1
 until_ "the container" runs
 before=$(sleeps)
 step "a container runs"
@@ -160,10 +160,10 @@ cp "$work/limpet-agent" "$work/limpet" "$root/root/"
 inside /root/limpet install >"$work/said"
 grep -q 'limpet serves' "$work/said" || fail "limpet install: $(cat "$work/said")"
 inside limpet login --file /var/lib/limpet-controller/login >/dev/null
-inside /root/limpet-agent install --join "$(inside limpet token create --join)" >/dev/null
+inside /root/limpet-agent install --join "$(inside limpet token create --join 2>/dev/null)" >/dev/null
 until_ "the device" is_online
 inside limpet-agent preload /root/image --name box >/dev/null
-inside limpet run web --image=box -- sleep 100000 >/dev/null
+inside limpet run web --image=box -- sleep 100000 >/dev/null 2>&1
 until_ "the container" runs
 before=$(sleeps)
 inside /root/limpet-agent install >"$work/said"
