@@ -153,7 +153,8 @@ proptest! {
         for (at_ms, fate) in (0u64..).zip(fates) {
             let now = Now { base, boot: BootId([boot; 16]), at_ms };
             let Launch { program, write, deadline_s } = record.clone().launch(now);
-            let before = std::mem::replace(&mut record, write.clone().unwrap_or(record.clone()));
+            let next = write.clone().unwrap_or_else(|| record.clone());
+            let before = std::mem::replace(&mut record, next);
             if deadline_s.is_some() {
                 prop_assert!(write.is_some(), "the attempt is written first");
                 prop_assert!(!begun.contains(&(order, boot)), "twice in a boot");
