@@ -30,7 +30,7 @@ fn device(fleet: &Fleet, service: &'static str) -> Option<(Process, Unit)> {
 
 /// The main process of the container, and when it began.
 fn main_process(unit: &Unit) -> Option<(u32, u64)> {
-    let all = processes_with("sleep\0100000").into_iter();
+    let all = processes_with("sleep\x00100000").into_iter();
     let pid = all.into_iter().find(|pid| unit.holds(*pid)).map(i32::cast_unsigned)?;
     Some((pid, start_time(pid.into())?))
 }

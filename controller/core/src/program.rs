@@ -105,6 +105,11 @@ fn number(bytes: &[u8], at: usize, size: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "the files are made here"
+)]
 mod tests {
     use super::*;
 
@@ -147,8 +152,6 @@ mod tests {
         let mut endless = elf(2, 2, 62, 1);
         endless[32..40].fill(0xff);
         assert!(!is_dynamic(&endless));
-        let own = std::fs::read("/proc/self/exe").unwrap();
-        assert_eq!(arch(&own).is_ok(), cfg!(target_os = "linux"));
     }
 
     #[test]

@@ -78,7 +78,9 @@ impl<'a> Ext4<'a> {
                 return Ok(Some(path));
             }
             let target = stat.lines().find_map(|line| line.strip_prefix("Fast link dest: "));
-            let Some(target) = target.map(|target| target.trim_matches('"')) else { return Ok(None) };
+            let Some(target) = target.map(|target| target.trim_matches('"')) else {
+                return Ok(None);
+            };
             path = match (target.starts_with('/'), split(&path).0) {
                 (true, _) => target.to_owned(),
                 (false, "/") => format!("/{target}"),

@@ -1,3 +1,5 @@
+#![expect(clippy::arithmetic_side_effects, reason = "tests count a few")]
+
 use limpet_protocol::cbor;
 use proptest::prelude::*;
 
