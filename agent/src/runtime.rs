@@ -17,7 +17,7 @@ use limpet_protocol::{ContainerId, Exit, Feature, HostAccess, Signal, Workload};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::image::Image;
-use crate::tree;
+use crate::{clock, tree};
 
 mod bpf;
 mod bundle;
@@ -270,9 +270,10 @@ impl Runtime {
             .arg("shim")
             .arg(folder)
             .current_dir("/")
-            // It needs none of the agent's environment: that has passwords of proxies in it, and the
-            // supervisor's socket.
+            // It needs no more of the agent's environment: that has passwords of proxies in it, and
+            // the supervisor's socket.
             .env_clear()
+            .envs(clock::told())
             .stdin(input)
             .stdout(Stdio::piped())
             .stderr(log)

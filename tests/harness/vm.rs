@@ -161,8 +161,10 @@ impl Vm {
     }
 
     /// What `limpet-agent status` says there: Enter is pressed on its console, and what comes is read.
+    /// Not before an agent is there: Enter leads into the firmware's menus.
     pub fn status(&self) -> Option<String> {
-        let before = self.console().len();
+        let shown = self.console();
+        let before = shown.contains("agent starts as").then_some(shown.len())?;
         UnixStream::connect(&self.keyboard).ok()?.write_all(b"\n").ok()?;
         std::thread::sleep(Duration::from_millis(700));
         let said = self.console();
