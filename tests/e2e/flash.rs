@@ -115,7 +115,7 @@ fn a_disk_in_use_is_never_written_over() {
     let hidden = Loop::over(&file);
     let limpet = program("limpet").display().to_string();
     let script = format!(
-        "mount {0} /mnt && exec nsenter -t {1} -m {limpet} flash write {card} {0} --yes-really",
+        "mount {0} /mnt && nsenter -t {1} -m {limpet} flash write {card} {0} --yes-really; exit $?",
         hidden.0,
         std::process::id()
     );
