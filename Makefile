@@ -37,6 +37,7 @@ test: build lint ## Every test
 	$(call timed,simulation,$(CARGO) test --locked --workspace --test sim)
 	$(call timed,fuzz,scripts/fuzz.sh 15)
 	$(call timed,deny,scripts/deny.sh)
+	$(call timed,QEMU,scripts/qemu.sh 1 generic_arm64)
 	@scripts/e2e.sh
 
 .PHONY: lint
@@ -56,6 +57,10 @@ fuzz: setup ## Fuzzing: MINUTES=30 for each decoder; findings end up in fuzz/reg
 .PHONY: abuse
 abuse: build ## Power cuts and damaged disks, many: POWER_CUTS=100 for the cuts, twice as many damages
 	@POWER_CUTS=$(or $(POWER_CUTS),100) $(CARGO) test --locked --workspace --test e2e -- --nocapture cuts::
+
+.PHONY: qemu
+qemu: build ## Cards in emulated ARM boards: they boot, join, run containers; CUTS=100 for the power cuts
+	$(call timed,QEMU,scripts/qemu.sh $(or $(CUTS),4))
 
 .PHONY: bench
 bench: setup ## Sizes, memory, latencies, and 20 minutes at rest, beside the goals of SPECIFICATION.md

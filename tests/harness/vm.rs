@@ -240,10 +240,11 @@ fn kernel(lab: &Lab, board: Board, card: &Path) -> Vec<String> {
             [&flags[..], &["-append".to_owned(), value("append ")]].concat()
         }
         Board::Rpi => [
-            ["-kernel".to_owned(), take("Image")],
+            ["-kernel".to_owned(), take("vmlinuz")],
             ["-initrd".to_owned(), take("initrd")],
             ["-dtb".to_owned(), take("bcm2837-rpi-3-b.dtb")],
-            ["-append".to_owned(), read("cmdline.txt").trim().to_owned()],
+            // QEMU's resets when its watchdog is armed.
+            ["-append".to_owned(), format!("{} limpet.watchdog=off", read("cmdline.txt").trim())],
         ]
         .concat(),
     }
