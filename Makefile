@@ -32,11 +32,12 @@ demo: build ## The tour of README.md on this machine; KEEP=1 leaves it up until 
 test: build lint ## Every test
 	$(call timed,unit tests,$(CARGO) test --locked --workspace --lib --bins \
 		--test wire --test agent --test manifest --test placement --test presence --test recover --test settling \
-		--test token)
+		--test token --test upgrade --test programs)
 	$(call timed,units,scripts/units.sh)
 	$(call timed,simulation,$(CARGO) test --locked --workspace --test sim)
 	$(call timed,fuzz,scripts/fuzz.sh 15)
 	$(call timed,deny,scripts/deny.sh)
+	$(call timed,QEMU,scripts/qemu.sh 1 generic_arm64)
 	@scripts/e2e.sh
 
 .PHONY: lint
@@ -57,6 +58,10 @@ fuzz: setup ## Fuzzing: MINUTES=30 for each decoder; findings end up in fuzz/reg
 abuse: build ## Power cuts and damaged disks, many: POWER_CUTS=100 for the cuts, twice as many damages
 	@POWER_CUTS=$(or $(POWER_CUTS),100) $(CARGO) test --locked --workspace --test e2e -- --nocapture cuts::
 
+.PHONY: qemu
+qemu: build ## Cards in emulated ARM boards: they boot, join, run containers; CUTS=100 for the power cuts
+	$(call timed,QEMU,scripts/qemu.sh $(or $(CUTS),4))
+
 .PHONY: bench
 bench: setup ## Sizes, memory, latencies, and 20 minutes at rest, beside the goals of SPECIFICATION.md
 	$(CARGO) build --locked --profile device -p limpet-agent
@@ -64,6 +69,10 @@ bench: setup ## Sizes, memory, latencies, and 20 minutes at rest, beside the goa
 	$(CARGO) build --locked --release -p limpet-tests --bin bench
 	@mkdir -p target/bench && cp target/device/limpet-agent target/release/limpet target/bench/
 	@LIMPET_LAB=limpet-bench- LIMPET_BIN_DIR=$(CURDIR)/target/bench target/release/bench
+
+.PHONY: packages
+packages: build ## The Debian packages, and install, tried on a fresh Debian with a real systemd
+	$(call timed,packages,scripts/packages.sh $(BIN)/limpet-agent $(BIN)/limpet)
 
 .PHONY: deny
 deny: ## Licences, bans, sources and advisories of what is linked (installs cargo-deny)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # dist.sh OUT [PROGRAM-ARCH...]: the programs as they are released, static for each architecture (or those
-# that are named), what is linked into each (CycloneDX), and the sums of all. The same sources and the same Rust
+# that are named), the Debian package of each, what is linked into each (CycloneDX), and the sums of all. The same sources and the same Rust
 # give the same bytes, wherever they lie: paths are taken out, and times are those of the last commit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -33,6 +33,17 @@ build() {
     }
 }
 
+# The words that shells complete are those of the program that runs here.
+pack() {
+    local arch=${1##*-}
+    case $arch in
+    aarch64) arch=arm64 ;;
+    armv7) arch=armhf ;;
+    x86_64) arch=amd64 ;;
+    esac
+    LIMPET=$out/limpet-$(uname -m) scripts/deb.sh "${1%-*}" "$out/$1" "$arch" "$out" >/dev/null
+}
+
 # What is linked into each program of the workspace; written beside its manifest.
 bill() {
     tool cargo-cyclonedx
@@ -58,7 +69,8 @@ PYTHON
 }
 
 for program; do step "$program" build "$program"; done
+for program; do step "package of $program" pack "$program"; done
 step "bills of materials" bill "$@"
 cd "$out"
-sha256sum "$@" ./*.cdx.json >SHA256SUMS
+sha256sum "$@" ./*.deb ./*.cdx.json >SHA256SUMS
 cat SHA256SUMS

@@ -10,7 +10,8 @@ fail() {
 
 PACKAGES="build-essential pkg-config libseccomp-dev ca-certificates curl iproute2 util-linux
     busybox-static docker-registry mosquitto mosquitto-clients skopeo umoci zstd apache2-utils openssl
-    sqlite3 crun runc nftables e2fsprogs systemd tinyproxy"
+    sqlite3 crun runc nftables e2fsprogs systemd tinyproxy mmdebstrap squashfs-tools mtools fdisk kmod
+    xz-utils"
 
 if [ $# = 0 ]; then
     command -v cargo >/dev/null 2>&1 || [ -x "$HOME/.cargo/bin/cargo" ] ||

@@ -42,7 +42,7 @@ check() {
 check limpet-controller.service 12
 check limpet-agent.service 100
 
-for file in systemd/sysusers.d/limpet.conf systemd/tmpfiles.d/limpet.conf; do
+for file in systemd/sysusers.d/*.conf systemd/tmpfiles.d/*.conf; do
     case $file in
     *sysusers*) tool=systemd-sysusers ;;
     *) tool=systemd-tmpfiles ;;
@@ -56,6 +56,6 @@ for file in systemd/sysusers.d/limpet.conf systemd/tmpfiles.d/limpet.conf; do
     }
 done
 grep -q '^limpet:' "$work/root/etc/passwd" || {
-    echo "units: systemd/sysusers.d/limpet.conf makes no user" >&2
+    echo "units: systemd/sysusers.d makes no user" >&2
     exit 1
 }

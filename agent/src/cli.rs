@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lexopt::prelude::*;
+use limpet_service::Supervisor;
 
 use crate::config::{self, Config, Flags};
-use crate::privilege;
 use crate::runtime::wait::Waited;
 use crate::runtime::{shim, wait};
+use crate::{device, privilege, upgrade, version};
 
 mod id;
+mod install;
 mod join;
 mod local;
 mod preload;
@@ -23,6 +25,9 @@ Runs the containers that a Limpet controller publishes for this device.
 
 Usage: limpet-agent join STRING | --file FILE [--device-id ID] [--data-dir DIR] [--proxy URL]
        limpet-agent run [OPTIONS]
+       limpet-agent install [--join STRING]      as a service of this machine's systemd
+       limpet-agent uninstall [--purge]
+       limpet-agent end                          every container, once its agent is stopped
        limpet-agent status [-o json]             where this device stands
        limpet-agent logs WORKLOAD [-f] [--tail N]
        limpet-agent stop WORKLOAD                until the next change, or `start`
@@ -37,6 +42,12 @@ Usage: limpet-agent join STRING | --file FILE [--device-id ID] [--data-dir DIR] 
 join makes this device a member of a fleet, with the line that `limpet token create --join` prints.
 Its key is made here and stays here. Where `run` finds that the device has not joined, it uses the
 line in /etc/limpet/join (`join_file` in the configuration), and deletes it then.
+
+install puts this program into /usr/bin and its unit beside systemd's others, has it start with the
+machine, and starts it where the device has joined; with --join it joins then. Done again, it replaces
+what differs in this version, but for a unit that somebody has changed. uninstall stops the agent, ends
+its containers and takes all of that away; data and configuration stay unless there is --purge. Where a
+Debian package put the agent in place, use apt.
 
 Where a site lets nothing out but through an HTTP proxy, the section [proxy] of the configuration
 file names it: url = \"http://USER:PASSWORD@HOST:PORT\" (chmod 0600), no_proxy = [\"10.0.0.0/8\",
@@ -79,6 +90,12 @@ true, registries (any unless it is there; \"docker.io\", \"ghcr.io/acme\"), memo
 machine's memory for all workloads together, which then need a limit each), remote_logs = true. Links
 are followed before paths are compared. It is read when the agent begins; what runs then goes on.
 
+`limpet device upgrade` has this agent fetch another version of itself. `run` hands over to it, as the
+same process, and containers go on. It must connect, find all containers, and have its report
+acknowledged within its deadline; otherwise the one before it returns. What has proved itself is in
+DIR/agent of the data folder, and `run` begins with it from then on, until this program here is replaced
+by another: then that one runs.
+
 Several agents can run on one machine, each with its own --device-id, --data-dir, --run-dir and
 --cgroup-parent. Ending an agent ends no container: the next one goes on with them.
 
@@ -87,6 +104,7 @@ Example: limpet-agent join limpet-join-omFh... && limpet-agent run
 
 /// What was asked for.
 enum Command {
+    Install(install::Order),
     Join(join::Order),
     Run(Flags),
     Local(local::Asked),
@@ -101,6 +119,7 @@ enum Command {
 /// Does what the arguments say: 0 done, 1 failed, 2 the arguments were wrong.
 pub fn main() -> ExitCode {
     match parse(lexopt::Parser::from_env()) {
+        Ok(Command::Install(order)) => report(install::run(order)),
         Ok(Command::Join(order)) => {
             begin_logging();
             report(join::run(order))
@@ -118,7 +137,7 @@ pub fn main() -> ExitCode {
         Ok(Command::Wait(waited)) => wait::run(&waited),
         Ok(Command::Local(asked)) => report(local::ask(&asked)),
         Ok(Command::Help) => print(HELP),
-        Ok(Command::Version) => print(concat!("limpet-agent ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Command::Version) => print(&format!("limpet-agent {}\n", version::version())),
         Err(error) => {
             complain(&format!("{error}\nTry `limpet-agent --help`."));
             ExitCode::from(2)
@@ -128,10 +147,18 @@ pub fn main() -> ExitCode {
 
 fn run(flags: Flags) -> ExitCode {
     begin_logging();
+    let launched = upgrade::launch(&config::data_dir_at_least(&flags));
     if let Err(error) = privilege::drop_unneeded() {
         log::warn!("{error}");
     }
-    report(Config::load(flags).map_err(Into::into).and_then(crate::device::run))
+    let done = Config::load(flags).map_err(Into::into);
+    let done = done.and_then(|config| device::run(config, launched));
+    if let Err(error) = &done {
+        let supervisor = Supervisor::of_process();
+        supervisor.tell("STOPPING=1");
+        supervisor.status(chain(error));
+    }
+    report(done)
 }
 
 fn report(done: anyhow::Result<()>) -> ExitCode {
@@ -178,6 +205,9 @@ fn parse(mut parser: lexopt::Parser) -> Result<Command, lexopt::Error> {
         Some(other) => return Err(other.unexpected()),
     };
     match verb.as_str() {
+        "install" | "uninstall" | "end" => {
+            Ok(install::parse(&verb, parser)?.map_or(Command::Help, Command::Install))
+        }
         "join" => Ok(join::parse(parser)?.map_or(Command::Help, Command::Join)),
         "run" => parse_run(parser),
         "status" | "logs" | "stop" | "start" | "restart" | "sleep" | "wake" => {

@@ -14,6 +14,11 @@ static FLOOR_MS: AtomicU64 = AtomicU64::new(0);
 /// try what a wrong clock does.
 const WALL_CLOCK: &str = "LIMPET_WALL_CLOCK_S";
 
+/// What another process of this device is told of its wall clock, in its environment.
+pub fn told() -> Option<(&'static str, String)> {
+    Some((WALL_CLOCK, std::env::var(WALL_CLOCK).ok()?))
+}
+
 /// Milliseconds since boot, time asleep included: never set, never goes back.
 pub fn boot_ms() -> u64 {
     millis(clock_gettime(ClockId::Boottime))

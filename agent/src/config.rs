@@ -218,6 +218,18 @@ pub fn data_dir(flags: &Flags) -> Result<PathBuf, ConfigError> {
     Ok(absolute(flags.data_dir.clone().or(file.data_dir), DATA_DIR))
 }
 
+/// The data folder, also where the file says what only another version understands: that one may be
+/// there.
+pub fn data_dir_at_least(flags: &Flags) -> PathBuf {
+    #[derive(Default, Deserialize)]
+    struct Part {
+        data_dir: Option<PathBuf>,
+    }
+    let text = std::fs::read_to_string(flags.config.as_deref().unwrap_or(Path::new(PATH)));
+    let part: Part = text.ok().and_then(|text| toml::from_str(&text).ok()).unwrap_or_default();
+    absolute(flags.data_dir.clone().or(part.data_dir), DATA_DIR)
+}
+
 /// What leads out of this machine's network; what a flag says of the proxy wins.
 ///
 /// # Errors

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use limpet_agent_core::{Agent, Checkpoint, Input, Start};
-use limpet_protocol::{DesiredState, Feature, OpeningKey, OutboxId};
+use limpet_agent_core::{Agent, Checkpoint, Input, Own, Start};
+use limpet_protocol::{DesiredState, Feature, OpeningKey, OutboxId, Phase};
+use limpet_service::Supervisor;
 use ring::rand::{SecureRandom, SystemRandom};
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender};
 use smol::future::FutureExt;
 
+use crate::alive::{self, Beat};
 use crate::config::Config;
 use crate::device::effects::{Parts, Sends, Shell};
 use crate::device::inbox::Inbox;
@@ -21,7 +23,8 @@ use crate::local::server::Asked;
 use crate::logs::Logs;
 use crate::runtime::{Folders, Runtime};
 use crate::state::{Identity, Opened, State};
-use crate::{clock, facts, local};
+use crate::upgrade::{Launched, Programs};
+use crate::{clock, facts, local, version};
 
 mod effects;
 
@@ -33,6 +36,8 @@ mod on_site;
 mod preload;
 mod turns;
 
+use membership::Joining;
+
 /// Inputs that wait for the core.
 const INPUTS: usize = 256;
 
@@ -40,20 +45,15 @@ const INPUTS: usize = 256;
 ///
 /// # Errors
 /// When it cannot begin; once begun, it goes on through whatever comes.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(config: Config, launched: Launched) -> anyhow::Result<()> {
     let Opened { state, identity, desired, checkpoint, clock_floor_ms, mut lost } =
         State::open_or(&config.data_dir, config.naming.id.clone(), || config.naming.fallback())?;
     clock::raise_floor(clock_floor_ms);
-    let (identity, route) = route(&state, identity, &config)?;
+    let supervisor = Supervisor::of_process();
+    let (identity, route) = route(&state, identity, &config, &supervisor)?;
     let way = Arc::new(Way::new(route));
     let boot = clock::boot_id();
-    let folders = Folders {
-        run_dir: config.run_dir.clone(),
-        data_dir: config.data_dir.clone(),
-        cgroup_parent: config.cgroup_parent.clone(),
-        program: "/proc/self/exe".into(),
-    };
-    let runtime = Runtime::open(folders, config.owner.clone())?;
+    let runtime = Runtime::open(folders(&config), config.owner.clone())?;
     let images = Images::open(&config.data_dir.join("images"), config.registries)?;
     let logs = Logs::new(config.logs, &config.data_dir, runtime.containers());
     let (mut seen, mut running) = (Vec::new(), Vec::new());
@@ -62,6 +62,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         seen.push(found);
     }
     let desired = stored_desired(&identity, desired, &mut lost);
+    let programs = Programs::new(&config.data_dir, launched, &mut lost);
     for lost in &lost {
         log::error!("{lost}");
     }
@@ -70,7 +71,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         now_ms: clock::boot_ms(),
         boot,
         seed: u64::from_be_bytes(random()?),
-        version: facts::clip(env!("CARGO_PKG_VERSION")),
+        version: facts::clip(version::version()),
         features: features(&runtime),
         labels: config.labels,
         facts: facts::gather(),
@@ -80,10 +81,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         checkpoint,
         found: seen,
         lost,
+        own: Own { record: programs.record(), on_trial: programs.on_trial() },
     });
     log::info!("device {} with {} containers", identity.device, running.len());
     let pace = Arc::new(Pace::default());
-    let link = link::start(link::Options {
+    let (beat, beaten) = alive::pair();
+    let options = link::Options {
         way: Arc::clone(&way),
         device: identity.device.clone(),
         key: Arc::clone(&identity.key),
@@ -91,34 +94,51 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         keep_alive: config.keep_alive,
         seed: u64::from_be_bytes(random()?),
         pace: Arc::clone(&pace),
-    })
-    .context("cannot start the MQTT thread")?;
+    };
+    let link = link::start(options, beaten).context("cannot start the MQTT thread")?;
     let (inputs, received) = smol::channel::bounded(INPUTS);
     let executor = Rc::new(LocalExecutor::new());
     let (asks, asked) = smol::channel::bounded(1);
     if let Err(error) = local::server::start(&executor, &config.run_dir, asks) {
         log::error!("nobody can talk to this agent on this machine: {error}");
     }
-    let parts = Parts { state, identity, boot, clock_floor_ms, images, runtime, logs };
+    let parts = Parts { state, identity, boot, clock_floor_ms, images, runtime, logs, programs };
     let sends =
         Sends { to_link: link.to_link, pieces: link.streams, pace, way: Arc::clone(&way), inputs };
     let shell = Rc::new(Shell::new(Rc::clone(&executor), parts, sends));
     for (container, handle) in running {
         shell.watch(container, handle);
     }
-    let sources = Sources { received, from_link: link.from_link, asked };
-    let device = Device { agent, shell, inbox: Inbox::default(), way };
+    let due = smol::Timer::interval(beat.every);
+    let sources = Sources { received, from_link: link.from_link, asked, due };
+    let device = Device { agent, shell, inbox: Inbox::default(), way, beat, supervisor };
     smol::block_on(executor.run(device.serve(sources)))
 }
 
+/// Where containers are kept, as the agent's owner has it.
+pub(crate) fn folders(config: &Config) -> Folders {
+    Folders {
+        run_dir: config.run_dir.clone(),
+        data_dir: config.data_dir.clone(),
+        cgroup_parent: config.cgroup_parent.clone(),
+        program: "/proc/self/exe".into(),
+    }
+}
+
 /// Where to connect to; a member of a fleet knows, and whoever is none becomes one first.
-fn route(state: &State, identity: Identity, config: &Config) -> anyhow::Result<(Identity, Route)> {
+fn route(
+    state: &State,
+    identity: Identity,
+    config: &Config,
+    supervisor: &Supervisor,
+) -> anyhow::Result<(Identity, Route)> {
     let proxies = config.proxies.clone();
     if let Some(broker) = config.broker.clone() {
         let brokers = vec![Broker::plain(broker)];
         return Ok((identity, Route { brokers, tls: None, proxies }));
     }
-    let member = membership::await_membership(state, identity, &config.join_file, &proxies)?;
+    let joining = Joining { join_file: &config.join_file, proxies: &proxies, supervisor };
+    let member = membership::await_membership(state, identity, &joining)?;
     let route = Route::of(&member, proxies)?;
     Ok((member, route))
 }
@@ -134,7 +154,7 @@ fn first_checkpoint(state: &State) -> anyhow::Result<Checkpoint> {
 
 /// What this agent enforces, and what its kernel can.
 fn features(runtime: &Runtime) -> Vec<Feature> {
-    let own = [Feature::IMAGE_POLICY].map(Feature::known);
+    let own = [Feature::IMAGE_POLICY, Feature::UPGRADE].map(Feature::known);
     runtime.features().into_iter().chain(own).collect()
 }
 
@@ -163,6 +183,8 @@ struct Device {
     shell: Rc<Shell>,
     inbox: Inbox,
     way: Arc<Way>,
+    beat: Beat,
+    supervisor: Supervisor,
 }
 
 /// Where everything comes from that the core is told.
@@ -170,26 +192,48 @@ struct Sources {
     received: Receiver<Input>,
     from_link: Receiver<FromLink>,
     asked: Receiver<Asked>,
+    /// A beat is due.
+    due: smol::Timer,
 }
 
 impl Device {
-    async fn serve(mut self, sources: Sources) -> anyhow::Result<()> {
+    async fn serve(mut self, mut sources: Sources) -> anyhow::Result<()> {
         self.shell.heed(self.agent.desired_state());
+        self.supervisor.tell("READY=1");
         loop {
             while let Some(effect) = self.agent.poll_effect() {
                 self.shell.carry_out(effect);
             }
+            self.say_status();
             let input = match sources.next(self.agent.poll_timeout()).await? {
                 Woken::Input(input) => Some(input),
                 Woken::Link(event) => self.inbox.read(&self.shell, event),
                 Woken::Asked(asked) => self.asked(asked),
                 Woken::Time => Some(Input::Tick),
+                Woken::Beat => {
+                    self.beat.beat(&self.supervisor)?;
+                    None
+                }
             };
             if let Some(input) = input {
                 self.agent.handle(clock::boot_ms(), input);
                 self.shell.heed(self.agent.desired_state());
             }
         }
+    }
+
+    /// For `systemctl status`.
+    fn say_status(&self) {
+        if !self.supervisor.is_there() {
+            return;
+        }
+        let (mut all, mut running) = (0, 0);
+        for (_, status, _) in self.agent.workloads() {
+            all += 1;
+            running += usize::from(status.phase == Phase::Running);
+        }
+        let link = if self.agent.is_connected() { "up" } else { "down" };
+        self.supervisor.status(format!("link {link}, {running} of {all} workloads run"));
     }
 }
 
@@ -198,10 +242,11 @@ enum Woken {
     Link(FromLink),
     Asked(Asked),
     Time,
+    Beat,
 }
 
 impl Sources {
-    async fn next(&self, timeout_ms: Option<u64>) -> anyhow::Result<Woken> {
+    async fn next(&mut self, timeout_ms: Option<u64>) -> anyhow::Result<Woken> {
         let input =
             async { Ok(Woken::Input(self.received.recv().await.context("no more inputs")?)) };
         let link = async {
@@ -224,7 +269,12 @@ impl Sources {
                 None => smol::future::pending().await,
             }
         };
-        input.or(link).or(asked).or(time).await
+        let beat = async {
+            (&mut self.due).await;
+            Ok(Woken::Beat)
+        };
+        // The beat first: however much else there is to do, it is not late.
+        beat.or(input).or(link).or(asked).or(time).await
     }
 }
 

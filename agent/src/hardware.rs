@@ -59,8 +59,7 @@ fn address(root: &Path) -> Option<String> {
             let folder = entry.path();
             let read = |file| fs::read_to_string(folder.join(file)).unwrap_or_default();
             let own = folder.join("device").exists() && read("addr_assign_type").trim() == "0";
-            let digits: String =
-                read("address").chars().filter(char::is_ascii_hexdigit).collect();
+            let digits: String = read("address").chars().filter(char::is_ascii_hexdigit).collect();
             let first = u8::from_str_radix(digits.get(..2)?, 16).ok()?;
             // Neither a group's (bit 0) nor one that software made up (bit 1).
             let is_makers = digits.len() == 12 && first & 3 == 0 && digits != "000000000000";
@@ -89,8 +88,20 @@ mod tests {
         }
         assert_eq!(serial("10000000ABCDEF01\0").unwrap(), "10000000abcdef01");
         for text in [
-            "", "0", "\n", "None", "To be filled by O.E.M.", "Default string", "0123456789", "123456",
-            "00000000", "System Serial Number", "Not Specified", "XXXXXXXX", "0000000000000000\0", "ü123",
+            "",
+            "0",
+            "\n",
+            "None",
+            "To be filled by O.E.M.",
+            "Default string",
+            "0123456789",
+            "123456",
+            "00000000",
+            "System Serial Number",
+            "Not Specified",
+            "XXXXXXXX",
+            "0000000000000000\0",
+            "ü123",
         ] {
             assert_eq!(serial(text), None, "{text}");
         }

@@ -35,6 +35,7 @@ mod signature;
 mod unpack;
 mod zstd;
 
+pub(crate) use blob::Part;
 pub use error::ImageError;
 pub use manifest::{ImageConfig, Platform};
 pub use preload::{Preloaded, pinned};

@@ -12,14 +12,16 @@ use limpet_protocol::{
     Renew, cbor, envelope,
 };
 use serde::{Deserialize, Serialize};
-use ureq::Agent;
-use ureq::http::StatusCode;
+use ureq::config::ConfigBuilder;
+use ureq::http::{Response, StatusCode};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsConfigBuilder, TlsProvider};
+use ureq::typestate::AgentScope;
+use ureq::{Agent, Body};
 
 use crate::link::Route;
 use crate::proxy::Proxies;
 use crate::state::{Identity, State, StateError};
-use crate::tls;
+use crate::{tls, version};
 
 /// A whole exchange at most, over a slow link.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -175,10 +177,10 @@ fn ask_any(
 
 /// A controller that is asked, and what leads there.
 #[derive(Clone, Copy)]
-struct Server<'a> {
+pub(crate) struct Server<'a> {
     /// `HOST:PORT`.
-    address: &'a str,
-    proxies: &'a Proxies,
+    pub(crate) address: &'a str,
+    pub(crate) proxies: &'a Proxies,
 }
 
 /// The authority's certificate that has the pin.
@@ -211,19 +213,31 @@ fn post(
 
 impl Server<'_> {
     fn http(self, tls: TlsConfigBuilder) -> Agent {
+        self.config("https", tls).timeout_global(Some(TIMEOUT)).build().new_agent()
+    }
+
+    /// How it is asked: who it must be, and by which way.
+    pub(crate) fn config(self, scheme: &str, tls: TlsConfigBuilder) -> ConfigBuilder<AgentScope> {
         let tls = tls
             .provider(TlsProvider::Rustls)
             .unversioned_rustls_crypto_provider(tls::provider())
             .build();
         Agent::config_builder()
             .tls_config(tls)
-            .proxy(self.proxies.for_request("https", self.address))
+            .proxy(self.proxies.for_request(scheme, self.address))
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_global(Some(TIMEOUT))
-            .user_agent(concat!("limpet-agent/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .new_agent()
+            .user_agent(version::user_agent())
+    }
+
+    /// Why it does not give what it was asked for.
+    pub(crate) fn refusal(self, mut answer: Response<Body>) -> String {
+        let status = answer.status();
+        let body = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        match body.ok().and_then(|body| serde_json::from_slice::<Refusal>(&body).ok()) {
+            Some(refusal) => clip(&refusal.error),
+            None => format!("the controller at {} answers {status}", self.address),
+        }
     }
 }
 
@@ -234,7 +248,7 @@ struct Refusal {
 
 fn read(
     server: Server<'_>,
-    answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    answer: Result<Response<Body>, ureq::Error>,
 ) -> Result<Vec<u8>, JoinError> {
     let Server { address, proxies } = server;
     let unreachable = |error| JoinError::Unreachable {

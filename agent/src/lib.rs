@@ -1,6 +1,7 @@
 //! The device side of Limpet: the shell around `limpet-agent-core`. It feeds the core inputs and
 //! carries out its effects; it decides nothing.
 
+mod alive;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -20,3 +21,5 @@ pub mod runtime;
 pub mod state;
 pub mod tls;
 mod tree;
+pub mod upgrade;
+pub mod version;

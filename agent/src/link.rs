@@ -17,6 +17,7 @@ use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, Incoming, Stat
 use rustls::ClientConfig;
 use smol::channel::{Receiver, Sender};
 
+use crate::alive::Beaten;
 use crate::clock;
 use crate::proxy::Proxy;
 
@@ -133,21 +134,25 @@ pub struct Ends {
     pub from_link: Receiver<FromLink>,
 }
 
-/// Starts the thread; it ends when its channels do.
+/// Starts the thread; it ends when its channels do. Whatever it waits for, it waits for a bounded time.
 ///
 /// # Errors
 /// When the system gives no thread.
-pub fn start(options: Options) -> std::io::Result<Ends> {
+pub(crate) fn start(options: Options, beaten: Beaten) -> std::io::Result<Ends> {
     let (to_link, reports) = smol::channel::bounded(QUEUE);
     let (streams, pieces) = smol::channel::bounded(STREAM_QUEUE);
     let outgoing = Outgoing { reports, pieces };
     let (incoming, from_link) = smol::channel::bounded(QUEUE);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    std::thread::Builder::new()
-        .name("mqtt".to_owned())
-        .stack_size(256 * 1024)
-        .spawn(move || runtime.block_on(run(options, outgoing, incoming)))?;
+    std::thread::Builder::new().name("mqtt".to_owned()).stack_size(256 * 1024).spawn(
+        move || {
+            runtime.block_on(async {
+                tokio::spawn(beaten.follow());
+                run(options, outgoing, incoming).await;
+            });
+        },
+    )?;
     Ok(Ends { to_link, streams, from_link })
 }
 

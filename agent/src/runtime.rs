@@ -17,10 +17,13 @@ use limpet_protocol::{ContainerId, Exit, Feature, HostAccess, Signal, Workload};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::image::Image;
-use crate::tree;
+use crate::{clock, tree};
 
+mod bpf;
 mod bundle;
 mod cgroup;
+mod devices;
+mod end;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod host;
@@ -267,6 +270,10 @@ impl Runtime {
             .arg("shim")
             .arg(folder)
             .current_dir("/")
+            // It needs no more of the agent's environment: that has passwords of proxies in it, and
+            // the supervisor's socket.
+            .env_clear()
+            .envs(clock::told())
             .stdin(input)
             .stdout(Stdio::piped())
             .stderr(log)

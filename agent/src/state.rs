@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use limpet_agent_core::Checkpoint;
+use limpet_agent_core::upgrade::Record;
 use limpet_protocol::{DeviceId, Membership, PublicKey, SigningKey, cbor};
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +135,26 @@ pub fn lock(folder: &Path) -> Result<File, StateError> {
         Err(std::fs::TryLockError::WouldBlock) => Err(StateError::InUse(folder.into())),
         Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
     }
+}
+
+/// What is known of the agent's programs, and what is lost of it. Nothing that has become of it keeps a
+/// device from booting: without it the program runs that was installed.
+pub fn upgrade_record(folder: &Path) -> (Option<Record>, Vec<String>) {
+    let mut lost = Vec::new();
+    let record = read(folder, Kind::Upgrade, &mut lost).unwrap_or_else(|error| {
+        lost.push(format!("{error}: it is not heeded"));
+        None
+    });
+    (record, lost)
+}
+
+/// Keeps what is known of the agent's programs.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn store_upgrade_record(folder: &Path, record: &Record) -> Result<(), DocumentError> {
+    document::write(folder, Kind::Upgrade, &cbor::encode(record))?;
+    document::copy(folder, Kind::Upgrade)
 }
 
 impl State {
@@ -284,6 +305,17 @@ pub fn known_device(folder: &Path) -> Result<Option<DeviceId>, DocumentError> {
 }
 
 /// A document whose content is CBOR. One that cannot be understood is as good as none.
+/// Whether an agent has been here.
+pub(crate) fn exists(folder: &Path) -> bool {
+    Kind::Identity.path(folder).exists()
+}
+
+/// Whether the agent that has been here is a member of a fleet, as far as can be read.
+pub(crate) fn has_joined(folder: &Path) -> bool {
+    let identity = read::<StoredIdentity>(folder, Kind::Identity, &mut Vec::new());
+    identity.is_ok_and(|identity| identity.is_some_and(|known| known.membership.is_some()))
+}
+
 fn read<T: serde::de::DeserializeOwned>(
     folder: &Path,
     kind: Kind,

@@ -17,6 +17,7 @@ mod describe;
 mod device;
 mod flash;
 mod get;
+mod install;
 mod login;
 mod logs;
 mod pin;
@@ -62,6 +63,8 @@ struct Controller {
 #[derive(Subcommand)]
 enum Verb {
     Up(up::Up),
+    Install(install::Install),
+    Uninstall(install::Uninstall),
     Run(Box<run::Run>),
     Scale(scale::Scale),
     Apply(apply::Apply),
@@ -113,6 +116,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let client = || Client::find(&controller);
     match verb {
         Verb::Up(verb) => verb.run(),
+        Verb::Install(verb) => verb.run(),
+        Verb::Uninstall(verb) => verb.run(),
         Verb::Run(verb) => verb.run(&client()?),
         Verb::Scale(verb) => verb.run(&client()?),
         Verb::Apply(verb) => verb.run(&client()?),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use limpet_controller_core::certificate;
+use limpet_service::{Supervisor, beat_every};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -34,7 +35,7 @@ use authority::Authority;
 pub(crate) use authority::{CONTROLLER, PUBLISHER};
 use external::Link;
 pub(crate) use external::{Address as BrokerAddress, Broker};
-use fleet::{Fleet, Handle, Outgoing, Terms};
+use fleet::{CallError, Fleet, Handle, Outgoing, Terms};
 pub(crate) use login::Login;
 use proof::Proof;
 pub(crate) use store::{Existing, restore};
@@ -118,7 +119,11 @@ async fn serve(options: &Options, store: Store, keys: Keys) -> anyhow::Result<()
     let (outgoing, to_publish) = tokio::sync::mpsc::unbounded_channel();
     let (fleet, thread) = Fleet::start(store, keys, options.lost_after, outgoing)?;
     let certified = match options.insecure {
-        true => None,
+        true => {
+            let url = format!("http://{}", options.listen);
+            fleet.call(move |fleet| fleet.set_plain_api(url)).await?;
+            None
+        }
         false => Some(certify(options, &fleet).await?),
     };
     let (door, tls) = certified.unzip();
@@ -167,12 +172,27 @@ async fn serve(options: &Options, store: Store, keys: Keys) -> anyhow::Result<()
             tokio::spawn(axum::serve(listener, service).with_graceful_shutdown(ended).into_future())
         }
     };
-    asked.await;
+    let supervisor = Supervisor::of_process();
+    supervisor.tell("READY=1");
+    tokio::select! { () = asked => (), () = show_life(&supervisor, &fleet) => () }
+    supervisor.tell("STOPPING=1");
     drop(end);
     // Logs that are followed do not end by themselves.
     let _ = tokio::time::timeout(END_TIMEOUT, server).await;
     fleet.end();
     thread.join().map_err(|_| anyhow::anyhow!("the fleet's thread failed while ending"))
+}
+
+/// Has the supervisor know that the fleet's thread answers, whether or not the store does; ends when
+/// that thread has.
+async fn show_life(supervisor: &Supervisor, fleet: &Handle) {
+    let Some(every) = beat_every() else {
+        return std::future::pending().await;
+    };
+    while !matches!(fleet.call(|_| ()).await, Err(CallError::Ending)) {
+        supervisor.tell("WATCHDOG=1");
+        tokio::time::sleep(every).await;
+    }
 }
 
 /// How devices come in.
@@ -279,8 +299,9 @@ fn host(options: &Options) -> anyhow::Result<String> {
     if !options.listen.ip().is_unspecified() {
         return Ok(options.listen.ip().to_string());
     }
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    match name.trim() {
+    // Not from /proc/sys, which the unit does not see.
+    let system = rustix::system::uname();
+    match system.nodename().to_string_lossy().as_ref() {
         "" | "(none)" => {
             bail!("this machine has no name: say --advertise HOST, as others reach it")
         }

@@ -8,11 +8,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 mod trust;
+mod upgrade;
 
 pub use trust::{
     AuditView, AuthorityView, PublisherMade, PublisherRequest, RotateAuthority, RotationView,
     SigningKeyView, TokenMade, TokenRequest, TokenView, WhoView,
 };
+
+pub use upgrade::{AgentView, UpgradeRequest, UpgradeResult, UpgradeView};
 
 /// A device.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
@@ -41,6 +44,8 @@ pub struct DeviceView {
     pub on_hold: Option<String>,
     /// Version of its agent.
     pub agent_version: String,
+    /// How far it is with the latest order to run another version of its agent; null before the first.
+    pub upgrade: Option<UpgradeView>,
     /// Release of its kernel.
     pub kernel: String,
     /// Memory, in bytes.

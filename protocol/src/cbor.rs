@@ -3,6 +3,12 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+mod item;
+mod read;
+
+use item::{Fault, Items};
+use read::Reader;
+
 /// The largest message on the wire, in bytes; the MQTT packet limit follows from it.
 pub const MESSAGE_BYTES_MAX: usize = 240 * 1024;
 
@@ -18,8 +24,13 @@ pub enum CborError {
         max: usize,
     },
     /// Truncated, too deep, with trailing bytes, or of another shape.
-    #[error("malformed CBOR: {0}")]
-    Malformed(#[source] serde_cbor::Error),
+    #[error("malformed CBOR: {reason}, at byte {at}")]
+    Malformed {
+        /// Why it is.
+        reason: String,
+        /// How far it was read.
+        at: usize,
+    },
 }
 
 /// The bytes of a value, deterministic for one type: fields in order, definite lengths.
@@ -35,11 +46,24 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// Reads exactly one value from all of `bytes`.
 ///
 /// # Errors
-/// When it is longer than `max`, truncated, nested deeper than 128 (serde_cbor's bound), followed
-/// by other bytes, or of another shape.
+/// When it is longer than `max`, truncated, nested deeper than 128, followed by other bytes, or of
+/// another shape.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], max: usize) -> Result<T, CborError> {
     if bytes.len() > max {
         return Err(CborError::TooLong { bytes: bytes.len(), max });
     }
-    serde_cbor::from_slice(bytes).map_err(CborError::Malformed)
+    let mut items = Items::new(bytes);
+    let fault = match T::deserialize(Reader(&mut items)) {
+        Ok(value) if items.rest() == 0 => return Ok(value),
+        Ok(_) => Fault::Trailing,
+        Err(fault) => fault,
+    };
+    Err(malformed(&fault, bytes.len().saturating_sub(items.rest())))
 }
+
+fn malformed(fault: &Fault, at: usize) -> CborError {
+    CborError::Malformed { reason: fault.to_string(), at }
+}
+
+#[cfg(test)]
+mod tests;

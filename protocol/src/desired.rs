@@ -9,6 +9,7 @@ use crate::id::{DeploymentName, Digest, WorkloadId};
 use crate::policy::ImagePolicy;
 use crate::sealed::SealedSecret;
 use crate::spec::WorkloadSpec;
+use crate::upgrade::Upgrade;
 
 /// The largest encoded desired state, in bytes; checked when a manifest is applied.
 pub const DESIRED_BYTES_MAX: usize = 96 * 1024;
@@ -51,6 +52,9 @@ pub struct DesiredState {
     /// What the images of all workloads must be.
     #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<ImagePolicy>,
+    /// What program the agent itself is to be; absent where it stays as it is.
+    #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<Upgrade>,
     /// The workloads.
     #[serde(rename = "w")]
     pub workloads: Vec<Workload>,

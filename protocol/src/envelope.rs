@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_bytes::{ByteBuf, Bytes};
@@ -282,8 +283,6 @@ enum Decoded {
     Version(u8),
 }
 
-type HeaderTuple = (u8, String, DeviceId, Kind, u64, u64);
-
 impl Serialize for Protected {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Header { prefix, device, kind, epoch, number } = &self.header;
@@ -312,36 +311,63 @@ impl<'de> Visitor<'de> for ProtectedVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Decoded, A::Error> {
         use serde::de::Error;
-        let mut alg: Option<i64> = None;
-        let mut signer: Option<PublicKey> = None;
-        let mut fields: Option<serde_cbor::Value> = None;
+        let (mut alg, mut signer, mut fields) = (false, None::<PublicKey>, None::<Fields>);
         while let Some(label) = map.next_key::<i64>()? {
             match label {
-                LABEL_ALG if alg.is_none() => alg = Some(map.next_value()?),
+                LABEL_ALG if !alg => {
+                    let named: i64 = map.next_value()?;
+                    if named != ALG_EDDSA {
+                        // What else it says, it says in its own way.
+                        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                        return Ok(Decoded::Algorithm(named));
+                    }
+                    alg = true;
+                }
                 LABEL_KID if signer.is_none() => signer = Some(map.next_value()?),
                 LABEL_LIMPET if fields.is_none() => fields = Some(map.next_value()?),
                 _ => return Err(A::Error::custom(format_args!("header label {label}"))),
             }
         }
         let missing = |name| A::Error::custom(format_args!("header without {name}"));
-        let alg = alg.ok_or_else(|| missing("alg"))?;
-        if alg != ALG_EDDSA {
-            return Ok(Decoded::Algorithm(alg));
-        }
+        alg.then_some(()).ok_or_else(|| missing("alg"))?;
         let signer = signer.ok_or_else(|| missing("kid"))?;
-        let fields = fields.ok_or_else(|| missing("Limpet's label"))?;
-        // The version comes first, so that a later one may change all that follows it.
-        if let serde_cbor::Value::Array(items) = &fields
-            && let Some(serde_cbor::Value::Integer(version)) = items.first()
-            && *version != i128::from(VERSION)
-        {
-            return Ok(Decoded::Version(u8::try_from(*version).unwrap_or(u8::MAX)));
+        Ok(match fields.ok_or_else(|| missing("Limpet's label"))? {
+            Fields::Known(header) => Decoded::Known(Protected { signer, header }),
+            Fields::Version(version) => Decoded::Version(version),
+        })
+    }
+}
+
+/// What is under Limpet's label. The version comes first, so that a later one may change all that
+/// follows it.
+enum Fields {
+    Known(Header),
+    Version(u8),
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a version, prefix, device, kind, epoch and number")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Fields, A::Error> {
+        let version = seq.next_element::<u64>()?.unwrap_or_default();
+        if version != u64::from(VERSION) {
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
+            return Ok(Fields::Version(u8::try_from(version).unwrap_or(u8::MAX)));
         }
-        let (_, prefix, device, kind, epoch, number): HeaderTuple =
-            serde_cbor::value::from_value(fields).map_err(A::Error::custom)?;
-        Ok(Decoded::Known(Protected {
-            signer,
-            header: Header { prefix, device, kind, epoch, number },
-        }))
+        let rest = SeqAccessDeserializer::new(seq);
+        let (prefix, device, kind, epoch, number) = Deserialize::deserialize(rest)?;
+        Ok(Fields::Known(Header { prefix, device, kind, epoch, number }))
     }
 }

@@ -97,6 +97,12 @@ pub enum EventKind {
     StartedOnSite,
     /// A person on site had a workload restarted.
     RestartedOnSite,
+    /// Another program of the agent is being fetched.
+    Upgrading,
+    /// The agent that runs has proved itself.
+    Upgraded,
+    /// The agent goes on as it was.
+    UpgradeFailed,
     /// Sent by a later version.
     #[serde(other)]
     Unknown,
@@ -121,6 +127,9 @@ impl fmt::Display for EventKind {
             Self::StoppedOnSite => "stopped-on-site",
             Self::StartedOnSite => "started-on-site",
             Self::RestartedOnSite => "restarted-on-site",
+            Self::Upgrading => "upgrading",
+            Self::Upgraded => "upgraded",
+            Self::UpgradeFailed => "upgrade-failed",
             Self::Unknown => "unknown",
         })
     }

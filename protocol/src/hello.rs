@@ -173,6 +173,8 @@ impl Feature {
     pub const HOST_DEVICES: &'static str = "host.devices";
     /// A device can be given for reading or writing only.
     pub const DEVICE_ACCESS: &'static str = "device.access";
+    /// The agent can be told to run another program of itself.
+    pub const UPGRADE: &'static str = "agent.upgrade";
     /// In front of a feature that the agent has and the owner of the device does not allow.
     const DENIED: &'static str = "denied:";
 

@@ -114,6 +114,11 @@ identifier!(
     ContainerId, 85, "container id", is_container,
     "use a workload id, '.' and a number"
 );
+identifier!(
+    /// A version of the agent, as its program says it.
+    AgentVersion, 32, "version", is_version,
+    "use letters, digits, '.', '+', '-', '_' and '~', beginning with a letter or digit"
+);
 
 impl DeviceId {
     /// An id made from any text (a host name, a serial number): what is not allowed becomes `-`.
@@ -177,6 +182,11 @@ fn bounded<const N: usize>(text: fmt::Arguments<'_>) -> heapless::String<N> {
 fn is_device(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+fn is_version(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".+-_~".contains(&b))
 }
 
 fn is_dns_label(text: &str) -> bool {

@@ -23,6 +23,7 @@ pub mod reported;
 pub mod sealed;
 pub mod spec;
 pub mod topic;
+pub mod upgrade;
 
 pub use command::{
     Ack, Action, Command, CommandResult, LogLine, LogStream, Returned, SealedChunk, StreamChunk,
@@ -34,8 +35,8 @@ pub use hello::{BootId, Facts, Feature, Hello, Labels, Nonce, Presence, Presence
 pub use host::{DeviceAccess, HostAccess, HostDevice, HostMount};
 pub use hpke::{OpeningKey, SealError, SealingKey};
 pub use id::{
-    ContainerId, DeploymentName, DeviceId, Digest, IdError, OutboxId, SecretName, StreamId,
-    WorkloadId,
+    AgentVersion, ContainerId, DeploymentName, DeviceId, Digest, IdError, OutboxId, SecretName,
+    StreamId, WorkloadId,
 };
 pub use image::{ImageName, NameError};
 pub use invitation::{Invitation, InvitationError, Purpose, Token, TokenId};
@@ -47,3 +48,4 @@ pub use reported::{Exit, Phase, Record, Reported, WorkloadStatus};
 pub use sealed::{ChunkError, Plaintext, SealedSecret, StreamOpener, StreamSealer};
 pub use spec::{Resources, Restart, SecretPlace, SecretUse, Signal, Stop, WorkloadSpec};
 pub use topic::{Leaf, Prefix, Topic, TopicError};
+pub use upgrade::{Upgrade, UpgradePhase, UpgradeStatus};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::desired::Held;
 use crate::id::{DeploymentName, Digest, OutboxId, WorkloadId};
+use crate::upgrade::UpgradeStatus;
 
 /// The longest message in a workload's status, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 512;
@@ -34,6 +35,9 @@ pub struct Reported {
     /// [`digest`] of all the device's statuses.
     #[serde(rename = "d")]
     pub whole: Digest,
+    /// How far it has come with the latest order to run another program; absent before the first.
+    #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<UpgradeStatus>,
 }
 
 /// One workload's latest status, or its absence.

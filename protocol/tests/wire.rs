@@ -48,6 +48,7 @@ fn desired() -> DesiredState {
         at_ms: 3,
         reconnect_spread_ms: 0,
         policy: None,
+        upgrade: None,
         workloads: vec![Workload {
             id: "web.0".parse().unwrap(),
             deployment: "web".parse().unwrap(),
@@ -122,6 +123,7 @@ fn golden_bytes() {
             }),
         }],
         whole: Digest([6; 32]),
+        upgrade: None,
     };
     let batch = EventBatch {
         outbox: OutboxId([4; 8]),
@@ -230,6 +232,40 @@ fn golden_bytes_of_policies() {
     let bytes = cbor::encode(&state);
     assert_eq!(cbor::decode::<DesiredState>(&bytes, bytes.len()).unwrap(), state);
     expect!["a56168a26165016167026174036172006170a161646172617781a66169657765622e3061646377656261765820b5999fc0cc7aea27ab19803f7d611860aae9eaa19913a27a6646dcca281a58086171816c6c696d69742e6d656d6f72796170a3616461726172816c676863722e696f2f61636d65616b81582c302a300506032b657003210000000000000000000000000000000000000000000000000000000000000000006173a661696b6e6f64653a616c70696e65616181622d766165a1614b6156616ca1616d1a04000000617261666173a16167192710"].assert_eq(&hex(&bytes));
+}
+
+#[test]
+fn golden_bytes_of_upgrades() {
+    let order = Upgrade {
+        order: 9,
+        version: "0.2.0".parse().unwrap(),
+        digest: Digest([4; 32]),
+        size: 5,
+        deadline_s: 300,
+        from: None,
+    };
+    let to_stranger = Upgrade { from: Some("http://127.0.0.1:8420".to_owned()), ..order.clone() };
+    let status = UpgradeStatus {
+        order: 9,
+        version: order.version.clone(),
+        phase: UpgradePhase::Failed,
+        message: "it ended".to_owned(),
+    };
+    let state = DesiredState { upgrade: Some(order.clone()), workloads: vec![], ..desired() };
+    let bytes = cbor::encode(&state);
+    assert_eq!(cbor::decode::<DesiredState>(&bytes, bytes.len()).unwrap(), state);
+    let lines = [&hex(&bytes), &hex(&cbor::encode(&to_stranger)), &hex(&cbor::encode(&status))];
+    expect![[r#"
+        a56168a26165016167026174036172006175a5616e09617665302e322e30616458200404040404040404040404040404040404040404040404040404040404040404617305617419012c617780
+        a6616e09617665302e322e30616458200404040404040404040404040404040404040404040404040404040404040404617305617419012c616675687474703a2f2f3132372e302e302e313a38343230
+        a4616e09617665302e322e306170666661696c6564616d68697420656e646564
+    "#]]
+    .assert_eq(&lines.map(|line| format!("{line}\n")).concat());
+    assert_eq!(order.path(), format!("/api/v1/agents/{}", "04".repeat(32)));
+    // A phase of a later version does not make a report unreadable.
+    let later = "a3616e09617665302e322e306170687265626f6f746564";
+    let later: UpgradeStatus = cbor::decode(&unhex(later), 64).unwrap();
+    assert_eq!(later.phase, UpgradePhase::Unknown);
 }
 
 #[test]

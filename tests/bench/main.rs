@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark stops where its premise fails")]
 
 mod connect;
+mod memory;
 mod mqtt;
 mod peers;
 mod process;
@@ -14,15 +15,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use limpet_tests::{Agent, Fleet, program};
-use process::pss;
 
 /// Repetitions of a latency; the median of them is printed.
 const TIMES: usize = 40;
 /// Between two that take turns: the kernel waits longer for the first process that changes its control
 /// group in a while (an RCU grace period), which is what a device sees.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Containers whose memory is shared out.
-const CONTAINERS: usize = 10;
 
 fn main() {
     if let [_, mode, command @ ..] = &std::env::args().collect::<Vec<_>>()[..]
@@ -35,12 +33,13 @@ fn main() {
         Some("quiet") => return quiet::measure(),
         Some("connect") => return connect::measure(),
         Some("sizes") => return sizes::measure(),
+        Some("memory") => return memory::measure(&Fleet::start(1)),
         Some(_) | None => {}
     }
     native_sizes();
     sizes::measure();
     let fleet = Fleet::start(1);
-    memory(&fleet);
+    memory::measure(&fleet);
     publish_to_running(&fleet);
     heal(&fleet);
     scale(&fleet);
@@ -74,28 +73,6 @@ fn native_sizes() {
     }
 }
 
-fn all(agent: &Agent) -> u64 {
-    let shims = agent.shims().into_iter().map(|pid| pss(pid.cast_unsigned()));
-    pss(agent.process.pid()) + shims.sum::<u64>()
-}
-
-fn memory(fleet: &Fleet) {
-    let agent = &fleet.agents[0];
-    std::thread::sleep(Duration::from_secs(2));
-    let idle = all(agent);
-    row("agent idle, PSS", &format!("{:.2} MB", idle as f64 / 1024.0), "4 MB (P2)");
-    let replicas = format!("--replicas={CONTAINERS}");
-    fleet.controller.ok(&["run", "ten", "--image=box", &replicas]);
-    std::thread::sleep(Duration::from_secs(2));
-    let each = (all(agent) - idle) as f64 / CONTAINERS as f64 / 1024.0;
-    row(
-        "PSS more per running container (shim, and the agent's share)",
-        &format!("{each:.2} MB"),
-        "0.5 MB (P2)",
-    );
-    fleet.controller.ok(&["delete", "ten"]);
-}
-
 /// How many main processes run on the device, as their shims have recorded.
 pub(crate) fn running(agent: &Agent) -> usize {
     let folders = fs::read_dir(agent.run.join("containers")).unwrap().flatten();
@@ -103,7 +80,7 @@ pub(crate) fn running(agent: &Agent) -> usize {
     folders.filter(|entry| began(&entry.path())).count()
 }
 
-fn until_running(agent: &Agent, count: usize) {
+pub(crate) fn until_running(agent: &Agent, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while running(agent) != count {
         assert!(Instant::now() < deadline, "{} of {count} run", running(agent));

@@ -236,8 +236,14 @@ impl Owned {
 
 fn desired(key: &SigningKey, device: &str, generation: u64, at_ms: u64) -> Vec<u8> {
     let held = Held { epoch: 1, generation };
-    let state =
-        DesiredState { held, at_ms, reconnect_spread_ms: 0, policy: None, workloads: vec![] };
+    let state = DesiredState {
+        held,
+        at_ms,
+        reconnect_spread_ms: 0,
+        policy: None,
+        upgrade: None,
+        workloads: vec![],
+    };
     let header = Header {
         prefix: "limpet/v1".into(),
         device: device.parse().unwrap(),

@@ -98,6 +98,7 @@ impl Device {
             complete: true,
             whole: reported::digest([(&workload, &status)]),
             records: vec![Record { workload, status: Some(status) }],
+            upgrade: None,
         }
     }
 

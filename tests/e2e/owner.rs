@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use limpet_tests::{Agent, Fleet, Value, output, run};
+use limpet_tests::{Agent, Fleet, Place, Value, output, run};
 
 /// A fleet of one device with these rules of its owner.
 fn owned(rules: &str) -> Fleet {
@@ -218,15 +218,91 @@ fn devices_of_the_host_are_given_as_far_as_the_owner_allows() {
     let why = refused(&fleet, "shm", &["--device=/dev/shm"]);
     assert!(why.contains("does not allow /dev/shm"), "{why}");
 
-    if !Path::new("/sys/fs/cgroup/devices").exists() {
-        eprintln!("skipped: access to devices is limited on cgroup v1 only");
-        let why = refused(&fleet, "reader", &["--device=/dev/loop-control:r"]);
-        assert!(why.contains("cannot do device.access"), "{why}");
-        return;
-    }
     let said = fleet.says("reader", &["--device=/dev/loop-control:r"], open);
     assert!(said.contains("read") && !said.contains("written"), "{said}");
     assert!(said.contains("Operation not permitted"), "{said}");
+}
+
+/// A fleet of one device that sees cgroup v2 alone, where no controller minds devices; the agent is
+/// started through these words.
+fn unified(rules: &str, through: &[&str]) -> Fleet {
+    let mut fleet = Fleet::start(0);
+    let config = config(&fleet, rules);
+    let script = "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup && exec \"$@\"";
+    let words = ["unshare", "-m", "sh", "-c", script, "sh"];
+    let through = words.iter().chain(through).map(ToString::to_string).collect();
+    let place = Place { through, ..Place::default() };
+    let agent = Agent::placed(&fleet.lab, "dev-0", &fleet.controller, &config, place);
+    fleet.agents.push(agent);
+    fleet.until_online(1);
+    fleet
+}
+
+#[test]
+fn on_cgroup_v2_too_the_kernel_refuses_what_was_not_given() {
+    let fleet = unified("host_devices = ['/dev/fuse']\nprivileged = true", &[]);
+    let open = "for n in null zero fuse; do dd if=/dev/$n of=/dev/null count=0 && echo read $n; done; \
+                dd if=/dev/null of=/dev/fuse conv=notrunc count=0 && echo written; true";
+    for (name, flag, can, cannot) in [
+        ("both", "--device=/dev/fuse", &["null", "zero", "fuse", "written"][..], &[][..]),
+        ("reader", "--device=/dev/fuse:r", &["null", "zero", "fuse"], &["written"]),
+        ("writer", "--device=/dev/fuse:w", &["null", "zero", "written"], &["read fuse"]),
+    ] {
+        let said = fleet.says(name, &[flag], open);
+        assert!(can.iter().all(|did| said.contains(did)), "{name}: {said}");
+        assert!(cannot.iter().all(|did| !said.contains(did)), "{name}: {said}");
+        assert_eq!(said.matches("Operation not permitted").count(), cannot.len(), "{name}: {said}");
+    }
+
+    // Somebody makes nodes in a container: that of a device that was not given opens nothing.
+    let script = "until [ -e /dev/late ]; do sleep 0.1; done; for n in twin late; do \
+                  dd if=/dev/$n of=/dev/null count=0 && echo read $n; done; echo ended; exec sleep 100000";
+    fleet.controller.run_script("plain", script);
+    let pid = fleet.until_phases("plain", &["running"]).remove(0)["pid"].to_string();
+    for (name, major, minor) in [("twin", "1", "5"), ("late", "10", "229")] {
+        let path = format!("/proc/{pid}/root/dev/{name}");
+        run("mknod", &["-m", "666", &path, "c", major, minor]);
+    }
+    let said = fleet.eventually("the end of a script", || {
+        let logs = fleet.controller.limpet(&["logs", "plain"]);
+        logs.out.contains("ended").then(|| logs.out + &logs.err)
+    });
+    assert!(said.contains("read twin") && !said.contains("read late"), "{said}");
+    assert!(said.contains("/dev/late': Operation not permitted"), "{said}");
+
+    let script = "mknod /dev/own c 10 229; for n in fuse own; do \
+                  dd if=/dev/$n of=/dev/null count=0 && echo read $n; done";
+    let said = fleet.says("mighty", &["--privileged"], script);
+    assert!(said.contains("read fuse") && said.contains("read own"), "{said}");
+}
+
+/// Answers one command of bpf(2), the first argument, with an error, the second, in all that is started
+/// through this: a filter as of seccomp(2), of the call's number and its first argument.
+#[cfg(target_arch = "x86_64")]
+const REFUSE_BPF: &str = "my ($command, $error) = splice @ARGV, 0, 2; \
+    my $filter = pack('SCCL' x 6, 0x20,0,0,0, 0x15,0,3,321, 0x20,0,0,16, 0x15,0,1,$command, \
+        6,0,0,0x50000 | $error, 6,0,0,0x7fff0000); \
+    syscall(157, 22, 2, pack('Sx6P', 6, $filter), 0, 0) == 0 or die $!; exec @ARGV";
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn where_the_kernel_takes_no_device_programs_access_is_not_limited_and_all_else_runs() {
+    let (load, attach, no_such_call, not_permitted) = ("5", "8", "38", "1");
+    for (command, error, says) in [
+        (load, no_such_call, "cannot do device.access"),
+        (attach, not_permitted, "cannot limit access to devices: Operation not permitted"),
+    ] {
+        let through = ["perl", "-e", REFUSE_BPF, command, error];
+        let fleet = unified("host_devices = ['/dev/fuse']", &through);
+        let why = refused(&fleet, "reader", &["--device=/dev/fuse:r"]);
+        assert!(why.contains(says), "{why}");
+        fleet.controller.ok(&["delete", "reader"]);
+        for (name, flags) in [("plain", &[][..]), ("given", &["--device=/dev/fuse"])] {
+            let said = fleet.says(name, flags, "dd if=/dev/fuse of=/dev/null count=0; echo ended");
+            assert_eq!(said.contains("No such file"), name == "plain", "{name}: {said}");
+            assert!(said.contains("ended") && !said.contains("not permitted"), "{name}: {said}");
+        }
+    }
 }
 
 #[test]

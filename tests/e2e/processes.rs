@@ -2,10 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use limpet_tests::{
-    Agent, Controller, Fleet, Image, Lab, Layer, Registry, Told, Unit, Value, eventually,
-    processes_with, run,
-};
+use limpet_tests::{Agent, Controller, Fleet, Image, Lab, Layer, Registry, Value, eventually, run};
 
 /// A field of `/proc/PID/status`, of each thread.
 fn field(pid: u32, name: &str) -> BTreeSet<String> {
@@ -25,7 +22,7 @@ fn is(value: &str) -> BTreeSet<String> {
 #[test]
 fn the_controller_s_unit_serves_a_fleet_with_no_capability_and_as_nobody_else() {
     let lab = Lab::new();
-    let Some((controller, _unit, pid)) = Controller::as_unit(&lab) else {
+    let Some((controller, _unit, pid)) = Controller::as_unit(&lab, "") else {
         eprintln!("skipped: this machine has no systemd, or no cgroup v2");
         return;
     };
@@ -131,72 +128,4 @@ fn the_agent_keeps_the_capabilities_that_it_needs_and_containers_get_theirs() {
         let gone = [own.run.join("containers"), own.data.join("containers")];
         gone.into_iter().all(empty).then_some(())
     });
-}
-
-#[test]
-fn containers_go_on_while_the_agent_s_unit_is_restarted_and_stopped() {
-    let fleet = Fleet::start(0);
-    let join = fleet.lab.file("join", fleet.controller.invitation());
-    let config = format!(
-        "device_id = 'unit'\njoin_file = '{}'\n{}",
-        join.display(),
-        Agent::config("unit", &fleet.registry.host)
-    );
-    let told = Told { config, ..Told::default() };
-    let started = Unit::start(&fleet.lab, "limpet-agent", "limpet-agent", &told);
-    let Some((process, unit)) = started else {
-        eprintln!("skipped: this machine has no systemd, or no cgroup v2");
-        return;
-    };
-    limpet_tests::eventually_or(
-        "a device",
-        || {
-            let devices = fleet.controller.list("/api/v1/devices");
-            devices.iter().any(|device| device["presence"] == "online").then_some(())
-        },
-        || process.log(),
-    );
-    let script =
-        "grep -E 'Seccomp:|NoNewPrivs:|CapBnd:' /proc/self/status; umask; exec sleep 100000";
-    fleet.controller.run_script("web", script);
-    let said = fleet.controller.ok(&["logs", "web"]);
-    assert_eq!(said, "CapBnd:\t00000000000005fb\nNoNewPrivs:\t1\nSeccomp:\t2\n0022\n");
-    let main = || {
-        let all = processes_with("sleep\x00100000");
-        all.into_iter().find(|pid| unit.holds(*pid)).map(i32::cast_unsigned)
-    };
-    let before = main().unwrap();
-    let start = limpet_tests::start_time(before.into());
-    let adopted = |times: usize| {
-        fleet.eventually("the agent to adopt it", || {
-            let told = fleet.story("web");
-            let adopted = told.iter().filter(|line| line.starts_with("adopted")).count();
-            (adopted == times).then_some(())
-        });
-    };
-    unit.systemctl("restart");
-    adopted(1);
-    unit.systemctl("stop");
-    assert_eq!(main(), Some(before));
-    unit.systemctl("start");
-    adopted(2);
-    assert_eq!((main(), limpet_tests::start_time(before.into())), (Some(before), start));
-    fleet.controller.ok(&["delete", "web"]);
-    fleet.eventually("its end", || main().is_none().then_some(()));
-}
-
-#[test]
-fn an_agent_that_cannot_begin_is_started_again_for_as_long_as_it_cannot() {
-    let lab = Lab::new();
-    let told = Told { config: "no_such_field = 1\n".to_owned(), ..Told::default() };
-    let Some((process, _unit)) = Unit::start(&lab, "limpet-agent", "limpet-agent", &told) else {
-        eprintln!("skipped: this machine has no systemd, or no cgroup v2");
-        return;
-    };
-    // Unless it is told otherwise, systemd gives up after five starts within ten seconds.
-    limpet_tests::eventually_or(
-        "eight starts",
-        || (process.log().matches("unknown field").count() >= 8).then_some(()),
-        || process.log(),
-    );
 }

@@ -156,6 +156,13 @@ impl Agent {
         self.process = launch(&self.log, &self.through, &self.args);
     }
 
+    /// Starts the program again where it has ended, as a supervisor does.
+    pub fn keep_alive(&mut self) {
+        if !self.process.is_running() {
+            self.restart();
+        }
+    }
+
     /// Joins once more, while the program does not run.
     pub fn join(&self, string: &str) {
         join(&self.through, &self.id, &self.data, string);

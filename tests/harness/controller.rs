@@ -11,7 +11,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 use crate::process::Output;
 use crate::unit::{Told, Unit};
-use crate::{Lab, Process, eventually, free_port, output, processes_with, program};
+use crate::{Lab, Process, Proxy, eventually, free_port, output, program};
 
 const LOOPBACK: &str = "127.0.0.1";
 
@@ -72,6 +72,16 @@ impl Controller {
         let mut controller = Self::begin(lab, address, &[&["--advertise", address], more].concat());
         controller.log_in(lab, &lab.path("controller/login"));
         controller
+    }
+
+    /// Starts one whose API and broker its devices and the command line reach through proxies on this
+    /// address, and logs in; gives the API's, and the broker's.
+    pub fn behind(lab: &Lab, address: &str) -> (Self, Proxy, Proxy) {
+        let mut controller = Self::begin(lab, LOOPBACK, &["--advertise", address]);
+        let proxies = [&controller.api, &controller.mqtt].map(|url| Proxy::in_front(address, url));
+        controller.log_in(lab, &lab.path("controller/login"));
+        let [api, mqtt] = proxies;
+        (controller, api, mqtt)
     }
 
     /// Has the command line log in with this file, as an admin.
@@ -147,17 +157,16 @@ impl Controller {
     }
 
     /// Starts one as its unit does, with its user, in its sandbox, and logs in; gives its process,
-    /// too. None where units cannot be run.
-    pub fn as_unit(lab: &Lab) -> Option<(Self, Unit, u32)> {
+    /// too. `service` is a further line of its unit. None where units cannot be run.
+    pub fn as_unit(lab: &Lab, service: &'static str) -> Option<(Self, Unit, u32)> {
         let ports = (free_port(), free_port());
         let flags = listening(LOOPBACK, ports).join(" ");
-        let told = Told { flags, ..Told::default() };
+        let told = Told { flags, service, ..Told::default() };
         let (mut process, unit) = Unit::start(lab, "limpet-controller", "limpet", &told)?;
         process.until_said("Next, on this machine");
         let mut controller =
             Self::of(process, LOOPBACK, ports, Vec::new(), lab.path("limpet-controller.log"));
-        let own = processes_with("/run/bin/limpet\0up").into_iter().find(|pid| unit.holds(*pid));
-        let pid = own.unwrap().cast_unsigned();
+        let pid = unit.main("/run/bin/limpet\0up", None);
         let file = format!("/proc/{pid}/root/var/lib/limpet-controller/login");
         controller.log_in(lab, file.as_ref());
         Some((controller, unit, pid))

@@ -18,6 +18,8 @@ pub struct Told {
     pub flags: String,
     /// The configuration of an agent.
     pub config: String,
+    /// A further line of the unit's section Service.
+    pub service: &'static str,
 }
 
 /// The control group that all of it is in.
@@ -46,17 +48,26 @@ impl Unit {
         let config = lab.file(&format!("{name}.toml"), &told.config);
         let [place, binary, said, config] =
             [&group, &program(binary), &log, &config].map(|path| path.display().to_string());
-        let words = [script, &place, &unit, &binary, &said, &told.flags, &config];
+        let words = [script, &place, &unit, &binary, &said, &told.flags, &config, told.service];
         let process = Process::start(&log, "sh".as_ref(), &words);
         Some((process, Self { name: format!("{name}.service"), group: Group(group) }))
     }
 
-    /// Asks its systemd for something: `systemctl VERB UNIT`.
-    pub fn systemctl(&self, verb: &str) {
+    /// Asks its systemd for something: `systemctl VERB... UNIT`; gives what it answers.
+    pub fn systemctl(&self, verb: &[&str]) -> String {
         let inside =
             || processes_with("limpet-test.target").into_iter().find(|pid| self.holds(*pid));
         let pid = eventually("a systemd", inside).to_string();
-        run("nsenter", &["-t", &pid, "-a", "systemctl", verb, &self.name]);
+        let words = [&["-t", &pid, "-a", "systemctl"], verb, &[&self.name]].concat();
+        run("nsenter", &words)
+    }
+
+    /// Its main process, whose command line begins like this, where that is not `before`.
+    pub fn main(&self, command: &str, before: Option<u32>) -> u32 {
+        eventually("the unit's main process", || {
+            let own = processes_with(command).into_iter().filter(|pid| self.holds(*pid));
+            own.map(i32::cast_unsigned).find(|pid| Some(*pid) != before)
+        })
     }
 
     /// Whether a process is in it.

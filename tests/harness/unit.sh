@@ -4,7 +4,7 @@
 #
 # Arguments: the control group that all of it is in (of cgroup v2, to be removed by whoever calls),
 # the unit's file, the program that it starts, the file for its output, the flags of a controller, the
-# configuration of an agent.
+# configuration of an agent, further lines of the unit's section Service.
 set -eu
 if [ "${LIMPET_INSIDE:-}" = "" ]; then
     mkdir -p "$1"
@@ -35,6 +35,7 @@ EnvironmentFile=
 Environment="LIMPET_UP_FLAGS=$4"
 StandardOutput=append:$3
 StandardError=append:$3
+$6
 END
 cat >/run/systemd/system/limpet-test.target <<END
 [Unit]

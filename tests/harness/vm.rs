@@ -115,7 +115,15 @@ impl Vm {
             Around::Dark => ["-nic", "none", "-rtc", "base=1970-01-01"],
         };
         let common = [
-            "-display", "none", "-monitor", "none", "-no-reboot", "-m", &memory, "-chardev", &line,
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-no-reboot",
+            "-m",
+            &memory,
+            "-chardev",
+            &line,
         ];
         let parts = machine(lab, board, card);
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
@@ -153,8 +161,10 @@ impl Vm {
     }
 
     /// What `limpet-agent status` says there: Enter is pressed on its console, and what comes is read.
+    /// Not before an agent is there: Enter leads into the firmware's menus.
     pub fn status(&self) -> Option<String> {
-        let before = self.console().len();
+        let shown = self.console();
+        let before = shown.contains("agent starts as").then_some(shown.len())?;
         UnixStream::connect(&self.keyboard).ok()?.write_all(b"\n").ok()?;
         std::thread::sleep(Duration::from_millis(700));
         let said = self.console();
@@ -177,7 +187,8 @@ impl Vm {
     /// Runs a script on it, as root, over ssh with this key.
     pub fn ssh(&self, key: &Path, script: &str) -> Output {
         let (key, port) = (key.display().to_string(), self.ssh_port.to_string());
-        let options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"];
+        let options =
+            ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"];
         let mut words = vec!["-i", &key, "-p", &port, "-o", "ConnectTimeout=20"];
         words.extend(options.iter().flat_map(|option| ["-o", option]));
         words.extend(["root@127.0.0.1", script]);
@@ -224,14 +235,16 @@ fn kernel(lab: &Lab, board: Board, card: &Path) -> Vec<String> {
                 line.unwrap_or_else(|| panic!("no {key} in {config}")).trim().to_owned()
             };
             let file = |key: &str| take(value(key).trim_start_matches('/'));
-            let flags = ["-kernel".to_owned(), file("linux "), "-initrd".to_owned(), file("initrd ")];
+            let flags =
+                ["-kernel".to_owned(), file("linux "), "-initrd".to_owned(), file("initrd ")];
             [&flags[..], &["-append".to_owned(), value("append ")]].concat()
         }
         Board::Rpi => [
-            ["-kernel".to_owned(), take("Image")],
+            ["-kernel".to_owned(), take("vmlinuz")],
             ["-initrd".to_owned(), take("initrd")],
             ["-dtb".to_owned(), take("bcm2837-rpi-3-b.dtb")],
-            ["-append".to_owned(), read("cmdline.txt").trim().to_owned()],
+            // QEMU's resets when its watchdog is armed.
+            ["-append".to_owned(), format!("{} limpet.watchdog=off", read("cmdline.txt").trim())],
         ]
         .concat(),
     }

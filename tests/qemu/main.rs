@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
 
 mod bay;
+mod devices;
 
 use std::path::Path;
 use std::time::Duration;
@@ -66,6 +67,7 @@ fn tour(bay: &Bay, board: Board, image: &Path, card: &Path) {
     println!("{name}: {}", booted.out);
 
     enforced(bay, &mut vm, &every);
+    devices::guarded(bay, &mut vm, &every);
     memory(bay, &mut vm, &every);
     let size = |path: &Path| std::fs::metadata(path).unwrap().len() as f64 / 1e6;
     let packed = image.with_extension("img.xz");

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use limpet_agent_core::{Agent, Checkpoint, Found, FoundState, Owner, Start};
+use limpet_agent_core::{Agent, Checkpoint, Found, FoundState, Own, Owner, Start};
 use limpet_protocol::{
     BootId, ContainerId, Digest, Event, Exit, Facts, Feature, Held, Labels, Workload, WorkloadId,
 };
@@ -141,6 +141,7 @@ impl Device {
             checkpoint,
             found: found.collect(),
             lost,
+            own: Own::default(),
         });
         // What was never completely made is gone with its shim.
         self.containers.retain(|_, container| container.state != State::Making);

@@ -16,9 +16,12 @@ use crate::slot::Slot;
 
 mod disk;
 mod link;
+mod upgrade;
 
 use disk::{Arriving, Disk};
 use link::Link;
+pub use upgrade::Own;
+use upgrade::Upgrading;
 
 /// At most one event about refused messages in this time, in milliseconds: a stranger's flood must
 /// not wear out the flash.
@@ -53,6 +56,8 @@ pub struct Start {
     pub found: Vec<Found>,
     /// What the disk has lost since, for a person.
     pub lost: Vec<String>,
+    /// The agent's own program.
+    pub own: Own,
 }
 
 /// The state of a device.
@@ -83,6 +88,7 @@ pub struct Agent {
     /// Of the latest connection.
     keep_alive_s: u16,
     refused: Refused,
+    upgrading: Upgrading,
     /// Desired states whose images are on their way.
     fetching: BTreeSet<Held>,
     effects: VecDeque<Effect>,
@@ -166,6 +172,7 @@ impl Agent {
             is_unknown: false,
             keep_alive_s: 0,
             refused: Refused::default(),
+            upgrading: Upgrading::new(&start.own),
             fetching: BTreeSet::new(),
             effects: VecDeque::new(),
         };
@@ -179,6 +186,7 @@ impl Agent {
             agent.slots.values_mut().for_each(Slot::take_back);
         }
         agent.assign();
+        agent.take_over_upgrade(start.now_ms, start.own, &start.found);
         agent.take_over(start.found, start.now_ms);
         agent.settle(start.now_ms);
         agent
@@ -190,6 +198,7 @@ impl Agent {
             Input::Tick => {}
             Input::LinkUp { connection, nonce, keep_alive_s } => {
                 self.keep_alive_s = keep_alive_s;
+                self.fetch_at_once(now_ms);
                 self.connected(now_ms, connection, nonce);
             }
             Input::LinkDown => self.link = Link::Down,
@@ -243,6 +252,14 @@ impl Agent {
             Input::Exited { container, exit } => {
                 self.with(now_ms, &container, |slot, number, turn| slot.exited(number, exit, turn));
             }
+            Input::ProgramProgressed { received, total } => {
+                self.program_progressed(received, total)
+            }
+            Input::ProgramReady { runs } => self.program_ready(now_ms, runs),
+            Input::ProgramFailed { reason, may_pass } => {
+                self.program_failed(now_ms, reason, may_pass);
+            }
+            Input::ProgramKept { done } => self.program_kept(now_ms, done),
         }
         self.settle(now_ms);
     }
@@ -263,7 +280,15 @@ impl Agent {
         let refused = (self.refused.count > 0).then_some(self.refused.quiet_until_ms);
         let disk = self.disk.waits().then_some(self.disk.retry_at_ms);
         let arriving = self.arriving.waits().then_some(self.arriving.retry_at_ms);
-        slots.into_iter().chain(link).chain(refused).chain(disk).chain(arriving).min()
+        let upgrade = self.upgrading.timeout_ms();
+        slots
+            .into_iter()
+            .chain(upgrade)
+            .chain(link)
+            .chain(refused)
+            .chain(disk)
+            .chain(arriving)
+            .min()
     }
 
     /// The desired state that is in force.
@@ -405,6 +430,7 @@ impl Agent {
         }
         self.each(now_ms, |slot, turn| known && slot.step(turn));
         self.collect();
+        self.upgrade(now_ms);
         self.tell_refused(now_ms);
         self.store(now_ms);
         self.tell(now_ms);

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 
 use limpet_protocol::{
     Ack, Action, ContainerId, DesiredState, EventBatch, Exit, Held, Hello, HostAccess,
-    ImagePolicies, Membership, Nonce, Reported, SealingKey, Signal, StreamId, Workload, WorkloadId,
+    ImagePolicies, Membership, Nonce, Reported, SealingKey, Signal, StreamId, Upgrade, Workload,
+    WorkloadId,
 };
 
 use crate::checkpoint::Checkpoint;
 use crate::owner::Refusal;
+use crate::upgrade::{Failure, Trial};
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -146,6 +148,30 @@ pub enum Input {
         /// How.
         exit: Exit,
     },
+    /// More of a program of the agent is here; told in steps that are worth telling.
+    ProgramProgressed {
+        /// Bytes that are here.
+        received: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The program is here, is what was ordered, and starts.
+    ProgramReady {
+        /// It is the one that runs.
+        runs: bool,
+    },
+    /// The program cannot be had, or cannot take over.
+    ProgramFailed {
+        /// Why.
+        reason: String,
+        /// It may help to try again.
+        may_pass: bool,
+    },
+    /// [`Effect::KeepProgram`] has ended.
+    ProgramKept {
+        /// It is on disk, and nothing ends this program for it any more.
+        done: bool,
+    },
 }
 
 /// What a person on site can ask for.
@@ -244,6 +270,21 @@ pub enum Effect {
         number: u64,
         /// The terms.
         membership: Box<Membership>,
+    },
+    /// Have a program of the agent on the disk, see that it is what was ordered and starts, then
+    /// [`Input::ProgramReady`] or [`Input::ProgramFailed`].
+    FetchProgram(Box<Upgrade>),
+    /// Note that this program is on trial, and hand over to it; [`Input::ProgramFailed`] where that
+    /// cannot be.
+    TryProgram(Box<Trial>),
+    /// Note that the program that runs has proved itself, then [`Input::ProgramKept`].
+    KeepProgram,
+    /// Note that an order is carried out, or has failed.
+    SettleUpgrade {
+        /// Which.
+        order: u64,
+        /// Why it failed; None where it did not.
+        failure: Option<Failure>,
     },
     /// Tell whoever reads the agent's own log.
     Warn {

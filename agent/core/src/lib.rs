@@ -16,8 +16,9 @@ mod outbox;
 mod owner;
 mod reconnect;
 mod slot;
+pub mod upgrade;
 
-pub use agent::{Agent, Start};
+pub use agent::{Agent, Own, Start};
 pub use checkpoint::{Checkpoint, RecordedLife, SlotRecord};
 pub use io::{Effect, Found, FoundState, Input, LocalAction, Message, StreamOrder};
 pub use owner::{

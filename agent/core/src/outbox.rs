@@ -11,7 +11,7 @@ use limpet_protocol::event::BATCH_EVENTS_MAX;
 use limpet_protocol::reported::MESSAGE_BYTES_MAX;
 use limpet_protocol::{
     Ack, BootId, Digest, Event, EventBatch, EventKind, Exit, Held, OutboxId, Record, Reported,
-    WorkloadId, WorkloadStatus, reported,
+    UpgradeStatus, WorkloadId, WorkloadStatus, reported,
 };
 
 use crate::checkpoint::Checkpoint;
@@ -58,6 +58,8 @@ pub(crate) struct Outbox {
     acked_sequence: u64,
     /// The desired state in force.
     applied: Held,
+    /// How far another program of the agent has come, and the change that made it so.
+    upgrade: Option<(u64, UpgradeStatus)>,
     send_whole: bool,
 }
 
@@ -83,6 +85,7 @@ impl Outbox {
             sent_sequence: 0,
             acked_sequence: 0,
             applied,
+            upgrade: None,
             send_whole: false,
         }
     }
@@ -123,6 +126,28 @@ impl Outbox {
     pub(crate) fn apply(&mut self, held: Held) {
         self.applied = held;
         self.take_sequence();
+    }
+
+    /// Takes over how far another program has come; gives the number of that change. No checkpoint
+    /// holds it: the next agent finds it elsewhere.
+    pub(crate) fn set_upgrade(&mut self, status: UpgradeStatus) -> u64 {
+        match &self.upgrade {
+            Some((sequence, known)) if *known == status => *sequence,
+            Some(_) | None => {
+                let sequence = self.take_sequence();
+                self.upgrade = Some((sequence, status));
+                sequence
+            }
+        }
+    }
+
+    pub(crate) fn upgrade(&self) -> Option<&UpgradeStatus> {
+        self.upgrade.as_ref().map(|(_, status)| status)
+    }
+
+    /// Whether this process has told of a change, and was answered.
+    pub(crate) fn is_told(&self, sequence: u64) -> bool {
+        self.acked_sequence >= sequence
     }
 
     fn take_sequence(&mut self) -> u64 {
@@ -265,6 +290,7 @@ impl Outbox {
             complete,
             records,
             whole: self.digest(),
+            upgrade: self.upgrade().cloned(),
         })
     }
 

@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where its premise fails")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one kind of effect")]
 
-use limpet_agent_core::{Agent, Checkpoint, Effect, Input, LocalAction, Message, Owner, Start};
+use limpet_agent_core::{
+    Agent, Checkpoint, Effect, Input, LocalAction, Message, Own, Owner, Start,
+};
 use limpet_protocol::{
     Ack, Action, BootId, ContainerId, DesiredState, DigestRule, Event, EventKind, Facts, Held,
     ImagePolicies, ImagePolicy, Nonce, OutboxId, Phase, SealingKey, StreamId, Workload, WorkloadId,
@@ -21,7 +23,7 @@ fn workload(id: &str, image: &str) -> Workload {
 fn desired(generation: u64, workloads: &[(&str, &str)]) -> DesiredState {
     let workloads = workloads.iter().map(|(id, image)| workload(id, image)).collect();
     let held = Held { epoch: 1, generation };
-    DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, policy: None, workloads }
+    DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, policy: None, upgrade: None, workloads }
 }
 
 fn agent(checkpoint: Checkpoint) -> Agent {
@@ -43,6 +45,7 @@ fn agent_of(checkpoint: Checkpoint, owner: Owner) -> Agent {
         checkpoint,
         found: vec![],
         lost: vec![],
+        own: Own::default(),
     })
 }
 

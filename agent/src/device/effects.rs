@@ -20,10 +20,12 @@ use crate::logs::Logs;
 use crate::logs::ring::Reader;
 use crate::runtime::Runtime;
 use crate::state::{Identity, State};
+use crate::upgrade::Programs;
 
 mod containers;
 mod images;
 mod membership;
+mod programs;
 mod told;
 
 pub(crate) use told::header;
@@ -42,6 +44,7 @@ pub(super) struct Shell {
     pub(super) images: Arc<Images>,
     runtime: Arc<Runtime>,
     logs: Logs,
+    programs: Programs,
     to_link: Sender<ToLink>,
     pieces: Sender<ToLink>,
     pace: Arc<Pace>,
@@ -72,6 +75,7 @@ pub(super) struct Parts {
     pub(super) images: Images,
     pub(super) runtime: Runtime,
     pub(super) logs: Logs,
+    pub(super) programs: Programs,
 }
 
 /// Where effects send what comes of them.
@@ -85,7 +89,8 @@ pub(super) struct Sends {
 
 impl Shell {
     pub(super) fn new(executor: Rc<LocalExecutor<'static>>, parts: Parts, sends: Sends) -> Self {
-        let Parts { state, identity, boot, clock_floor_ms, images, runtime, logs } = parts;
+        let Parts { state, identity, boot, clock_floor_ms, images, runtime, logs, programs } =
+            parts;
         let Sends { to_link, pieces, pace, way, inputs } = sends;
         Self {
             executor,
@@ -96,6 +101,7 @@ impl Shell {
             images: Arc::new(images),
             runtime: Arc::new(runtime),
             logs,
+            programs,
             to_link,
             pieces,
             pace,
@@ -201,6 +207,10 @@ impl Shell {
                 let shell = Rc::clone(self);
                 self.spawn(async move { shell.store_membership(number, *membership).await });
             }
+            Effect::FetchProgram(upgrade) => self.fetch_program(*upgrade),
+            Effect::TryProgram(trial) => self.try_program(*trial),
+            Effect::KeepProgram => self.keep_program(),
+            Effect::SettleUpgrade { order, failure } => self.settle_upgrade(order, failure),
             Effect::Warn { message } => log::warn!("{message}"),
             Effect::Stream(order) => self.stream(order),
             Effect::EndStream(stream) => drop(self.streams.borrow_mut().remove(&stream)),

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use limpet_service::Supervisor;
 
 use crate::join;
 use crate::proxy::Proxies;
@@ -11,6 +12,13 @@ use crate::state::{Identity, State};
 
 /// Between two tries while the network is not there.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// How a device joins.
+pub(super) struct Joining<'a> {
+    pub(super) join_file: &'a Path,
+    pub(super) proxies: &'a Proxies,
+    pub(super) supervisor: &'a Supervisor,
+}
 
 /// A device that has joined is a member; one that was flashed with a join string uses it, for as long
 /// as it takes, and deletes it.
@@ -20,12 +28,12 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub(super) fn await_membership(
     state: &State,
     identity: Identity,
-    join_file: &Path,
-    proxies: &Proxies,
+    joining: &Joining<'_>,
 ) -> anyhow::Result<Identity> {
+    let join_file = joining.join_file;
     let member = match &identity.membership {
         Some(_) => identity,
-        None => joined(state, &identity, join_file, proxies)?,
+        None => joined(state, &identity, joining)?,
     };
     match std::fs::remove_file(join_file) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -39,12 +47,8 @@ pub(super) fn await_membership(
     Ok(member)
 }
 
-fn joined(
-    state: &State,
-    identity: &Identity,
-    join_file: &Path,
-    proxies: &Proxies,
-) -> anyhow::Result<Identity> {
+fn joined(state: &State, identity: &Identity, joining: &Joining<'_>) -> anyhow::Result<Identity> {
+    let Joining { join_file, proxies, supervisor } = *joining;
     if !join_file.exists() {
         anyhow::bail!(
             "this device has not joined a fleet: `limpet-agent join STRING`, with the string that \
@@ -57,6 +61,9 @@ fn joined(
         match join::join(state, identity, &invitation, proxies) {
             Err(error) if error.may_pass() => {
                 log::warn!("cannot join yet: {error}");
+                // Whoever waits for the start need not wait for the network.
+                supervisor.tell("READY=1\nWATCHDOG=1");
+                supervisor.status(format!("cannot join yet: {error}"));
                 std::thread::sleep(AGAIN);
             }
             done => {

@@ -71,7 +71,7 @@ impl Device {
         };
         Status {
             device: self.shell.identity().device.to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::version::version().to_owned(),
             broker: self.way.taken(),
             connected: self.agent.is_connected(),
             held: (held != Held::default()).then(|| held.to_string()),

@@ -127,8 +127,8 @@ fn is(digest: &str, bytes: &[u8]) -> bool {
     format!("sha256:{}", Digest::of(bytes)) == digest
 }
 
-/// A layer that is being received: its bytes, and their digest so far.
-struct Part {
+/// A file that is being received: its bytes, and their digest so far.
+pub(crate) struct Part {
     path: PathBuf,
     file: File,
     hash: Context,
@@ -138,7 +138,7 @@ struct Part {
 
 impl Part {
     /// Opens what an earlier try left; its bytes are hashed again, whatever happened to them.
-    fn open(path: PathBuf, size: u64) -> Result<Self, ImageError> {
+    pub(crate) fn open(path: PathBuf, size: u64) -> Result<Self, ImageError> {
         let opened =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = opened.map_err(io("write", &path))?;
@@ -158,7 +158,22 @@ impl Part {
         Ok(part)
     }
 
-    fn restart(&mut self) -> Result<(), ImageError> {
+    /// Bytes that are here.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Whether the disk has room for what is missing.
+    pub(crate) fn room(&self) -> Result<(), ImageError> {
+        let (missing, spare) = (self.size - self.received, room::spare_bytes(&self.path)?);
+        match missing > spare {
+            true => Err(io("write", &self.path)(ErrorKind::StorageFull.into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Begins anew.
+    pub(crate) fn restart(&mut self) -> Result<(), ImageError> {
         let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
         emptied.map_err(io("empty", &self.path))?;
         self.hash = Context::new(&SHA256);
@@ -167,7 +182,7 @@ impl Part {
     }
 
     /// Takes a body in; says why where it ended before its time.
-    fn receive(
+    pub(crate) fn receive(
         &mut self,
         mut body: impl Read,
         progress: &dyn Fn(u64),
@@ -194,7 +209,8 @@ impl Part {
         }
     }
 
-    fn finish(self) -> Result<String, ImageError> {
+    /// Has all of it on disk; gives its digest, as OCI writes it.
+    pub(crate) fn finish(self) -> Result<String, ImageError> {
         self.file.sync_data().map_err(io("write", &self.path))?;
         Ok(oci_digest(self.hash))
     }

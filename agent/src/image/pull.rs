@@ -29,12 +29,14 @@ impl Images {
         if self.local(name).is_some() {
             reasons.push("it is here, without a signature that its policies ask for".to_owned());
         }
+        let agent = self.registry.agent()?;
         for endpoint in self.registry.endpoints(name) {
             if let Err(reason) = self.registry.ask(&endpoint) {
                 reasons.push(reason);
                 continue;
             }
-            let source = Source { registry: &self.registry, endpoint: &endpoint, name };
+            let source =
+                Source { registry: &self.registry, agent: &agent, endpoint: &endpoint, name };
             let pulled = self.pull_from(source, policies, progress);
             self.note_room(&pulled);
             match pulled {

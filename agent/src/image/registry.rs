@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use limpet_protocol::Digest;
@@ -19,7 +19,7 @@ use super::manifest::ACCEPT;
 use super::outage::Outages;
 use super::{DOCUMENT_BYTES_MAX, ImageError, ImageName, io};
 use crate::clock::boot_ms;
-use crate::tls;
+use crate::{tls, version};
 
 /// Where the certificates of authorities are, on the distributions we know.
 const ROOTS: [&str; 3] =
@@ -49,7 +49,7 @@ impl fmt::Display for Endpoint {
 
 pub(super) struct Registry {
     registries: Registries,
-    agent: Agent,
+    agent: Mutex<Weak<Agent>>,
     /// `Authorization` by endpoint and repository.
     authorizations: Mutex<BTreeMap<(String, String), String>>,
     outages: Mutex<Outages>,
@@ -64,28 +64,23 @@ struct Token {
 
 impl Registry {
     pub(super) fn new(registries: Registries) -> Result<Self, ImageError> {
-        let mut roots = ROOTS.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
-        if let Some(path) = &registries.certificates {
-            roots.extend(std::fs::read(path).map_err(io("read", path))?);
-        }
-        let config = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(tls::provider())
-            .root_certs(RootCerts::from(tls::certificates(&roots).collect::<Vec<_>>()))
-            .build();
-        let agent = Agent::config_builder()
-            .tls_config(config)
-            // Each request has its own.
-            .proxy(None)
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(ANSWER_TIMEOUT))
-            .timeout_per_read(Some(registries.stall_timeout_s.duration()))
-            .user_agent(concat!("limpet-agent/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .new_agent();
-        let (authorizations, outages) = (Mutex::default(), Mutex::default());
+        // What cannot be read is told of at once, and not by the first pull.
+        further_roots(&registries)?;
+        let (agent, authorizations, outages) =
+            (Mutex::default(), Mutex::default(), Mutex::default());
         Ok(Self { registries, agent, authorizations, outages, random: SystemRandom::new() })
+    }
+
+    /// What makes connections and knows whom to trust: all that use it at a time use the same. The
+    /// system's authorities are 0.3 MB, which a device has other uses for when nothing is pulled.
+    pub(super) fn agent(&self) -> Result<Arc<Agent>, ImageError> {
+        let mut shared = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = shared.upgrade() {
+            return Ok(agent);
+        }
+        let agent = Arc::new(new_agent(&self.registries)?);
+        *shared = Arc::downgrade(&agent);
+        Ok(agent)
     }
 
     /// Whether a registry may be asked; otherwise why not.
@@ -145,29 +140,6 @@ impl Registry {
         Endpoint { base: format!("{scheme}://{host}"), host: host.to_owned() }
     }
 
-    fn send(
-        &self,
-        endpoint: &Endpoint,
-        url: &str,
-        range: Option<&str>,
-        authorization: Option<&str>,
-    ) -> Result<Response<Body>, ImageError> {
-        let mut request = self.request(url).header("accept", ACCEPT);
-        for (header, value) in [("range", range), ("authorization", authorization)] {
-            if let Some(value) = value {
-                request = request.header(header, value);
-            }
-        }
-        let response = request.call().map_err(|e| unreachable(endpoint, self.explain(url, &e)))?;
-        able(endpoint, url, response)
-    }
-
-    fn request(&self, url: &str) -> RequestBuilder<WithoutBody> {
-        let (scheme, authority) = scheme_and_authority(url);
-        let proxy = self.registries.proxies.for_request(scheme, authority);
-        self.agent.get(url).config().proxy(proxy).build()
-    }
-
     /// What an error of a request means, which may be the proxy's.
     fn explain(&self, url: &str, error: &ureq::Error) -> String {
         let (scheme, authority) = scheme_and_authority(url);
@@ -205,10 +177,38 @@ impl Registry {
     }
 }
 
+/// The certificates that are trusted besides the system's.
+fn further_roots(registries: &Registries) -> Result<Vec<u8>, ImageError> {
+    let path = registries.certificates.as_ref();
+    path.map_or(Ok(Vec::new()), |path| std::fs::read(path).map_err(io("read", path)))
+}
+
+fn new_agent(registries: &Registries) -> Result<Agent, ImageError> {
+    let mut roots = ROOTS.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
+    roots.extend(further_roots(registries)?);
+    let config = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .unversioned_rustls_crypto_provider(tls::provider())
+        .root_certs(RootCerts::from(tls::certificates(&roots).collect::<Vec<_>>()))
+        .build();
+    Ok(Agent::config_builder()
+        .tls_config(config)
+        // Each request has its own.
+        .proxy(None)
+        .http_status_as_error(false)
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_recv_response(Some(ANSWER_TIMEOUT))
+        .timeout_per_read(Some(registries.stall_timeout_s.duration()))
+        .user_agent(version::user_agent())
+        .build()
+        .new_agent())
+}
+
 /// Where an image comes from.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     pub(super) registry: &'a Registry,
+    pub(super) agent: &'a Agent,
     pub(super) endpoint: &'a Endpoint,
     pub(super) name: &'a ImageName,
 }
@@ -275,14 +275,14 @@ impl Source<'_> {
     fn get(&self, url: &str, range: Option<&str>) -> Result<Response<Body>, ImageError> {
         let key = (self.endpoint.base.clone(), self.name.repository().to_owned());
         let known = self.registry.lock().get(&key).cloned();
-        let response = self.registry.send(self.endpoint, url, range, known.as_deref())?;
+        let response = self.send(url, range, known.as_deref())?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         let asked = response.headers().get_all("www-authenticate").iter();
         let challenge = asked.filter_map(|h| Challenge::parse(h.to_str().ok()?)).next();
         let authorization = self.authorize(challenge)?;
-        let response = self.registry.send(self.endpoint, url, range, Some(&authorization))?;
+        let response = self.send(url, range, Some(&authorization))?;
         if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             let reason =
                 format!("access to {} is denied: check the credentials", self.name.repository());
@@ -290,6 +290,28 @@ impl Source<'_> {
         }
         self.registry.lock().insert(key, authorization);
         Ok(response)
+    }
+
+    fn send(
+        &self,
+        url: &str,
+        range: Option<&str>,
+        authorization: Option<&str>,
+    ) -> Result<Response<Body>, ImageError> {
+        let mut request = self.request(url).header("accept", ACCEPT);
+        for (header, value) in [("range", range), ("authorization", authorization)] {
+            if let Some(value) = value {
+                request = request.header(header, value);
+            }
+        }
+        let failed = |e| unreachable(self.endpoint, self.registry.explain(url, &e));
+        able(self.endpoint, url, request.call().map_err(failed)?)
+    }
+
+    fn request(&self, url: &str) -> RequestBuilder<WithoutBody> {
+        let (scheme, authority) = scheme_and_authority(url);
+        let proxy = self.registry.registries.proxies.for_request(scheme, authority);
+        self.agent.get(url).config().proxy(proxy).build()
     }
 
     fn authorize(&self, challenge: Option<Challenge>) -> Result<String, ImageError> {
@@ -311,7 +333,7 @@ impl Source<'_> {
                 }
                 let scope =
                     scope.unwrap_or_else(|| format!("repository:{}:pull", self.name.repository()));
-                let mut request = self.registry.request(&realm).query("scope", scope);
+                let mut request = self.request(&realm).query("scope", scope);
                 if let Some(service) = service {
                     request = request.query("service", service);
                 }

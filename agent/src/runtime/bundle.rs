@@ -1,11 +1,11 @@
 //! The OCI configuration of a container (runtime-spec 1.2, config.md).
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
+use super::cgroup;
 use super::host::{Node, Staged};
 use super::order::StartOrder;
 use super::user::User;
@@ -110,7 +110,7 @@ fn mounts(rights: Rights, given: &Given) -> Vec<Value> {
     ];
     // Of cgroup v1 libcontainer 0.7 mounts every hierarchy writable, whatever the options say: a
     // container could lift its own limits.
-    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+    if cgroup::unified("/").is_some() {
         mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
                     "options": ["nosuid", "noexec", "nodev", "relatime", kernel] }));
     }
@@ -130,7 +130,7 @@ fn mounts(rights: Rights, given: &Given) -> Vec<Value> {
 fn device(node: &Node) -> Value {
     let ((major, minor), (uid, gid)) = (node.number, node.owner);
     json!({
-        "path": node.path, "type": node.kind, "major": major, "minor": minor,
+        "path": node.path, "type": node.kind.letter(), "major": major, "minor": minor,
         "fileMode": node.mode, "uid": uid, "gid": gid,
     })
 }
@@ -140,8 +140,8 @@ fn resources(order: &StartOrder, rights: Rights, nodes: &[Node]) -> Value {
     let all = json!({ "allow": rights == Rights::Privileged, "access": "rwm" });
     let devices = nodes.iter().filter(|_| rights == Rights::Default).map(|node| {
         let (major, minor) = node.number;
-        let access = node.access.letters();
-        json!({ "allow": true, "type": node.kind, "major": major, "minor": minor, "access": access })
+        let (kind, access) = (node.kind.letter(), node.access.letters());
+        json!({ "allow": true, "type": kind, "major": major, "minor": minor, "access": access })
     });
     let devices: Vec<Value> = [all].into_iter().chain(devices).collect();
     let mut out = json!({ "devices": devices });

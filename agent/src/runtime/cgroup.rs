@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use limpet_protocol::Feature;
 
+use super::bpf;
+
 /// How long processes that were killed may take to leave their group.
 const EMPTY_WAIT: Duration = Duration::from_secs(2);
 
@@ -26,17 +28,19 @@ impl Hierarchies {
         Self(text.lines().filter_map(hierarchy).collect())
     }
 
-    /// What can be limited per container. Rules for devices are there on cgroup v1 only: libcontainer
-    /// makes none on v2.
+    /// What can be limited per container. Rules for devices are a controller of cgroup v1; on v2 they
+    /// are programs.
     pub(super) fn features(&self) -> Vec<Feature> {
+        let has = |name: &str| self.0.iter().any(|h| h.controllers.iter().any(|c| c == name));
+        let devices = if unified("/").is_some() { device_programs() } else { has("devices") };
         [
-            ("memory", Feature::LIMIT_MEMORY),
-            ("cpu", Feature::LIMIT_CPU),
-            ("pids", Feature::LIMIT_PIDS),
-            ("devices", Feature::DEVICE_ACCESS),
+            (has("memory"), Feature::LIMIT_MEMORY),
+            (has("cpu"), Feature::LIMIT_CPU),
+            (has("pids"), Feature::LIMIT_PIDS),
+            (devices, Feature::DEVICE_ACCESS),
         ]
         .into_iter()
-        .filter(|(name, _)| self.0.iter().any(|h| h.controllers.iter().any(|c| c == name)))
+        .filter(|(enforced, _)| *enforced)
         .map(|(_, feature)| Feature::known(feature))
         .collect()
     }
@@ -60,6 +64,22 @@ impl Hierarchies {
     fn paths<'a>(&'a self, group: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
         self.0.iter().map(move |h| h.mount.join(group.trim_start_matches('/')))
     }
+}
+
+/// The folder of a group where libcontainer makes groups of cgroup v2; None where it makes those of v1.
+pub(super) fn unified(group: &str) -> Option<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let is_root = root.join("cgroup.controllers").exists();
+    is_root.then(|| root.join(group.trim_start_matches('/')))
+}
+
+/// Whether the kernel takes programs that decide on devices.
+fn device_programs() -> bool {
+    let probed = bpf::probe();
+    if let Err(error) = &probed {
+        log::warn!("access to devices cannot be limited here: bpf(2) says {error}");
+    }
+    probed.is_ok()
 }
 
 /// One line of mountinfo (proc(5)): the mount point is field 5; behind ` - ` come the type, the

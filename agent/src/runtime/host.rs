@@ -15,6 +15,8 @@ use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
 };
 
+use super::devices::Kind;
+
 /// Devices of one machine at most: a privileged container gets all of them.
 const DEVICES_MAX: usize = 4096;
 /// Folders of `/dev` in each other at most.
@@ -74,8 +76,7 @@ pub(super) struct Staged {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Node {
     pub(super) path: String,
-    /// `c` or `b`, as the OCI configuration has it.
-    pub(super) kind: &'static str,
+    pub(super) kind: Kind,
     pub(super) number: (u32, u32),
     pub(super) mode: u32,
     pub(super) owner: (u32, u32),
@@ -136,8 +137,8 @@ fn follow(path: &str) -> Result<(OwnedFd, String), HostError> {
 
 fn node(path: &str, stat: &Stat, access: DeviceAccess) -> Option<Node> {
     let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::CharacterDevice => "c",
-        FileType::BlockDevice => "b",
+        FileType::CharacterDevice => Kind::Character,
+        FileType::BlockDevice => Kind::Block,
         FileType::RegularFile
         | FileType::Directory
         | FileType::Symlink
@@ -213,6 +214,13 @@ impl Opened {
         // What the host mounts there later would come without the flags of this mount.
         mount_change(place, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Node {
+    pub(super) fn example(kind: Kind, number: (u32, u32), access: DeviceAccess) -> Self {
+        Self { path: "/dev/x".into(), kind, number, mode: 0o600, owner: (0, 0), access }
     }
 }
 
@@ -304,7 +312,10 @@ mod tests {
             ..HostAccess::default()
         };
         let found = open(&allowed, &device("/dev/null"), &[]).unwrap().devices;
-        assert_eq!((found[0].kind, found[0].number, &*found[0].path), ("c", (1, 3), "/dev/x"));
+        assert_eq!(
+            (found[0].kind, found[0].number, &*found[0].path),
+            (Kind::Character, (1, 3), "/dev/x")
+        );
         let says = |host: &str| open(&allowed, &device(host), &[]).err().unwrap().to_string();
         assert!(says("/dev/shm").contains("is no device"));
         assert!(says("/dev/zero").contains("host_devices does not allow /dev/zero"));

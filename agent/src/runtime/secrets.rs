@@ -20,7 +20,7 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use limpet_protocol::desired::DESIRED_BYTES_MAX;
-use limpet_protocol::{Plaintext, SecretPlace, SecretUse};
+use limpet_protocol::{Plaintext, SecretPlace, SecretUse, cbor};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mount::{MountFlags, mount};
 use serde::{Deserialize, Serialize};
@@ -89,7 +89,7 @@ pub(super) fn take() -> Result<Vec<Opened>, SecretError> {
     }
     ftruncate(input.as_fd(), 0).map_err(|e| failed(e.into()))?;
     let handed: Vec<Handed> =
-        serde_cbor::from_slice(&bytes).map_err(|e| SecretError::Handed(e.to_string()))?;
+        cbor::decode(&bytes, bytes.len()).map_err(|e| SecretError::Handed(e.to_string()))?;
     // Overwrites what was read.
     drop(Plaintext::from(bytes));
     Ok(handed.into_iter().map(|Handed(place, value)| (place, value.into_vec().into())).collect())

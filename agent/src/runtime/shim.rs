@@ -14,15 +14,17 @@ use std::process::Command;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
+use limpet_protocol::Feature;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use rustix::fs::OFlags;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::host::Node;
 use super::order::{self, StartOrder, StateRecord};
 use super::secrets::{self, Opened, WithSecrets};
-use super::{bundle, host, process, program, user};
+use super::{bpf, bundle, cgroup, devices, host, process, program, user};
 
 /// The kernel reads mount options from one page.
 const MOUNT_OPTIONS_MAX: usize = 4095;
@@ -56,6 +58,11 @@ enum ShimError {
     Create(#[source] libcontainer::error::LibcontainerError),
     #[error("cannot start {program:?}: {}", chain(.source))]
     Start { program: String, source: libcontainer::error::LibcontainerError },
+    #[error(
+        "cannot limit access to devices: {0} (device programs of cgroup v2 take CONFIG_CGROUP_BPF, and \
+         no group above that has one of its own and lets none be added)"
+    )]
+    Devices(#[source] std::io::Error),
     #[error("the container's main process cannot be found")]
     Lost,
 }
@@ -114,7 +121,7 @@ fn make(folder: &Path) -> Result<(u32, Output, Option<PathBuf>), ShimError> {
     }
     let bundle = folder.join("bundle");
     mount_root(&order, &bundle.join("rootfs"))?;
-    write_bundle(&order, &secrets, folder)?;
+    let devices = write_bundle(&order, &secrets, folder)?;
     let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
     let (stderr, stderr_write) = pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
     let null =
@@ -138,6 +145,7 @@ fn make(folder: &Path) -> Result<(u32, Output, Option<PathBuf>), ShimError> {
     handle(Signal::SIGPIPE, SigHandler::SigIgn)?;
     let pid = container.pid().and_then(|pid| u32::try_from(pid.as_raw()).ok());
     let main = pid.and_then(process::look).ok_or(ShimError::Lost)?;
+    guard_devices(&order, &devices)?;
     container.start().map_err(|source| {
         let program = bundle::args(&order).into_iter().next().unwrap_or_default();
         ShimError::Start { program, source }
@@ -209,7 +217,12 @@ fn mount_root(order: &StartOrder, rootfs: &Path) -> Result<(), ShimError> {
     rustix::process::chdir("/").map_err(system("enter /"))
 }
 
-fn write_bundle(order: &StartOrder, secrets: &[Opened], folder: &Path) -> Result<(), ShimError> {
+/// Writes what libcontainer reads; gives the devices of the host in it.
+fn write_bundle(
+    order: &StartOrder,
+    secrets: &[Opened],
+    folder: &Path,
+) -> Result<Vec<Node>, ShimError> {
     let bundle = &folder.join("bundle");
     let hosts = format!("127.0.0.1\tlocalhost {0}\n::1\tlocalhost {0}\n", order.hostname);
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
@@ -241,7 +254,25 @@ fn write_bundle(order: &StartOrder, secrets: &[Opened], folder: &Path) -> Result
     // It holds variables of the workload's environment.
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
     file.and_then(|mut file| file.write_all(config.to_string().as_bytes()))
-        .map_err(|source| ShimError::Write { path, source })
+        .map_err(|source| ShimError::Write { path, source })?;
+    Ok(given.devices)
+}
+
+/// On cgroup v2, where libcontainer leaves devices alone: nothing of the container's own has run yet,
+/// and what will is in its group, or in one below.
+fn guard_devices(order: &StartOrder, given: &[Node]) -> Result<(), ShimError> {
+    let spec = &order.workload.spec;
+    let Some(group) = cgroup::unified(&order.cgroup).filter(|_| !spec.host.privileged) else {
+        return Ok(());
+    };
+    match bpf::attach(&devices::program(given), &group) {
+        // Without it a container makes no node still, and opens none in folders of the host or of an
+        // image, which are mounted without devices: it reaches what it is given, for all access.
+        Err(source) if spec.requires().contains(&Feature::known(Feature::DEVICE_ACCESS)) => {
+            Err(ShimError::Devices(source))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Replaces this process: its memory goes, its child and its open pipes stay.

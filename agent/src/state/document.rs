@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0   "LMPT"    magic
-//! 4   kind      1 identity, 2 desired, 3 checkpoint, 4 clock
+//! 4   kind      1 identity, 2 desired, 3 checkpoint, 4 clock, 5 upgrade
 //! 5   version   of the content's form, from 1
 //! 6   0 0
 //! 8   length    of the content, u64, big endian
@@ -32,6 +32,7 @@ pub(super) enum Kind {
     Desired = 2,
     Checkpoint = 3,
     Clock = 4,
+    Upgrade = 5,
 }
 
 impl Kind {
@@ -41,6 +42,7 @@ impl Kind {
             Self::Desired => "desired",
             Self::Checkpoint => "checkpoint",
             Self::Clock => "clock",
+            Self::Upgrade => "upgrade",
         }
     }
 
@@ -48,7 +50,7 @@ impl Kind {
     fn version(self) -> u8 {
         match self {
             Self::Checkpoint => 2,
-            Self::Identity | Self::Desired | Self::Clock => 1,
+            Self::Identity | Self::Desired | Self::Clock | Self::Upgrade => 1,
         }
     }
 

@@ -1,5 +1,7 @@
 //! What fuzzing feeds the decoders of the data folder with.
 
+use limpet_agent_core::upgrade::{Launch, Now};
+
 use super::*;
 
 /// Starts on a data folder in which two files of one kind are as a disk may give them back (0 to 2),
@@ -19,6 +21,22 @@ pub(crate) fn document(folder: &Path, what: u8, data: &[u8]) {
     };
     assert!(written.is_ok(), "{written:?}");
     starts(&folder);
+    launches(&folder, data);
+}
+
+/// Whatever is recorded of programs leads to one.
+fn launches(folder: &Path, data: &[u8]) {
+    let written = std::fs::write(first(folder, Kind::Upgrade), sealed(Kind::Upgrade, data));
+    assert!(written.is_ok(), "{written:?}");
+    let (record, _) = upgrade_record(folder);
+    let (base, boot) = (limpet_protocol::Digest([1; 32]), limpet_protocol::BootId([1; 16]));
+    let now = Now { base, boot, at_ms: 0 };
+    let Some(Launch { write: Some(write), .. }) = record.map(|record| record.launch(now)) else {
+        return;
+    };
+    let kept = store_upgrade_record(folder, &write);
+    assert!(kept.is_ok(), "{kept:?}");
+    assert_eq!(upgrade_record(folder), (Some(write), Vec::new()));
 }
 
 /// Makes the folder, or leaves of it what costs most to make and says nothing.
@@ -32,7 +50,7 @@ fn emptied(folder: &Path) -> std::io::Result<()> {
 fn first(folder: &Path, kind: Kind) -> PathBuf {
     match kind {
         Kind::Checkpoint => folder.join("checkpoint.0"),
-        Kind::Identity | Kind::Desired | Kind::Clock => kind.path(folder),
+        Kind::Identity | Kind::Desired | Kind::Clock | Kind::Upgrade => kind.path(folder),
     }
 }
 
@@ -45,7 +63,9 @@ fn found(folder: &Path, kind: Kind, data: &[u8]) -> std::io::Result<()> {
     let (one, other) = data.split_at(middle);
     let beside = match kind {
         Kind::Checkpoint => folder.join("checkpoint.1"),
-        Kind::Identity | Kind::Desired | Kind::Clock => kind.path(folder).with_extension("old"),
+        Kind::Identity | Kind::Desired | Kind::Clock | Kind::Upgrade => {
+            kind.path(folder).with_extension("old")
+        }
     };
     std::fs::write(Kind::Clock.path(folder), data)?;
     std::fs::write(first(folder, kind), one)?;
@@ -55,7 +75,7 @@ fn found(folder: &Path, kind: Kind, data: &[u8]) -> std::io::Result<()> {
 fn sealed(kind: Kind, data: &[u8]) -> Vec<u8> {
     match kind {
         Kind::Checkpoint => document::seal(kind, &[&7u64.to_be_bytes(), data].concat()),
-        Kind::Identity | Kind::Desired | Kind::Clock => document::seal(kind, data),
+        Kind::Identity | Kind::Desired | Kind::Clock | Kind::Upgrade => document::seal(kind, data),
     }
 }
 

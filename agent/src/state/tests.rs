@@ -137,6 +137,37 @@ fn whatever_becomes_of_one_file_nothing_else_is_lost() {
     }
 }
 
+/// Whatever becomes of what is known of programs, the device starts: with it, or with its base.
+#[test]
+fn no_record_of_programs_keeps_a_device_from_booting() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let mut record = Record::new(limpet_protocol::Digest([1; 32]));
+    assert_eq!(upgrade_record(folder.path()), (None, vec![]));
+    record.settle(7, None);
+    store_upgrade_record(folder.path(), &record).unwrap();
+    let whole = std::fs::read(path("upgrade")).unwrap();
+    let content = document::seal(Kind::Upgrade, b"no record");
+    let newer = {
+        let mut newer = whole.clone();
+        newer[5] += 1;
+        let check = limpet_protocol::Digest::of(&[&newer[..16], &newer[24..]].concat());
+        newer[16..24].copy_from_slice(&check.0[..8]);
+        newer
+    };
+    for damage in [b"".to_vec(), whole[..9].to_vec(), vec![0; whole.len()], content, newer] {
+        std::fs::write(path("upgrade"), &damage).unwrap();
+        let (read, lost) = upgrade_record(folder.path());
+        assert!(read.is_none_or(|read| read == record) && lost.len() == 1, "{lost:?}");
+        std::fs::write(path("upgrade.old"), &damage).unwrap();
+        let (read, lost) = upgrade_record(folder.path());
+        assert!(read.is_none() && lost.len() == 1, "{lost:?}");
+        // What takes its place is read again.
+        store_upgrade_record(folder.path(), &record).unwrap();
+        assert_eq!(upgrade_record(folder.path()), (Some(record.clone()), vec![]));
+    }
+}
+
 #[test]
 fn nothing_at_all_is_a_new_device_and_both_copies_gone_is_said() {
     let folder = filled();

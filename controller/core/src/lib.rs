@@ -12,6 +12,7 @@ pub mod manifest;
 pub mod placement;
 pub mod plan;
 pub mod presence;
+pub mod program;
 pub mod recover;
 pub mod secrets;
 pub mod settling;

@@ -193,7 +193,14 @@ pub fn govern(desired: &mut DesiredState, policy: Option<&ImagePolicy>) {
 /// Why a device cannot be told all that it should run.
 fn too_much(deployments: &Deployments, id: &DeviceId) -> Option<String> {
     let (held, workloads) = (Held::default(), workloads(deployments, id));
-    let desired = DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, policy: None, workloads };
+    let desired = DesiredState {
+        held,
+        at_ms: 0,
+        reconnect_spread_ms: 0,
+        policy: None,
+        upgrade: None,
+        workloads,
+    };
     let here = |deployed: &Deployed| deployed.slots.iter().filter(|(on, _)| on == id).count();
     let sealed = deployments.values().map(|d| here(d).saturating_mul(d.sealed_bytes));
     let sealed = sealed.fold(0, usize::saturating_add);

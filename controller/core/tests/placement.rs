@@ -71,8 +71,14 @@ fn a_policy_goes_where_it_is_enforced_and_is_told_without_another_revision() {
     // The fleet's is asked of all that a device runs, once.
     let held = Held { epoch: 1, generation: 1 };
     let workloads = [before, workloads].concat();
-    let mut desired =
-        DesiredState { held, at_ms: 0, reconnect_spread_ms: 0, policy: None, workloads };
+    let mut desired = DesiredState {
+        held,
+        at_ms: 0,
+        reconnect_spread_ms: 0,
+        policy: None,
+        upgrade: None,
+        workloads,
+    };
     let plain = desired.clone();
     plan::govern(&mut desired, None);
     assert_eq!(desired, plain);

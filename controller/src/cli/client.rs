@@ -100,6 +100,11 @@ impl Client {
         self.json(self.good(Method::PUT, path, Some(Content::Bytes(body)))?)
     }
 
+    /// PUT of a value that is taken, or not.
+    pub(super) fn send_to(&self, path: &str, body: &[u8]) -> anyhow::Result<()> {
+        self.good(Method::PUT, path, Some(Content::Bytes(body))).map(drop)
+    }
+
     /// POST of a request.
     pub(super) fn ask<T: DeserializeOwned>(
         &self,

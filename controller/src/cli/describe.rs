@@ -6,7 +6,7 @@ use limpet_protocol::DeviceId;
 use super::client::Client;
 use super::table::{age, bytes, table};
 use super::{get, print};
-use crate::view::{DeploymentView, DeviceView, EventView, WorkloadView};
+use crate::view::{DeploymentView, DeviceView, EventView, UpgradeView, WorkloadView};
 
 /// Tell all about one device or deployment
 ///
@@ -90,9 +90,16 @@ fn device(view: &DeviceView) -> String {
         ),
         ("Kernel", view.kernel.clone()),
         ("Agent", view.agent_version.clone()),
+        ("Upgrade", view.upgrade.as_ref().map(upgrade).unwrap_or_default()),
         ("Features", view.features.join(", ")),
         ("Generation", said(format!("{} applied of {}", view.applied_generation, view.generation))),
     ])
+}
+
+fn upgrade(view: &UpgradeView) -> String {
+    let UpgradeView { version, phase, message, .. } = view;
+    let told = if message.is_empty() { String::new() } else { format!(": {message}") };
+    format!("to {version}, {phase}{told}")
 }
 
 fn heard(age_s: Option<u64>) -> String {

@@ -3,6 +3,8 @@
 use clap::{Args, Subcommand};
 use ureq::http::Method;
 
+mod upgrade;
+
 use super::client::Client;
 use super::print;
 use crate::view::ReplaceRequest;
@@ -35,6 +37,7 @@ enum Verb {
         /// The id of the device that comes: it has joined, and connected
         new: String,
     },
+    Upgrade(Box<upgrade::Upgrade>),
     /// Forget a device that is not connected: it, or another, may join with its id
     Remove {
         /// Its id
@@ -45,6 +48,10 @@ enum Verb {
 impl Device {
     pub(super) fn run(self, client: &Client) -> anyhow::Result<()> {
         let (id, method, order, done) = match &self.verb {
+            Verb::Upgrade(_) => {
+                let Verb::Upgrade(upgrade) = self.verb else { return Ok(()) };
+                return upgrade.run(client);
+            }
             Verb::Replace { old, new } => {
                 let path = format!("/api/v1/devices/{old}/replace");
                 client.order_with(&path, &ReplaceRequest { by: new.clone() })?;

@@ -14,12 +14,12 @@ use super::client::Client;
 use super::table::{age, bytes, known_age, table};
 use super::{pair, print};
 use crate::view::{
-    AuditView, DeploymentView, DeviceView, EventView, ExitView, SecretView, WorkloadView,
+    AgentView, AuditView, DeploymentView, DeviceView, EventView, ExitView, SecretView, WorkloadView,
 };
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
-/// List devices, deployments, workloads, events, secrets, or who did what
+/// List devices, deployments, workloads, events, secrets, versions of the agent, or who did what
 ///
 /// Examples:
 ///   limpet get devices --select site=berlin
@@ -62,6 +62,8 @@ enum Kind {
     Audit,
     #[value(alias = "secret")]
     Secrets,
+    #[value(alias = "agent")]
+    Agents,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -120,6 +122,10 @@ impl Get {
             Kind::Secrets => {
                 let rows: Vec<SecretView> = client.get("/api/v1/secrets")?;
                 self.show(named(rows, name, |row| &row.name)?, SECRET, secret)
+            }
+            Kind::Agents => {
+                let rows: Vec<AgentView> = client.get("/api/v1/agents")?;
+                self.show(named(rows, name, |row| &row.version)?, AGENT, agent)
             }
             Kind::Audit => {
                 let rows: Vec<AuditView> = self.listed(client, "audit")?;
@@ -223,12 +229,19 @@ fn device(row: &DeviceView) -> Vec<String> {
         dash(&row.arch),
         row.workloads.to_string(),
         if labels.is_empty() { "-".to_owned() } else { labels.join(",") },
-        dash(&row.agent_version),
+        agent_of(row),
         dash(&row.kernel),
         bytes(row.memory_bytes),
         format!("{} of {}", row.applied_generation, row.generation),
         row.joined_at.clone().unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+/// The version of a device's agent, and what is to become of it.
+fn agent_of(row: &DeviceView) -> String {
+    let upgrade = row.upgrade.as_ref().filter(|upgrade| upgrade.phase != "done");
+    let told = upgrade.map(|upgrade| format!(" ({} {})", upgrade.version, upgrade.phase));
+    dash(&row.agent_version) + &told.unwrap_or_default()
 }
 
 /// What a device says of itself, once it has.
@@ -334,6 +347,19 @@ fn secret(row: &SecretView) -> Vec<String> {
         format!("{} B", row.bytes),
         age(row.age_s),
         if users.is_empty() { "-".to_owned() } else { users },
+    ]
+}
+
+const AGENT: Heads = (&["VERSION", "ARCH", "SIZE", "AGE", "FILE", "SHA256"], 5);
+
+fn agent(row: &AgentView) -> Vec<String> {
+    vec![
+        row.version.clone(),
+        row.arch.clone(),
+        bytes(row.bytes),
+        age(row.age_s),
+        if row.is_here { "here" } else { "missing" }.to_owned(),
+        row.digest.clone(),
     ]
 }
 

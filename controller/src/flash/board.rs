@@ -68,7 +68,8 @@ impl Board {
     /// has is `/dev/console`.
     pub(crate) const fn consoles(self) -> &'static [&'static str] {
         match self {
-            Self::Rpi => &["tty0", "ttyS1,115200", "ttyS0,115200", "ttyAMA0,115200"],
+            // The UART on its header; the other one is Bluetooth's.
+            Self::Rpi => &["tty0", "ttyS1,115200"],
             Self::GenericArm64 => &["tty0", "ttyS0,115200", "ttyAMA0,115200"],
             Self::GenericArmhf => {
                 &["tty0", "ttyS2,115200", "ttymxc0,115200", "ttyS0,115200", "ttyAMA0,115200"]

@@ -75,9 +75,7 @@ impl Volume<'_, '_> {
             let loader = from.packages.join("usr/lib/systemd/boot/efi").join(loader);
             self.copy(&loader, &format!("EFI/BOOT/{name}"))?;
             self.write("timeout 0\ndefault limpet-a.conf\n", "loader/loader.conf")?;
-            let entry = format!(
-                "title Limpet\nlinux /vmlinuz\ninitrd /initrd\noptions {line}\n"
-            );
+            let entry = format!("title Limpet\nlinux /vmlinuz\ninitrd /initrd\noptions {line}\n");
             self.write(&entry, "loader/entries/limpet-a.conf")?;
         }
         match from.board.device_trees() {
@@ -106,8 +104,7 @@ impl Volume<'_, '_> {
         to: &str,
         is_wanted: impl Fn(&str) -> bool + Copy,
     ) -> anyhow::Result<()> {
-        let inside =
-            fs::read_dir(from).with_context(|| format!("no folder {}", from.display()))?;
+        let inside = fs::read_dir(from).with_context(|| format!("no folder {}", from.display()))?;
         let mut inside: Vec<_> = inside.flatten().collect();
         inside.sort_by_key(fs::DirEntry::file_name);
         for entry in inside {
@@ -137,7 +134,8 @@ impl Volume<'_, '_> {
         for name in folders.split('/').filter(|name| !name.is_empty()) {
             folder = folder.create_dir(name)?;
         }
-        io::copy(from, &mut folder.create_file(name)?).with_context(|| format!("cannot write {to}"))?;
+        io::copy(from, &mut folder.create_file(name)?)
+            .with_context(|| format!("cannot write {to}"))?;
         Ok(())
     }
 }

@@ -46,8 +46,7 @@ pub fn build(order: &Order) -> anyhow::Result<()> {
             files.server
         ));
     }
-    let work = tempfile::Builder::new().prefix(".limpet-flash-").tempdir_in(folder_of(&order.out));
-    let work = work.context("cannot make a folder beside the image")?;
+    let work = work_beside(&order.out)?;
     let work = work.path();
     let packages = packages(order, work)?;
     let kernel = Kernel::open(&packages)?;
@@ -146,23 +145,28 @@ fn release(board: Board) -> String {
     )
 }
 
+/// A folder for what becomes an image, on the same disk; it goes when it is dropped.
+pub(super) fn work_beside(out: &Path) -> anyhow::Result<tempfile::TempDir> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = std::path::absolute(folder.unwrap_or(Path::new(".")))?;
+    let work = tempfile::Builder::new().prefix(".limpet-flash-").tempdir_in(&folder);
+    work.with_context(|| format!("cannot make a folder in {}", folder.display()))
+}
+
 /// The image becomes what it is called.
-fn finish(raw: &Path, out: &Path) -> anyhow::Result<()> {
+pub(super) fn finish(raw: &Path, out: &Path) -> anyhow::Result<()> {
     let bytes = fs::metadata(raw)?.len();
     let name = out.display();
     if out.extension().is_some_and(|extension| extension == "xz") {
         tool::run(XZ.call()?.args(["-T0", "-6", "--check=crc32"]).arg(raw))?;
-        fs::rename(raw.with_extension("xz"), out).with_context(|| format!("cannot write {name}"))?;
+        fs::rename(raw.with_extension("xz"), out)
+            .with_context(|| format!("cannot write {name}"))?;
         log_line(&format!("{name}: {} MB, {} MB written", mb(fs::metadata(out)?.len()), mb(bytes)));
     } else {
         fs::rename(raw, out).with_context(|| format!("cannot write {name}"))?;
         log_line(&format!("{name}: {} MB", mb(bytes)));
     }
     Ok(())
-}
-
-fn folder_of(file: &Path) -> &Path {
-    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn mb(bytes: u64) -> u64 {
@@ -174,25 +178,30 @@ struct Image(File);
 
 impl Image {
     fn create(path: &Path, last: &Partition) -> anyhow::Result<Self> {
-        let file = File::create(path)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         file.set_len(last.start_bytes + last.bytes)?;
         Ok(Self(file))
     }
 
     fn put(&mut self, start: u64, from: &mut dyn Read) -> io::Result<()> {
-        let mut at = start;
-        let mut block = vec![0; 1 << 16];
-        loop {
-            let read = from.read(&mut block)?;
-            if read == 0 {
-                return Ok(());
-            }
-            if block[..read].iter().any(|byte| *byte != 0) {
-                self.0.seek(SeekFrom::Start(at))?;
-                self.0.write_all(&block[..read])?;
-            }
-            at += read as u64;
+        copy_sparse(from, &mut self.0, start)
+    }
+}
+
+/// Copies to a place of a file that has nothing but zeros there.
+pub(super) fn copy_sparse(from: &mut dyn Read, to: &mut File, start: u64) -> io::Result<()> {
+    let mut at = start;
+    let mut block = vec![0; 1 << 16];
+    loop {
+        let read = from.read(&mut block)?;
+        if read == 0 {
+            return Ok(());
         }
+        if block[..read].iter().any(|byte| *byte != 0) {
+            to.seek(SeekFrom::Start(at))?;
+            to.write_all(&block[..read])?;
+        }
+        at += read as u64;
     }
 }

@@ -21,8 +21,9 @@ pub(crate) fn archive(folder: &Path, out: &mut dyn Write) -> io::Result<()> {
         let content = if kind.is_symlink() {
             fs::read_link(&whole)?.into_os_string().as_bytes().to_vec()
         } else if kind.is_dir() {
-            let mut inside: Vec<_> =
-                fs::read_dir(&whole)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
+            let mut inside: Vec<_> = fs::read_dir(&whole)?
+                .map(|entry| entry.map(|entry| entry.file_name()))
+                .collect::<Result<_, _>>()?;
             inside.sort_by(|a, b| b.cmp(a));
             waiting.extend(inside.into_iter().map(|name| path.join(name)));
             Vec::new()
@@ -37,7 +38,13 @@ pub(crate) fn archive(folder: &Path, out: &mut dyn Write) -> io::Result<()> {
     entry(out, 0, 0, b"TRAILER!!!", &[])
 }
 
-fn entry(out: &mut dyn Write, inode: u32, mode: u32, name: &[u8], content: &[u8]) -> io::Result<()> {
+fn entry(
+    out: &mut dyn Write,
+    inode: u32,
+    mode: u32,
+    name: &[u8],
+    content: &[u8],
+) -> io::Result<()> {
     let size = u32::try_from(content.len()).map_err(io::Error::other)?;
     let name_size = u32::try_from(name.len() + 1).map_err(io::Error::other)?;
     // Magic, inode, mode, uid, gid, links, time, size, device and node numbers, name's size, checksum.

@@ -53,9 +53,7 @@ pub(crate) fn build(
 /// Files that somebody else has made belong to root on the device.
 fn give_to_root(partition: &Path) -> anyhow::Result<()> {
     let files = ["/etc", "/etc/agent.toml", "/etc/join", "/etc/wifi.conf", "/limpet"];
-    let set = |file: &str| {
-        format!("set_inode_field {file} uid 0\nset_inode_field {file} gid 0\n")
-    };
+    let set = |file: &str| format!("set_inode_field {file} uid 0\nset_inode_field {file} gid 0\n");
     let commands: String = files.into_iter().map(set).collect();
     tool::run_with(DEBUGFS.call()?.arg("-w").arg(partition), &commands)?;
     Ok(())

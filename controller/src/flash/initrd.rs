@@ -10,7 +10,7 @@ use super::kernel::Kernel;
 use super::{cpio, system};
 
 /// The words of busybox that `system/init` uses.
-const APPLETS: &str = "blockdev cat cut dd find hexdump mkdir modprobe mount printf reboot sed sh sleep \
+const APPLETS: &str = "blockdev cat dd find grep hexdump mkdir modprobe mount mv printf reboot sed sh sleep \
                        sort switch_root sync tr xargs";
 
 const MODULES: &str = include_str!("system/modules.initrd");

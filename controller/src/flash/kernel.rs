@@ -99,8 +99,7 @@ fn copy_module(from: &Path, to: &Path) -> anyhow::Result<()> {
 /// module below `kernel/`; what follows a `#` is a comment.
 fn select<'a>(needs: &'a BTreeMap<String, Vec<String>>, lists: &[&str]) -> BTreeSet<&'a str> {
     let lines = lists.iter().flat_map(|list| list.lines());
-    let wanted: Vec<_> =
-        lines.filter_map(|line| line.split('#').next()).map(str::trim).collect();
+    let wanted: Vec<_> = lines.filter_map(|line| line.split('#').next()).map(str::trim).collect();
     let names: BTreeSet<String> =
         wanted.iter().filter(|line| !line.contains('/')).map(|name| plain(name)).collect();
     let paths: Vec<_> = wanted.iter().filter(|line| line.contains('/')).collect();

@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use anyhow::Context;
 
 /// What tables count in; images have no others.
-pub const SECTOR_BYTES: u64 = 512;
+pub(crate) const SECTOR_BYTES: u64 = 512;
 
 const MIB: u64 = 1 << 20;
 /// Before the first partition.
@@ -27,13 +27,13 @@ const GPT_ENTRIES_MAX: u32 = 1024;
 
 /// A part of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Partition {
+pub(crate) struct Partition {
     /// From 1.
-    pub number: u32,
+    pub(crate) number: u32,
     /// Where it begins.
-    pub start_bytes: u64,
+    pub(crate) start_bytes: u64,
     /// How long it is.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// The partitions of an image: boot, system A, system B, and data of this size.
@@ -57,9 +57,8 @@ pub(crate) fn boot_sector(signature: u32, all: &[Partition; 4]) -> anyhow::Resul
     let mut sector = [0; 512];
     sector[440..444].copy_from_slice(&signature.to_le_bytes());
     for (index, partition) in all.iter().enumerate() {
-        let count = |bytes: u64| {
-            u32::try_from(bytes / SECTOR_BYTES).context("an image has 2 TiB at most")
-        };
+        let count =
+            |bytes: u64| u32::try_from(bytes / SECTOR_BYTES).context("an image has 2 TiB at most");
         let entry = &mut sector[446 + 16 * index..][..16];
         let (bootable, kind) = if index == 0 { (0x80, FAT32) } else { (0, LINUX) };
         // Cylinders and heads: "beyond what can be said so".
@@ -75,7 +74,7 @@ pub(crate) fn boot_sector(signature: u32, all: &[Partition; 4]) -> anyhow::Resul
 ///
 /// # Errors
 /// When it has no table, or cannot be read.
-pub fn read<D: Read + Seek>(disk: &mut D) -> anyhow::Result<Vec<Partition>> {
+pub(crate) fn read<D: Read + Seek>(disk: &mut D) -> anyhow::Result<Vec<Partition>> {
     let sector = sector(disk, 0).context("cannot read its first sector")?;
     anyhow::ensure!(sector[510..] == [0x55, 0xaa], "it has no table of partitions");
     let entries = (1..).zip(sector[446..510].chunks_exact(16));

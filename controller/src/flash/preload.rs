@@ -24,7 +24,8 @@ pub(crate) fn agent_for(machine: &Machine, named: Option<&Path>) -> anyhow::Resu
             format!("there is no {name} beside limpet, nor in {AGENTS}: say `--agent FILE`")
         })?,
     };
-    let bytes = std::fs::read(&agent).with_context(|| format!("cannot read {}", agent.display()))?;
+    let bytes =
+        std::fs::read(&agent).with_context(|| format!("cannot read {}", agent.display()))?;
     let program = super::elf::read(&bytes).with_context(|| agent.display().to_string())?;
     anyhow::ensure!(
         program.machine == machine.elf,
@@ -69,20 +70,32 @@ pub(crate) fn preload(
         format!("--preload needs an agent that runs here: put limpet-agent-{arch} beside limpet")
     })?;
     for (index, image) in images.iter().enumerate() {
+        let archive = archive(image, machine, work, index)?;
         let mut command = Command::new(&agent);
-        command.arg("preload");
-        if Path::new(image).exists() {
-            command.arg(image);
-        } else {
-            let archive = work.join(format!("image-{index}.tar"));
-            fetch(image, machine, &archive).with_context(|| format!("cannot fetch {image}"))?;
-            command.arg(archive).args(["--name", image]);
-        }
+        command.arg("preload").arg(archive);
         command.args(["--platform", machine.platform, "--data-dir"]).arg(data_dir);
         let done = tool::run(&mut command).with_context(|| format!("cannot preload {image}"))?;
         super::apt::log_line(done.trim_end());
     }
     Ok(())
+}
+
+/// The file that has an image: fetched, unless it is one.
+///
+/// # Errors
+/// When it cannot be fetched.
+pub(crate) fn archive(
+    image: &str,
+    machine: &Machine,
+    work: &Path,
+    index: usize,
+) -> anyhow::Result<PathBuf> {
+    if Path::new(image).exists() {
+        return Ok(image.into());
+    }
+    let archive = work.join(format!("image-{index}.tar"));
+    fetch(image, machine, &archive).with_context(|| format!("cannot fetch {image}"))?;
+    Ok(archive)
 }
 
 fn fetch(image: &str, machine: &Machine, archive: &Path) -> anyhow::Result<()> {
@@ -99,7 +112,7 @@ fn fetch(image: &str, machine: &Machine, archive: &Path) -> anyhow::Result<()> {
         skopeo.arg("--src-tls-verify=false");
     }
     skopeo.arg(format!("docker://{image}"));
-    skopeo.arg(format!("oci-archive:{}", archive.display()));
+    skopeo.arg(format!("oci-archive:{}:{image}", archive.display()));
     tool::run(&mut skopeo)?;
     Ok(())
 }

@@ -78,7 +78,8 @@ impl Settings {
         let ssh_keys = self.ssh_key.as_ref().map(|file| {
             let keys = std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?;
-            let is_public = keys.lines().any(|line| line.starts_with("ssh-") || line.starts_with("ecdsa-"));
+            let is_public =
+                keys.lines().any(|line| line.starts_with("ssh-") || line.starts_with("ecdsa-"));
             anyhow::ensure!(
                 is_public && !keys.contains("PRIVATE KEY"),
                 "{} holds no public key: --ssh-key wants a file such as ~/.ssh/id_ed25519.pub",
@@ -113,11 +114,9 @@ impl Settings {
             let further = std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?;
             text += &further;
-            let whole: Result<toml::Table, _> = text.parse();
-            whole.with_context(|| {
-                format!("{} does not go with what the flags say", file.display())
-            })?;
         }
+        let whole: Result<toml::Table, _> = text.parse();
+        whole.context("--config and the other flags make no agent.toml together")?;
         Ok(text)
     }
 }
@@ -166,7 +165,9 @@ fn wifi(text: &str) -> Result<Wifi, String> {
 fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value))
-            if !key.is_empty() && key.len() <= LABEL_BYTES_MAX && value.len() <= LABEL_BYTES_MAX =>
+            if !key.is_empty()
+                && key.len() <= LABEL_BYTES_MAX
+                && value.len() <= LABEL_BYTES_MAX =>
         {
             Ok((key.to_owned(), value.to_owned()))
         }

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use super::elf;
 use super::kernel::Kernel;
 use super::tool::{self, MKSQUASHFS};
-use super::elf;
 
 /// The programs of `inittab` and what they call.
 const SCRIPTS: [(&str, &str); 10] = [
@@ -105,7 +105,8 @@ pub(crate) fn build(from: &Ingredients<'_>, work: &Path, to: &Path) -> anyhow::R
 }
 
 fn folders(root: &Path) -> anyhow::Result<()> {
-    for folder in ["usr/bin", "usr/lib", "usr/lib/limpet", "etc/limpet", "etc/ssl/certs", "var/lib/limpet"]
+    for folder in
+        ["usr/bin", "usr/lib", "usr/lib/limpet", "etc/limpet", "etc/ssl/certs", "var/lib/limpet"]
     {
         fs::create_dir_all(root.join(folder))?;
     }

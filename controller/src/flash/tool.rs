@@ -52,9 +52,9 @@ pub(crate) fn require(tools: &[Tool]) -> anyhow::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let lines = missing.iter().map(|Tool(name, package)| {
-        format!("{name} is missing: it is in the package {package}")
-    });
+    let lines = missing
+        .iter()
+        .map(|Tool(name, package)| format!("{name} is missing: it is in the package {package}"));
     let packages: Vec<_> = missing.iter().map(|tool| tool.1).collect();
     let lines = lines.collect::<Vec<_>>().join("\n  ");
     anyhow::bail!("this machine lacks tools:\n  {lines}\n  apt-get install {}", packages.join(" "))

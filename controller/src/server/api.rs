@@ -31,6 +31,7 @@ use crate::view::{
     VersionView, WorkloadView,
 };
 
+mod agents;
 mod auth;
 mod failure;
 #[cfg(any(test, fuzzing))]
@@ -118,6 +119,10 @@ fn router(
         .routes(routes!(tokens::revoke))
         .routes(routes!(tokens::publisher))
         .routes(routes!(tokens::audit))
+        .routes(routes!(agents::agents))
+        .routes(routes!(agents::fetch, agents::remove))
+        .routes(routes!(agents::upload))
+        .routes(routes!(agents::upgrade))
         .routes(routes!(secrets::secrets))
         .routes(routes!(secrets::set, secrets::delete))
         .split_for_parts();

@@ -31,6 +31,7 @@ mod handle;
 mod members;
 mod policy;
 mod presence;
+mod programs;
 mod record;
 mod recover;
 mod replace;
@@ -50,6 +51,7 @@ pub(super) use handle::{CallError, Handle};
 use members::Members;
 pub(super) use members::{AuthorityStep, MemberError, RotateError, Standing, Terms};
 pub(super) use policy::Breaking;
+pub(super) use programs::{Program, ProgramRefusal};
 use record::{Adoption, Device, DeviceRecord, Link};
 pub(super) use replace::ReplaceError;
 pub(super) use secrets::SecretRefusal;
@@ -96,6 +98,10 @@ pub(super) struct Fleet {
     deployments: Deployments,
     /// What the images of all of them must be.
     policy: Option<ImagePolicy>,
+    /// Agents' programs, in the order that they came in.
+    programs: Vec<Program>,
+    /// Where devices fetch them, where nobody is asked who it is.
+    plain_api: Option<String>,
     tokens: Tokens,
     members: Members,
     refusals: Refusals,
@@ -139,6 +145,8 @@ impl Fleet {
             sessions: BTreeMap::new(),
             deployments: BTreeMap::new(),
             policy: None,
+            programs: Vec::new(),
+            plain_api: None,
             tokens,
             members: Members::new(),
             refusals: Refusals::new(),
@@ -193,6 +201,7 @@ impl Fleet {
             .map(|(_, deployed)| (deployed.deployment.name.clone(), deployed))
             .collect();
         self.load_members()?;
+        self.load_programs()?;
         self.load_policy()
     }
 

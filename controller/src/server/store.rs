@@ -31,6 +31,8 @@ const VERSION: i64 = 3;
 
 /// The files of the data folder.
 const STORE: &str = "limpet.db";
+/// A folder, which no backup holds: what is in it can be had again where it was built.
+const PROGRAMS: &str = "agents";
 const SIGNING_KEY: &str = "signing.key";
 /// Files that hold secrets, of 0600 from their first byte on; a backup holds them too.
 const KEYS: [&str; 4] = [SIGNING_KEY, "authority", secrets::STORE_KEY, "token.key"];
@@ -141,8 +143,13 @@ type Result<T> = std::result::Result<T, StoreError>;
 impl Store {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let lock = lock(folder)?;
-        // Left where a backup did not come to its end.
+        // Left where a backup, or an upload, did not come to its end.
         let _ = std::fs::remove_file(folder.join(backup::PART));
+        for upload in std::fs::read_dir(folder.join(PROGRAMS)).into_iter().flatten().flatten() {
+            if upload.path().extension().is_some_and(|part| part == "part") {
+                let _ = std::fs::remove_file(upload.path());
+            }
+        }
         let connection = connect(&folder.join(STORE))?;
         let key = secrets::StoreKey::open(folder, &connection)?;
         Ok(Self { folder: folder.into(), connection, key, _lock: lock })
@@ -156,6 +163,11 @@ impl Store {
     /// What a backup of this store is made of.
     pub(super) fn source(&self) -> Source {
         Source { folder: self.folder.clone() }
+    }
+
+    /// The folder of agents' programs.
+    pub(super) fn programs(&self) -> PathBuf {
+        self.folder.join(PROGRAMS)
     }
 
     pub(super) fn begin(&self) -> Result<()> {

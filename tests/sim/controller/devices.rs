@@ -111,7 +111,14 @@ impl Controller {
         let held = device.record.held;
         let workloads = plan::workloads(&self.deployments, id);
         let at_ms = self.wall_ms;
-        let desired = DesiredState { held, at_ms, reconnect_spread_ms: 0, policy: None, workloads };
+        let desired = DesiredState {
+            held,
+            at_ms,
+            reconnect_spread_ms: 0,
+            policy: None,
+            upgrade: None,
+            workloads,
+        };
         device.record.desired = Some(desired.clone());
         let is_told = device.link.is_some();
         if is_told {

@@ -47,6 +47,10 @@ impl World {
             | Effect::EndStream(_)
             | Effect::ReturnDesired { .. }
             | Effect::StoreMembership { .. }
+            | Effect::FetchProgram(_)
+            | Effect::TryProgram(_)
+            | Effect::KeepProgram
+            | Effect::SettleUpgrade { .. }
             | Effect::Warn { .. }
             | Effect::KeepLog { .. }
             | Effect::ForgetLog { .. } => {}

@@ -1,6 +1,6 @@
 //! What is told of a workload.
 
-use limpet_protocol::{Digest, Phase, WorkloadStatus};
+use limpet_protocol::{ContainerId, Digest, Phase, WorkloadStatus};
 
 use super::{Image, Life, Slot};
 
@@ -8,6 +8,12 @@ impl Slot {
     /// Whether there may be a log of it.
     pub(crate) fn has_run(&self) -> bool {
         self.container > 0
+    }
+
+    /// The container that runs, if one does.
+    pub(crate) fn runs(&self) -> Option<ContainerId> {
+        let runs = matches!(self.life, Life::Running { .. } | Life::Stopping { .. });
+        runs.then(|| self.id_of(self.container))
     }
 
     /// What is told to the controller.

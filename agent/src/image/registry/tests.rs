@@ -52,7 +52,8 @@ fn asking<T>(host: &str, ask: impl FnOnce(Source<'_>) -> T) -> T {
     let registry = Registry::new(Registries::default()).unwrap();
     let name: ImageName = format!("{host}/app").parse().unwrap();
     let endpoint = &registry.endpoints(&name)[0];
-    ask(Source { registry: &registry, endpoint, name: &name })
+    let agent = registry.agent().unwrap();
+    ask(Source { registry: &registry, agent: &agent, endpoint, name: &name })
 }
 
 #[test]

@@ -8,8 +8,8 @@ use crate::runtime::seccomp;
 
 /// What a container may do beyond an ordinary process: own, change and signal its own files and
 /// processes, change its user, and serve ports below 1024. Of Docker's default set MKNOD, NET_RAW,
-/// SYS_CHROOT, SETFCAP and AUDIT_WRITE are left out: cgroup v2 device rules are not enforced here,
-/// and the host's network is shared.
+/// SYS_CHROOT, SETFCAP and AUDIT_WRITE are left out: not every kernel can enforce device rules, and
+/// the host's network is shared.
 const CAPABILITIES: [&str; 9] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",

@@ -105,6 +105,11 @@ pub(super) const ROUTES: &[(Method, &str, Needs)] = &[
     (Method::PUT,    "/api/v1/policy", ADMIN),
     (Method::GET,    "/mqtt", NOTHING), // but a certificate
     (Method::POST,   "/api/v1/devices/{id}/replace", ADMIN),
+    (Method::GET,    "/api/v1/agents", VIEWER),
+    (Method::GET,    "/api/v1/agents/{name}", NOTHING), // but a certificate
+    (Method::DELETE, "/api/v1/agents/{name}", OPERATOR),
+    (Method::PUT,    "/api/v1/agents/{name}/{arch}", OPERATOR),
+    (Method::POST,   "/api/v1/upgrade", OPERATOR),
 ];
 
 /// Why a request is not let in.

@@ -13,8 +13,9 @@ impl Fleet {
         let workloads = plan::workloads(&self.deployments, id);
         let reconnect_spread_ms = reconnect_spread_ms(self.devices.len());
         let at_ms = self.now_ms;
+        let upgrade = self.devices.get(id).and_then(|device| device.record.upgrade.clone());
         let mut desired =
-            DesiredState { held, at_ms, reconnect_spread_ms, policy: None, workloads };
+            DesiredState { held, at_ms, reconnect_spread_ms, policy: None, upgrade, workloads };
         plan::govern(&mut desired, self.policy.as_ref());
         desired
     }

@@ -220,6 +220,8 @@ impl Fleet {
             ahead: (hello.accepted() > told).then_some(hello.accepted()),
             absence: before.as_ref().and_then(|before| before.absence),
             heard_ms: before.as_ref().and_then(|before| before.heard_ms),
+            upgrade: before.as_ref().and_then(|before| before.upgrade.clone()),
+            upgrading: before.as_ref().and_then(|before| before.upgrading.clone()),
             greetings: before.map(|before| before.greetings).unwrap_or_default(),
         }
     }
@@ -228,9 +230,13 @@ impl Fleet {
         let (now_ms, Some(device)) = (self.steady_ms, self.devices.get_mut(id)) else {
             return;
         };
+        let upgrading = report.upgrade.clone();
         let Some(changes) = device.inbox.report(now_ms, report) else {
             return;
         };
+        if upgrading.is_some() {
+            device.record.upgrading = upgrading;
+        }
         if changes.cursor {
             device.heard_ms = Some(now_ms);
         }

@@ -2,7 +2,9 @@
 
 use limpet_controller_core::{Greetings, Inbox, Presence};
 use limpet_protocol::hello::KEEP_ALIVE_S;
-use limpet_protocol::{BootId, Facts, Feature, Held, Labels, Nonce, PublicKey, SealingKey};
+use limpet_protocol::{
+    BootId, Facts, Feature, Held, Labels, Nonce, PublicKey, SealingKey, Upgrade, UpgradeStatus,
+};
 use serde::{Deserialize, Serialize};
 
 /// A device, as it is stored and as it is connected.
@@ -52,6 +54,12 @@ pub(super) struct DeviceRecord {
     pub(super) absence: Option<Presence>,
     #[serde(default)]
     pub(super) heard_ms: Option<u64>,
+    /// The latest order to run another program.
+    #[serde(default)]
+    pub(super) upgrade: Option<Upgrade>,
+    /// How far it has come with one.
+    #[serde(default)]
+    pub(super) upgrading: Option<UpgradeStatus>,
     /// Its hellos that were taken in from a broker of somebody else.
     #[serde(default)]
     pub(super) greetings: Greetings,

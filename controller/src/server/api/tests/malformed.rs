@@ -50,7 +50,9 @@ fn every_route_says_what_is_wrong_with_a_request() {
             }
             let why = why(&said);
             assert!(!why.is_empty(), "{method} {route}, {what}");
-            assert_eq!(said.status == 413, what == "large", "{method} {route}, {what}: {why}");
+            // Programs are larger than documents.
+            let is_large = what == "large" && !route.starts_with("/api/v1/agents");
+            assert_eq!(said.status == 413, is_large, "{method} {route}, {what}: {why}");
         }
         let other = served.ask_raw(Method::PATCH, &path, &json, None);
         assert_eq!((other.status, why(&other).is_empty()), (405, false), "{route}");

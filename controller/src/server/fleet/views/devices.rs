@@ -75,6 +75,7 @@ impl Fleet {
             keep_alive_s: record.keep_alive_s,
             on_hold: recover::hold(id, device),
             agent_version: record.agent_version.to_string(),
+            upgrade: device.upgrade_view(),
             kernel: record.facts.kernel.to_string(),
             memory_bytes: record.facts.memory_bytes,
             cpus: record.facts.cpus,
