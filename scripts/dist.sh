@@ -1,7 +1,8 @@
 #!/bin/bash
 # dist.sh OUT [PROGRAM-ARCH...]: the programs as they are released, static for each architecture (or those
-# that are named), the Debian package of each, what is linked into each (CycloneDX), and the sums of all. The same sources and the same Rust
-# give the same bytes, wherever they lie: paths are taken out, and times are those of the last commit.
+# that are named), the Debian package of each, what is linked into each (CycloneDX), and the sums of
+# all. The same sources and the same Rust give the same bytes, wherever they lie: paths are taken out, and
+# times are those of the last commit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/tool.sh
