@@ -68,7 +68,7 @@ fn tour(bay: &Bay, board: Board, image: &Path, card: &Path) {
 
     enforced(bay, &mut vm, &every);
     devices::guarded(bay, &mut vm, &every);
-    memory(bay, &mut vm, &every);
+    memory(bay, board, &mut vm, &every);
     let size = |path: &Path| std::fs::metadata(path).unwrap().len() as f64 / 1e6;
     let packed = image.with_extension("img.xz");
     limpet_tests::run("xz", &["-1", "-k", "-T2", &image.display().to_string()]);
@@ -108,19 +108,32 @@ fn enforced(bay: &Bay, vm: &mut Vm, every: &[&str]) {
     fleet.controller.ok(&["delete", "proof"]);
 }
 
-/// What agent and shims take of a board's memory, idle and with three containers more: PSS, in KiB.
-fn memory(bay: &Bay, vm: &mut Vm, every: &[&str]) {
-    // Busybox's shell carries no name of the agent's here: the program behind each process counts.
-    let script = "for process in /proc/[0-9]*; do \
-        case $(readlink $process/exe) in */limpet-agent*) ;; *) continue ;; esac; \
-        echo $(awk '/^Pss:/ {print $2}' $process/smaps_rollup) $(tr '\\0' ' ' <$process/cmdline); \
-        done; grep -E 'MemTotal|MemAvailable' /proc/meminfo";
-    let idle = vm.ssh(&bay.key, script);
+/// What agent and shims take of a board's memory with three containers: PSS, in KiB.
+fn memory(bay: &Bay, board: Board, vm: &mut Vm, every: &[&str]) {
     bay.fleet.controller.ok(&[&["run", "third", "--detach"], every].concat());
     vm.eventually("three containers", |_| {
         (bay.fleet.workloads("third").first()?["phase"] == "running").then_some(())
     });
-    println!("two containers:\n{}three containers:\n{}", idle.out, vm.ssh(&bay.key, script).out);
+    let script = "for process in /proc/[0-9]*; do \
+        case $(readlink $process/exe) in */limpet-agent*) ;; *) continue ;; esac; \
+        echo $(awk '/^Pss:/ {print $2}' $process/smaps_rollup) \
+            $(tr '\\0' ' ' <$process/cmdline | cut -d ' ' -f 2); done; \
+        awk '/^Mem(Total|Available)/ {print $2, $1}' /proc/meminfo";
+    let said = vm.ssh(&bay.key, script).out;
+    let lines: Vec<(f64, &str)> = said
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(kib, of)| (kib.parse::<f64>().unwrap() / 1024.0, of))
+        .collect();
+    let sum = |what: &str| lines.iter().filter(|(_, of)| *of == what).map(|(mib, _)| mib).sum();
+    let (agent, shims): (f64, f64) = (sum("run"), sum("shim-wait"));
+    let (total, free): (f64, f64) = (sum("MemTotal:"), sum("MemAvailable:"));
+    let row = |what: &str, mib: f64| println!("| {}: {what} | {mib:.2} MB |", board.name());
+    row("agent with three containers, PSS", agent);
+    row("shim of each, PSS", shims / 3.0);
+    row("agent and three containers, PSS", agent + shims);
+    row("memory that the kernel gives out", total);
+    row("memory that is available then", free);
 }
 
 /// Pulls the plug at random moments, with the network and without; whatever the moment, the next boot
