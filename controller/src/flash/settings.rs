@@ -37,7 +37,7 @@ pub struct Settings {
     /// A label of the devices
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
-    /// What else is to be in agent.toml, as [registries] or [proxy]
+    /// What else is to be in agent.toml, as `[registries]` or `[proxy]`
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The agent's binary [limpet-agent-ARCH beside limpet, or in /usr/share/limpet/agents]
