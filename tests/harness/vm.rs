@@ -63,7 +63,7 @@ impl Board {
         }
     }
 
-    /// Its memory, in MiB, unless a test says otherwise.
+    /// Its memory, in MiB.
     fn memory_mib(self) -> u32 {
         match self {
             Self::GenericArm64 | Self::GenericArmhf => 256,
@@ -86,17 +86,6 @@ pub struct Vm {
 impl Vm {
     /// Puts the card in, and switches the power on.
     pub fn boot(lab: &Lab, board: Board, card: &Path, around: Around) -> Self {
-        Self::boot_with(lab, board, board.memory_mib(), card, around)
-    }
-
-    /// The same, with so much memory, in MiB.
-    pub fn boot_with(
-        lab: &Lab,
-        board: Board,
-        memory_mib: u32,
-        card: &Path,
-        around: Around,
-    ) -> Self {
         let ssh_port = free_port();
         let [console, keyboard, log] =
             ["console", "keyboard", "qemu.log"].map(|suffix| card.with_extension(suffix));
@@ -108,7 +97,7 @@ impl Vm {
             keyboard.display(),
             console.display()
         );
-        let memory = memory_mib.to_string();
+        let memory = board.memory_mib().to_string();
         let net = format!("user,id=net,hostfwd=tcp:127.0.0.1:{ssh_port}-:22");
         let around = match around {
             Around::Network => ["-netdev", &net, "-device", board.network()],

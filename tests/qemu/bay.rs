@@ -90,6 +90,11 @@ impl Bay {
         })
     }
 
+    /// Whether a deployment's workload runs, as the controller has it.
+    pub(crate) fn runs(&self, deployment: &str) -> Option<()> {
+        (self.fleet.workloads(deployment).first()?["phase"] == "running").then_some(())
+    }
+
     /// Orders another revision of the deployment `change`.
     pub(crate) fn change(&self, board: Board, number: usize) {
         let (image, number) = (format!("--image={}", board.arch()), format!("N={number}"));

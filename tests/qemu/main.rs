@@ -21,29 +21,26 @@ fn cuts() -> usize {
 
 #[test]
 fn generic_arm64() {
-    let (bay, board) = (Bay::open(), Board::GenericArm64);
-    let image = bay.image(board);
-    let card = bay.card(&image, "arm64");
-    tour(&bay, board, &image, &card);
-    power_cuts(&bay, board, &card, cuts());
+    story(Board::GenericArm64, cuts());
 }
 
 #[test]
 fn generic_armhf() {
-    let (bay, board) = (Bay::open(), Board::GenericArmhf);
-    let image = bay.image(board);
-    let card = bay.card(&image, "armhf");
-    tour(&bay, board, &image, &card);
-    power_cuts(&bay, board, &card, 2);
+    story(Board::GenericArmhf, 2);
 }
 
 #[test]
 fn rpi() {
-    let (bay, board) = (Bay::open(), Board::Rpi);
+    story(Board::Rpi, 2);
+}
+
+/// A card is made, put in, and the power cut so many times.
+fn story(board: Board, cuts: usize) {
+    let bay = Bay::open();
     let image = bay.image(board);
-    let card = bay.card(&image, "rpi");
+    let card = bay.card(&image, board.name());
     tour(&bay, board, &image, &card);
-    power_cuts(&bay, board, &card, 2);
+    power_cuts(&bay, board, &card, cuts);
 }
 
 /// From a card that nobody has touched to a device that runs what it is told, within its bounds.
@@ -57,9 +54,7 @@ fn tour(bay: &Bay, board: Board, image: &Path, card: &Path) {
     let mut vm = Vm::boot(&fleet.lab, board, card, Around::Network);
     let device = vm.eventually("a device that has joined", |_| bay.online(board));
     let joined = vm.began.elapsed();
-    vm.eventually("its first container", |_| {
-        (fleet.workloads("first").first()?["phase"] == "running").then_some(())
-    });
+    vm.eventually("its first container", |_| bay.runs("first"));
     let running = vm.began.elapsed();
     let id = device["id"].as_str().unwrap();
     assert!(id.starts_with("vm-"), "{device}");
@@ -88,11 +83,11 @@ fn enforced(bay: &Bay, vm: &mut Vm, every: &[&str]) {
         for n in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; wait; echo done";
     let run = ["run", "proof", "--restart=never", "--pids=6", "--memory=16Mi", "--detach"];
     fleet.controller.ok(&[&run, every, &["--", "sh", "-c", script]].concat());
-    let ended = |phases: &[&str]| {
+    let ended = || {
         let workload = fleet.workloads("proof").pop()?;
-        phases.contains(&workload["phase"].as_str()?).then_some(workload)
+        ["exited", "failed"].contains(&workload["phase"].as_str()?).then_some(workload)
     };
-    vm.eventually("the proof's end", |_| ended(&["exited", "failed"]));
+    vm.eventually("the proof's end", |_| ended());
     let said = fleet.controller.limpet(&["logs", "proof", "--tail=100"]);
     let said = said.out + &said.err;
     for proof in ["Seccomp:\t2", "no new node", "no mount", "can't fork"] {
@@ -103,17 +98,15 @@ fn enforced(bay: &Bay, vm: &mut Vm, every: &[&str]) {
 
     let dd = ["dd", "if=/dev/zero", "of=/dev/shm/x", "bs=1M", "count=60"];
     fleet.controller.ok(&[&run, every, &["--"], &dd].concat());
-    let ended = vm.eventually("the end of the greedy", |_| ended(&["exited", "failed"]));
+    let ended = vm.eventually("the end of the greedy", |_| ended());
     assert_eq!(ended["exit"], json!({"signal": 9}), "{ended}");
     fleet.controller.ok(&["delete", "proof"]);
 }
 
-/// What agent and shims take of a board's memory with three containers: PSS, in KiB.
+/// What agent and shims take of a board's memory with three containers: PSS, in MiB.
 fn memory(bay: &Bay, board: Board, vm: &mut Vm, every: &[&str]) {
     bay.fleet.controller.ok(&[&["run", "third", "--detach"], every].concat());
-    vm.eventually("three containers", |_| {
-        (bay.fleet.workloads("third").first()?["phase"] == "running").then_some(())
-    });
+    vm.eventually("three containers", |_| bay.runs("third"));
     let script = "for process in /proc/[0-9]*; do \
         case $(readlink $process/exe) in */limpet-agent*) ;; *) continue ;; esac; \
         echo $(awk '/^Pss:/ {print $2}' $process/smaps_rollup) \
