@@ -69,7 +69,21 @@ json.dump(bill, open(path, "w"), indent=2)
 PYTHON
 }
 
-for program; do step "$program" build "$program"; done
+# What `prefix` begins, one after the other; the last step of each build, and the longest, has one thread.
+lane() {
+    local prefix=$1 program
+    for program in "${@:2}"; do
+        [[ $program != "$prefix"-@(aarch64|armv7|x86_64) ]] || step "$program" build "$program"
+    done
+}
+
+# What both lanes would install.
+(. cross/toolchain.sh)
+lane limpet-agent "$@" &
+lane limpet "$@" &
+failed=0
+for lane in $(jobs -p); do wait "$lane" || failed=1; done
+[ $failed = 0 ] || exit 1
 for program; do step "package of $program" pack "$program"; done
 step "bills of materials" bill "$@"
 cd "$out"
