@@ -87,13 +87,6 @@ pub enum JoinError {
     State(#[from] StateError),
 }
 
-impl JoinError {
-    /// Whether to try again later may help without anybody's doing.
-    pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Answer { .. })
-    }
-}
-
 /// Reads an invitation from a file.
 ///
 /// # Errors

@@ -44,11 +44,16 @@ fn a_device_joins_with_one_line_and_runs_what_it_is_told() {
 fn a_flashed_device_joins_in_1970_with_the_string_in_a_file_which_is_deleted() {
     let lab = Lab::new();
     let controller = Controller::secured(&lab, &[]);
-    let file = lab.file("join", controller.join_string(&[]));
+    let used = controller.join_string(&[]);
+    assert!(join(&lab, &used, "other").contains("joined as other"));
+    let file = lab.file("join", used);
     let config = format!("join_file = \"{}\"\n", file.display());
     let through = ["env", "LIMPET_WALL_CLOCK_S=0"].map(str::to_owned).to_vec();
     let place = Place { through, ..Place::default() };
-    let _agent = Agent::flashed(&lab, "dev-0", &config, place);
+    let agent = Agent::flashed(&lab, "dev-0", &config, place);
+    // Refused, it waits; a string that is put there later is taken.
+    eventually("the refusal", || agent.process.log().contains("is used up").then_some(()));
+    lab.file("join", controller.join_string(&[]));
     eventually("dev-0 online", || {
         (device(&controller, "dev-0")?["presence"] == "online").then_some(())
     });

@@ -3,15 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use limpet_agent_core::Reconnect;
 use limpet_service::Supervisor;
 
 use crate::join;
 use crate::proxy::Proxies;
 use crate::state::{Identity, State};
-
-/// Between two tries while the network is not there.
-const AGAIN: Duration = Duration::from_secs(5);
 
 /// How a device joins.
 pub(super) struct Joining<'a> {
@@ -21,10 +18,10 @@ pub(super) struct Joining<'a> {
 }
 
 /// A device that has joined is a member; one that was flashed with a join string uses it, for as long
-/// as it takes, and deletes it.
+/// as it takes, and deletes it. Neither the network nor a controller that refuses ends it.
 ///
 /// # Errors
-/// When it has not joined and has no join string, or is refused.
+/// When it has not joined and has no join string.
 pub(super) fn await_membership(
     state: &State,
     identity: Identity,
@@ -56,20 +53,20 @@ fn joined(state: &State, identity: &Identity, joining: &Joining<'_>) -> anyhow::
             join_file.display()
         );
     }
-    let invitation = join::invitation(join_file)?;
+    let mut waits = Reconnect::new(super::random().map(u64::from_be_bytes)?);
     loop {
-        match join::join(state, identity, &invitation, proxies) {
-            Err(error) if error.may_pass() => {
-                log::warn!("cannot join yet: {error}");
-                // Whoever waits for the start need not wait for the network.
-                supervisor.tell("READY=1\nWATCHDOG=1");
-                supervisor.status(format!("cannot join yet: {error}"));
-                std::thread::sleep(AGAIN);
-            }
-            done => {
-                let said = || format!("cannot join with the string in {}", join_file.display());
-                return done.with_context(said);
-            }
-        }
+        // Read anew each time: whoever is refused may be given another string.
+        let invitation = join::invitation(join_file);
+        let done = invitation.and_then(|with| join::join(state, identity, &with, proxies));
+        let error = match done {
+            Ok(member) => return Ok(member),
+            Err(error) => error,
+        };
+        let said = format!("cannot join with the string in {}: {error}", join_file.display());
+        log::warn!("{said}");
+        // Whoever waits for the start need not wait for the network.
+        supervisor.tell("READY=1\nWATCHDOG=1");
+        supervisor.status(said);
+        std::thread::sleep(Duration::from_millis(waits.wait_ms(None, 0)));
     }
 }
