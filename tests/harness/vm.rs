@@ -18,6 +18,8 @@ const BOOT_PARTITION: &str = "1M";
 /// A board that QEMU knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Board {
+    /// A PC that boots by UEFI.
+    GenericAmd64,
     /// A 64-bit ARM machine that boots by UEFI.
     GenericArm64,
     /// A 32-bit ARM machine; kernel and initrd are taken from the card and handed over, which is
@@ -41,6 +43,7 @@ impl Board {
     /// What `limpet flash build --board` calls it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::GenericAmd64 => "generic-amd64",
             Self::GenericArm64 => "generic-arm64",
             Self::GenericArmhf => "generic-armhf",
             Self::Rpi => "rpi",
@@ -50,6 +53,7 @@ impl Board {
     /// Its architecture, as OCI names it.
     pub fn arch(self) -> &'static str {
         match self {
+            Self::GenericAmd64 => "amd64",
             Self::GenericArm64 | Self::Rpi => "arm64",
             Self::GenericArmhf => "arm",
         }
@@ -58,6 +62,7 @@ impl Board {
     /// The network device that is put in.
     fn network(self) -> &'static str {
         match self {
+            Self::GenericAmd64 => "virtio-net-pci,netdev=net",
             Self::GenericArm64 | Self::GenericArmhf => "virtio-net-device,netdev=net",
             Self::Rpi => "usb-net,netdev=net",
         }
@@ -66,7 +71,8 @@ impl Board {
     /// Its memory, in MiB.
     fn memory_mib(self) -> u32 {
         match self {
-            Self::GenericArm64 | Self::GenericArmhf => 256,
+            Self::GenericAmd64 | Self::GenericArm64 => 256,
+            Self::GenericArmhf => 64,
             // The only size that this board has.
             Self::Rpi => 1024,
         }
@@ -125,6 +131,15 @@ impl Vm {
     /// Pulls the plug: SIGKILL.
     pub fn cut(mut self) {
         self.process.kill();
+    }
+
+    /// Waits until it goes off by itself.
+    pub fn goes_off(mut self, why: &str) {
+        let deadline = Instant::now() + BOARD_PATIENCE;
+        while self.process.is_running() {
+            assert!(Instant::now() < deadline, "waited in vain: {why}\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// All that its console has shown.
@@ -189,6 +204,11 @@ impl Vm {
 fn machine(lab: &Lab, board: Board, card: &Path) -> Vec<String> {
     let disk = format!("format=raw,file={}", card.display());
     let own = match board {
+        // Its watchdog is strapped not to bite unless told otherwise.
+        Board::GenericAmd64 => format!(
+            "qemu-system-x86_64 -M q35 -global ICH9-LPC.noreboot=false -cpu max -serial chardev:console \
+             -bios /usr/share/ovmf/OVMF.fd -drive if=virtio,{disk}"
+        ),
         Board::GenericArm64 => format!(
             "qemu-system-aarch64 -M virt,gic-version=3 -cpu cortex-a53 -serial chardev:console \
              -bios /usr/share/qemu-efi-aarch64/QEMU_EFI.fd -drive if=virtio,{disk}"
@@ -216,7 +236,7 @@ fn kernel(lab: &Lab, board: Board, card: &Path) -> Vec<String> {
         to
     };
     match board {
-        Board::GenericArm64 => Vec::new(),
+        Board::GenericAmd64 | Board::GenericArm64 => Vec::new(),
         Board::GenericArmhf => {
             let config = read("extlinux/extlinux.conf");
             let value = |key: &str| {

@@ -95,11 +95,15 @@ impl Bay {
         (self.fleet.workloads(deployment).first()?["phase"] == "running").then_some(())
     }
 
+    /// `limpet run NAME` of the box for a board, on every device.
+    pub(crate) fn run(&self, board: Board, name: &str, more: &[&str]) {
+        let image = format!("--image={}", board.arch());
+        self.fleet.controller.ok(&[&["run", name, &image, "--everywhere"], more].concat());
+    }
+
     /// Orders another revision of the deployment `change`.
     pub(crate) fn change(&self, board: Board, number: usize) {
-        let (image, number) = (format!("--image={}", board.arch()), format!("N={number}"));
-        let order = ["run", "change", &image, "--everywhere", "--env", &number, "--detach"];
-        self.fleet.controller.ok(&order);
+        self.run(board, "change", &["--env", &format!("N={number}"), "--detach"]);
     }
 
     /// The busybox of the image's own system, for containers of its architecture.

@@ -1,7 +1,7 @@
 //! On a kernel without cgroup v1 a device is given for what was asked, and no other can be opened,
 //! whoever makes a node of it.
 
-use limpet_tests::{Vm, eventually};
+use limpet_tests::{Board, Vm, eventually};
 
 use crate::bay::Bay;
 
@@ -9,14 +9,14 @@ use crate::bay::Bay;
 const SCRIPT: &str = "until [ -e /dev/late ]; do sleep 1; done; for n in twin late; do \
     dd if=/dev/null of=/dev/$n conv=notrunc count=0 && echo opened $n; done; echo ended; sleep 100000";
 
-pub(crate) fn guarded(bay: &Bay, vm: &mut Vm, every: &[&str]) {
+pub(crate) fn guarded(bay: &Bay, board: Board, vm: &mut Vm) {
     let fleet = &bay.fleet;
     for (name, flags, opens) in [
         ("plain", &[][..], false),
         ("reader", &["--device=/dev/kmsg:r"], false),
         ("both", &["--device=/dev/kmsg"], true),
     ] {
-        fleet.controller.ok(&[&["run", name], every, flags, &["--", "sh", "-c", SCRIPT]].concat());
+        bay.run(board, name, &[flags, &["--", "sh", "-c", SCRIPT]].concat());
         let pid = fleet.until_phases(name, &["running"]).remove(0)["pid"].to_string();
         // /dev/zero, which every container has, and /dev/kmsg, which anybody may write who opens it.
         let dev = format!("/proc/{pid}/root/dev");
