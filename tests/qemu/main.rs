@@ -54,12 +54,17 @@ fn story(board: Board, cuts: usize) {
     power_cuts(&bay, board, &card, cuts);
 }
 
+/// One row of the table that a run prints.
+fn row(board: Board, what: &str, measured: impl std::fmt::Display) {
+    println!("| {}: {what} | {measured} |", board.name());
+}
+
 fn sizes(board: Board, image: &Path) {
-    let size = |path: &Path| std::fs::metadata(path).unwrap().len() as f64 / 1e6;
+    let size =
+        |path: &Path| format!("{:.0} MB", std::fs::metadata(path).unwrap().len() as f64 / 1e6);
     limpet_tests::run("xz", &["-1", "-k", "-T2", &image.display().to_string()]);
-    println!("| {}: image, raw | {:.0} MB |", board.name(), size(image));
-    let packed = size(&image.with_extension("img.xz"));
-    println!("| {}: image, xz -1 | {packed:.0} MB |", board.name());
+    row(board, "image, raw", size(image));
+    row(board, "image, xz -1", size(&image.with_extension("img.xz")));
 }
 
 /// From a card that nobody has touched to a device that runs what was ordered before it was there.
@@ -78,12 +83,8 @@ fn arrival(bay: &Bay, board: Board, card: &Path) -> Vm {
     let [blocks, size] =
         [0, 1].map(|n| data.split_whitespace().nth(n).unwrap().parse::<u64>().unwrap());
     assert!(blocks * size > 500 << 20, "the data partition has not grown: {data}");
-    println!("| {}: power-on to joined | {:.1} s |", board.name(), joined.as_secs_f64());
-    println!(
-        "| {}: power-on to first container running | {:.1} s |",
-        board.name(),
-        running.as_secs_f64()
-    );
+    row(board, "power-on to joined", format!("{:.1} s", joined.as_secs_f64()));
+    row(board, "power-on to first container running", format!("{:.1} s", running.as_secs_f64()));
     vm
 }
 
@@ -122,7 +123,7 @@ fn memory(bay: &Bay, board: Board, vm: &mut Vm) {
     vm.eventually("three containers", |_| {
         ["first", "change", "third"].iter().try_for_each(|name| bay.runs(name))
     });
-    let row = |what: &str, mib: f64| println!("| {}: {what} | {mib:.2} MiB |", board.name());
+    let row = |what: &str, mib: f64| row(board, what, format!("{mib:.2} MiB"));
     let busy = Usage::of(vm, bay);
     row("agent with three containers, PSS", busy.agent);
     row("shim of each, PSS", busy.shims / 3.0);
@@ -204,7 +205,7 @@ fn power_cuts(bay: &Bay, board: Board, card: &Path, count: usize) {
         ready = vm.began.elapsed();
         vm.cut();
     }
-    println!("| {}: power cuts survived | {count} of {count} |", board.name());
+    row(board, "power cuts survived", format!("{count} of {count}"));
 }
 
 /// Boots with the network, has a deployment's revision replaced, and pulls the plug meanwhile.
