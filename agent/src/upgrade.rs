@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use limpet_agent_core::upgrade::{Failure, Record, Trial};
 use limpet_protocol::Digest;
+use nix::errno::Errno;
 use ring::digest::{Context, SHA256};
 
 use crate::state::{self, DocumentError};
@@ -48,6 +49,20 @@ pub enum UpgradeError {
     /// The record cannot be written.
     #[error(transparent)]
     Record(#[from] DocumentError),
+}
+
+impl UpgradeError {
+    /// Whether the program is gone for good, and no disk or memory that may have a better moment.
+    fn is_lost(&self) -> bool {
+        match self {
+            Self::Damaged(_) => true,
+            Self::Io { source, .. } => {
+                source.kind() == ErrorKind::NotFound
+                    || source.raw_os_error() == Some(Errno::ENOEXEC as i32)
+            }
+            Self::Record(_) => false,
+        }
+    }
 }
 
 /// The programs of a device, and the one that runs.

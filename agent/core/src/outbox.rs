@@ -128,16 +128,11 @@ impl Outbox {
         self.take_sequence();
     }
 
-    /// Takes over how far another program has come; gives the number of that change. No checkpoint
-    /// holds it: the next agent finds it elsewhere.
-    pub(crate) fn set_upgrade(&mut self, status: UpgradeStatus) -> u64 {
-        match &self.upgrade {
-            Some((sequence, known)) if *known == status => *sequence,
-            Some(_) | None => {
-                let sequence = self.take_sequence();
-                self.upgrade = Some((sequence, status));
-                sequence
-            }
+    /// Takes over how far another program has come. No checkpoint holds it: the next agent finds it
+    /// elsewhere.
+    pub(crate) fn set_upgrade(&mut self, status: UpgradeStatus) {
+        if self.upgrade() != Some(&status) {
+            self.upgrade = Some((self.take_sequence(), status));
         }
     }
 
@@ -145,9 +140,9 @@ impl Outbox {
         self.upgrade.as_ref().map(|(_, status)| status)
     }
 
-    /// Whether this process has told of a change, and was answered.
-    pub(crate) fn is_told(&self, sequence: u64) -> bool {
-        self.acked_sequence >= sequence
+    /// Whether this process has told how far another program has come, and was answered.
+    pub(crate) fn upgrade_is_told(&self) -> bool {
+        self.upgrade.as_ref().is_some_and(|(sequence, _)| self.acked_sequence >= *sequence)
     }
 
     fn take_sequence(&mut self) -> u64 {
@@ -180,6 +175,12 @@ impl Outbox {
         }
         // The controller has heard of changes that no checkpoint holds: what follows must be newer.
         self.next_sequence = self.next_sequence.max(ack.sequence.saturating_add(1));
+        let upgrade = self.upgrade.take();
+        self.upgrade = upgrade.map(|(sequence, status)| {
+            let is_sent = sequence <= self.sent_sequence;
+            let is_older = sequence <= ack.sequence && !is_sent;
+            (if is_older { self.take_sequence() } else { sequence }, status)
+        });
         // What did not add up is not told: should the whole get lost, this comes again.
         if !ack.send_whole {
             let told = ack.sequence.min(self.sent_sequence);

@@ -107,9 +107,14 @@ impl Device {
     }
 
     fn connect(&mut self) {
+        self.connect_to(0);
+    }
+
+    /// To a controller that has heard of so many changes.
+    fn connect_to(&mut self, heard: u64) {
         let connection = self.now_ms + 1;
         self.tell(Input::LinkUp { connection, nonce: Nonce([1; 16]), keep_alive_s: 6 });
-        self.ack(0);
+        self.ack(heard);
     }
 
     /// The controller answers: it has taken in all up to this report.
@@ -243,8 +248,11 @@ fn on_trial(ran: &[&str], found: &[(&str, FoundState)]) -> Device {
 fn one_on_trial_has_proved_itself_when_its_report_is_acknowledged() {
     let mut device = on_trial(&["web.3"], &[("web.3", FoundState::Running { pid: 9 })]);
     assert!(!device.kept());
-    device.connect();
+    // The agent before it told of changes that no checkpoint holds.
+    device.connect_to(10);
     assert!(!device.kept(), "that it is greeted is not enough");
+    device.ack(10);
+    assert!(!device.kept(), "nor is an answer to its events");
     let sequence = device.reports.last().unwrap().sequence;
     assert_eq!(device.told().0, UpgradePhase::Trying);
     device.ack(sequence);
@@ -258,6 +266,17 @@ fn one_on_trial_has_proved_itself_when_its_report_is_acknowledged() {
     device.tell(Input::ProgramKept { done: true });
     device.ack(device.reports.last().unwrap().sequence);
     assert_eq!(device.told().0, UpgradePhase::Done);
+}
+
+#[test]
+fn what_an_earlier_process_carried_out_is_told_again() {
+    let mut record = Record::new(Digest([1; 32]));
+    record.settle(7, None);
+    let mut device = Device::of(Own { record: Some(record), on_trial: false }, vec![]);
+    device.connect();
+    device.want(desired(1, Some(order(7))));
+    device.ack(device.reports.last().unwrap().sequence);
+    assert_eq!((device.told().0, device.fetches()), (UpgradePhase::Done, 0));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use limpet_agent_core::upgrade::{Launch, Now, Program, Record};
+use limpet_agent_core::upgrade::{Launch, Now, Program};
 use limpet_protocol::Digest;
 use nix::unistd::alarm;
 
@@ -60,12 +60,12 @@ impl Launched {
         loop {
             let Launch { program, write, deadline_s } = record.clone().launch(now);
             if let Some(write) = write {
-                if let Err(error) = state::store_upgrade_record(data_dir, &write) {
+                record = write;
+                if let Err(error) = state::store_upgrade_record(data_dir, &record) {
                     log::error!("{error}: no other agent is tried");
                     record.trial = None;
                     continue;
                 }
-                record = write;
             }
             let Program::Fetched(digest) = program else {
                 self.on_trial = deadline_s.is_some();
@@ -75,11 +75,17 @@ impl Launched {
             let error =
                 self.begin(&data_dir.join(FOLDER).join(digest.to_string()), digest, deadline_s);
             log::error!("{error}");
-            give_up(&mut record, deadline_s.is_some(), &error);
-            if deadline_s.is_none() {
+            let on_trial = deadline_s.is_some();
+            if on_trial {
+                record.fail_trial(error.to_string());
+            } else {
+                record.good = None;
                 self.lost.push(error.to_string());
             }
-            state::store_upgrade_record(data_dir, &record)?;
+            // What may pass is tried again at the next start.
+            if on_trial || error.is_lost() {
+                state::store_upgrade_record(data_dir, &record)?;
+            }
         }
     }
 
@@ -103,13 +109,5 @@ impl Launched {
 fn arm(deadline_s: Option<u16>) {
     if let Some(seconds) = deadline_s {
         alarm::set(u32::from(seconds).max(1));
-    }
-}
-
-fn give_up(record: &mut Record, on_trial: bool, error: &UpgradeError) {
-    if on_trial {
-        record.fail_trial(error.to_string());
-    } else {
-        record.good = None;
     }
 }

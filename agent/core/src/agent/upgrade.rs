@@ -48,7 +48,7 @@ enum Step {
     Fetching { upgrade: Box<Upgrade> },
     Waiting { until_ms: u64 },
     Handing { upgrade: Box<Upgrade> },
-    Trial { trial: Box<Trial>, sequence: u64, keeping: Keeping },
+    Trial { trial: Box<Trial>, keeping: Keeping },
 }
 
 /// Whether it is on disk that the program on trial has proved itself.
@@ -111,26 +111,33 @@ impl Agent {
         }
         let keeping = if missed.is_some() { Keeping::Blind } else { Keeping::Unproved };
         let (order, version) = (trial.order, trial.version.clone());
-        let sequence = self.say(order, version, UpgradePhase::Trying, &reason.unwrap_or_default());
-        self.upgrading.step = Step::Trial { trial: Box::new(trial), sequence, keeping };
+        self.say(order, version, UpgradePhase::Trying, &reason.unwrap_or_default());
+        self.upgrading.step = Step::Trial { trial: Box::new(trial), keeping };
     }
 
     /// Does what is next.
     pub(super) fn upgrade(&mut self, now_ms: u64) {
         let wanted = self.desired.as_ref().and_then(|desired| desired.upgrade.clone());
-        let wanted = wanted.filter(|wanted| wanted.order > self.upgrading.settled);
+        let settled = self.upgrading.settled;
+        // An earlier process carried it out, and may not have been heard.
+        if let Some(done) = wanted.as_ref().filter(|wanted| wanted.order == settled)
+            && self.outbox.upgrade().is_none()
+        {
+            self.say(done.order, done.version.clone(), UpgradePhase::Done, "");
+        }
+        let wanted = wanted.filter(|wanted| wanted.order > settled);
         match (&mut self.upgrading.step, wanted) {
             (Step::Waiting { .. }, None) => self.upgrading.step = Step::Idle,
             (Step::Waiting { until_ms }, Some(_)) if now_ms < *until_ms => {}
             (Step::Idle | Step::Waiting { .. }, Some(wanted)) => self.fetch(now_ms, wanted),
-            (Step::Trial { sequence, keeping, .. }, _) => {
+            (Step::Trial { keeping, .. }, _) => {
                 let due = match keeping {
                     Keeping::Unproved => true,
                     Keeping::After(until_ms) => now_ms >= *until_ms,
                     Keeping::Blind | Keeping::Storing => false,
                 };
                 let heard = matches!(self.link, Link::Open { .. });
-                if due && heard && self.outbox.is_told(*sequence) {
+                if due && heard && self.outbox.upgrade_is_told() {
                     *keeping = Keeping::Storing;
                     self.effects.push_back(Effect::KeepProgram);
                 }
@@ -231,16 +238,10 @@ impl Agent {
         self.effects.push_back(Effect::SettleUpgrade { order, failure });
     }
 
-    /// Says how far it has come; gives the number of that.
-    fn say(
-        &mut self,
-        order: u64,
-        version: AgentVersion,
-        phase: UpgradePhase,
-        message: &str,
-    ) -> u64 {
+    /// Says how far it has come.
+    fn say(&mut self, order: u64, version: AgentVersion, phase: UpgradePhase, message: &str) {
         let message = clip(message.to_owned());
-        self.outbox.set_upgrade(UpgradeStatus { order, version, phase, message })
+        self.outbox.set_upgrade(UpgradeStatus { order, version, phase, message });
     }
 }
 
