@@ -15,9 +15,9 @@ const SERIALS: [&str; 3] = [
 ];
 
 /// What makers leave where a serial number should be.
-const NO_SERIAL: [&str; 11] = [
-    "chassis", "default", "filled", "invalid", "n/a", "none", "not ", "o.e.m", "serial", "system",
-    "unknown",
+const NO_SERIAL: [&str; 13] = [
+    "chassis", "default", "empty", "filled", "invalid", "n/a", "none", "not ", "o.e.m", "serial",
+    "system", "tbd", "unknown",
 ];
 
 /// Of a serial number.
@@ -38,7 +38,7 @@ fn of_machine(root: &Path) -> Option<String> {
 fn serial(text: &str) -> Option<String> {
     let text = text.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_ascii_lowercase();
     let mut chars: Vec<_> = text.chars().collect();
-    let counted = ["0123456789", "1234567890"].iter().any(|count| count.starts_with(&text));
+    let counted = ["0123456789abcdef", "1234567890"].iter().any(|count| count.starts_with(&text));
     let is_one = CHARS.contains(&chars.len())
         && chars.iter().all(|c| c.is_ascii_graphic() || *c == ' ')
         && !counted
@@ -98,6 +98,9 @@ mod tests {
             "123456",
             "00000000",
             "System Serial Number",
+            "0123456789ABCDEF",
+            "Empty",
+            "TBD by OEM",
             "Not Specified",
             "XXXXXXXX",
             "0000000000000000\0",

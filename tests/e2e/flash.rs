@@ -1,5 +1,6 @@
 //! Cards: images are built, adapted and written without anybody's disk being at risk.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use limpet_protocol::{Digest, Invitation, Purpose, Token};
@@ -37,11 +38,20 @@ impl Drop for Loop {
     }
 }
 
-/// An image that has a boot sector, and then bytes that are nowhere the same.
+/// An image that has a boot sector with one partition, and then bytes that are nowhere the same.
 fn image(lab: &Lab, bytes: usize) -> PathBuf {
-    let mut content: Vec<u8> = (0..bytes).map(|at| (at * 31 + at / 4096 * 7) as u8).collect();
+    let content: Vec<u8> = (0..bytes).map(|at| (at * 31 + at / 4096 * 7) as u8).collect();
+    image_of(lab, "card.img", content)
+}
+
+fn image_of(lab: &Lab, name: &str, mut content: Vec<u8>) -> PathBuf {
+    let sectors = u32::try_from(content.len() / 512 - 1).unwrap().to_le_bytes();
+    content[446..510].fill(0);
+    content[450] = 0x83;
+    content[454] = 1;
+    content[458..462].copy_from_slice(&sectors);
     content[510..512].copy_from_slice(&[0x55, 0xaa]);
-    lab.file("card.img", content)
+    lab.file(name, content)
 }
 
 #[test]
@@ -89,6 +99,20 @@ fn what_is_no_card_is_never_written_over() {
     rotten[packed.len() / 2] ^= 1;
     let rotten = lab.file("rotten.xz", &rotten);
     assert!(really(&text(&rotten), &disk.0).contains("ends too soon"));
+    // Of what cannot be packed, xz gives all, and says only then that it is not what it was.
+    let mut random = vec![0; MIB];
+    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut random).unwrap();
+    let random = image_of(&lab, "random.img", random);
+    run("xz", &[&text(&random)]);
+    let random = random.with_extension("img.xz");
+    let mut rotten = std::fs::read(&random).unwrap();
+    rotten[MIB / 2] ^= 1;
+    std::fs::write(&random, rotten).unwrap();
+    let why = really(&text(&random), &disk.0);
+    assert!(why.contains("random.img.xz: it is damaged"), "{why}");
+    let half = lab.file("half.img", &std::fs::read(&card).unwrap()[..MIB]);
+    assert!(really(&text(&half), &disk.0).contains("is cut short"));
+    assert!(really("/dev/null", &disk.0).contains("is no file"));
     std::fs::write(&medium, vec![0xee; 4 * MIB]).unwrap();
     // A card that is too small.
     let small = lab.file("small", vec![0xee; MIB]);

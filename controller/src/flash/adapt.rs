@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use super::apt::log_line;
 use super::board::{MACHINES, Machine};
-use super::build::{copy_sparse, finish, work_beside};
+use super::build::{copy_sparse, create_private, finish, work_beside};
 use super::debugfs::{Entry, Ext4};
 use super::partitions::{self, Partition};
 use super::settings::{Files, Settings};
@@ -23,6 +23,9 @@ const SYSUSERS: &str = include_str!("../../../systemd/sysusers.d/limpet.conf");
 const TMPFILES: &str = include_str!("../../../systemd/tmpfiles.d/limpet.conf");
 const PRELOAD: &str = include_str!("system/preload");
 const PRELOAD_CONF: &str = include_str!("system/preload.conf");
+/// All on: `NetworkManager.state` of NetworkManager(8).
+const NETWORK_MANAGER_STATE: &str =
+    "[main]\nNetworkingEnabled=true\nWirelessEnabled=true\nWWANEnabled=true\n";
 
 /// What is adapted, and where that goes.
 pub struct Order {
@@ -73,7 +76,7 @@ pub fn adapt(order: &Order) -> anyhow::Result<()> {
 
 fn take_in(image: &Path, raw: &Path) -> anyhow::Result<()> {
     let cannot = || format!("cannot read {}", image.display());
-    let mut to = File::create(raw)?;
+    let mut to = create_private(raw)?;
     if image.extension().is_some_and(|extension| extension == "xz") {
         let status = XZ.call()?.arg("-dc").arg("--").arg(image).stdout(to).status()?;
         anyhow::ensure!(status.success(), "{}: xz cannot unpack it", cannot());
@@ -197,6 +200,11 @@ fn entries(
         );
         let connection = "/etc/NetworkManager/system-connections/limpet.nmconnection";
         entries.push(text(connection, &wifi.network_manager(), 0o600));
+        // Raspberry Pi OS comes with its radio switched off, until somebody has said a country.
+        let state = "/var/lib/NetworkManager/NetworkManager.state";
+        if file_system.exists(state)? {
+            entries.push(text(state, NETWORK_MANAGER_STATE, 0o644));
+        }
     }
     if let Some(keys) = &files.ssh_keys {
         let unit = format!("{units}/ssh.service");

@@ -1,7 +1,8 @@
 //! `limpet flash build`: an image from the packages of a distribution.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -117,6 +118,9 @@ fn packages(order: &Order, work: &Path) -> anyhow::Result<PathBuf> {
         alone.push("raspi-firmware");
     }
     if order.settings.wifi.is_some() {
+        if board != Board::Rpi {
+            log_line("--wifi: there are drivers for Broadcom's wireless chips only (brcmfmac)");
+        }
         linked.push("wpasupplicant");
         alone.extend(["firmware-brcm80211", "wireless-regdb"]);
     }
@@ -134,6 +138,14 @@ fn packages(order: &Order, work: &Path) -> anyhow::Result<PathBuf> {
     for package in apt.fetch(&names)? {
         apt::extract(&package, &folder)?;
     }
+    // Later distributions have them below `usr` only.
+    for place in ["bin/busybox", "lib/firmware"] {
+        let (place, merged) = (folder.join(place), folder.join("usr").join(place));
+        if !place.exists() && merged.exists() {
+            place.parent().map_or(Ok(()), fs::create_dir_all)?;
+            symlink(merged, place)?;
+        }
+    }
     Ok(folder)
 }
 
@@ -145,11 +157,24 @@ fn release(board: Board) -> String {
     )
 }
 
-/// A folder for what becomes an image, on the same disk; it goes when it is dropped.
+/// A folder for what becomes an image, on the same disk, for its owner only: there are secrets in it.
+/// It goes when it is dropped.
+///
+/// # Errors
+/// When it cannot be made, or what the image is to be called is something else than a file.
 pub(super) fn work_beside(out: &Path) -> anyhow::Result<tempfile::TempDir> {
+    if let Ok(known) = out.metadata() {
+        let name = out.display();
+        anyhow::ensure!(
+            known.is_file(),
+            "{name} is no file: an image goes onto a disk by `flash write`"
+        );
+    }
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = std::path::absolute(folder.unwrap_or(Path::new(".")))?;
-    let work = tempfile::Builder::new().prefix(".limpet-flash-").tempdir_in(&folder);
+    let mut work = tempfile::Builder::new();
+    let work = work.prefix(".limpet-flash-").permissions(Permissions::from_mode(0o700));
+    let work = work.tempdir_in(&folder);
     work.with_context(|| format!("cannot make a folder in {}", folder.display()))
 }
 
@@ -169,6 +194,11 @@ pub(super) fn finish(raw: &Path, out: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A new file that its owner reads only, as an image stays: it lets devices into the fleet.
+pub(super) fn create_private(path: &Path) -> io::Result<File> {
+    File::options().write(true).create_new(true).mode(0o600).open(path)
+}
+
 fn mb(bytes: u64) -> u64 {
     bytes.div_ceil(1_000_000)
 }
@@ -179,7 +209,7 @@ struct Image(File);
 impl Image {
     fn create(path: &Path, last: &Partition) -> anyhow::Result<Self> {
         let file =
-            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+            create_private(path).with_context(|| format!("cannot write {}", path.display()))?;
         file.set_len(last.start_bytes + last.bytes)?;
         Ok(Self(file))
     }

@@ -77,6 +77,12 @@ impl Disk {
         let model = [read("device/vendor"), read("device/model"), read("device/name")];
         let model: Vec<_> =
             model.iter().map(|part| part.trim()).filter(|part| !part.is_empty()).collect();
+        let sector = read("queue/logical_block_size");
+        anyhow::ensure!(
+            ["", "512"].contains(&sector.trim()),
+            "{shown} has sectors of {} bytes: images are for those of 512",
+            sector.trim()
+        );
         let sectors: u64 = read("size").trim().parse().context("it has no size")?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let on_usb =

@@ -62,7 +62,7 @@ pub(crate) fn preload(
     }
     anyhow::ensure!(
         rustix::process::geteuid().is_root(),
-        "--preload unpacks layers with the owners that they name: be root (sudo), or use fakeroot"
+        "--preload unpacks layers with the owners that they name: be root (sudo)"
     );
     let arch = if std::env::consts::ARCH == "arm" { "armv7" } else { std::env::consts::ARCH };
     let agent = beside(&format!("limpet-agent-{arch}")).or_else(|| beside("limpet-agent"));

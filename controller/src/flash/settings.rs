@@ -25,7 +25,7 @@ pub struct Settings {
     /// Devices are called P-SERIAL, by their board's serial number or MAC address, or a random one
     #[arg(long, value_name = "P", default_value = "limpet")]
     pub hostname_prefix: String,
-    /// A wireless network to join
+    /// A wireless network to join; `build` has drivers for Broadcom's chips, as Raspberry Pis have
     #[arg(long, value_name = "SSID:PSK", value_parser = wifi)]
     pub wifi: Option<Wifi>,
     /// Public keys that may log in as root with ssh; without, there is no way in

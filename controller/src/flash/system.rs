@@ -163,6 +163,7 @@ fn certificates(folder: &Path) -> anyhow::Result<String> {
 }
 
 fn firmware(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let mut count = 0;
     for folder in ["", "brcm", "cypress"] {
         let Ok(inside) = fs::read_dir(from.join(folder)) else { continue };
         for entry in inside.flatten() {
@@ -171,9 +172,11 @@ fn firmware(from: &Path, to: &Path) -> anyhow::Result<()> {
             if is_wanted && entry.path().is_file() {
                 fs::create_dir_all(to.join(folder))?;
                 fs::copy(entry.path(), to.join(&name))?;
+                count += 1;
             }
         }
     }
+    anyhow::ensure!(count > 0, "the packages have no firmware for wireless networks");
     Ok(())
 }
 

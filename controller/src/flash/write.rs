@@ -14,6 +14,7 @@ use ring::digest::{Digest, SHA256, digest};
 use rustix::fs::{Mode, OFlags};
 
 use super::disk::{Disk, Limits};
+use super::partitions;
 use super::tool::{self, XZ};
 
 /// What is written, and read, at a time.
@@ -45,7 +46,10 @@ impl<'a> Image<'a> {
     /// When it is no image of a disk, or is cut short.
     pub fn open(path: &'a Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        let file = File::open(path).with_context(|| format!("cannot read {shown}"))?;
+        let cannot = || format!("cannot read {shown}");
+        // Of a pipe nobody knows how long it is, and it cannot be read twice.
+        anyhow::ensure!(path.metadata().with_context(cannot)?.is_file(), "{shown} is no file");
+        let mut file = File::open(path).with_context(cannot)?;
         let packed = path.extension().is_some_and(|extension| extension == "xz");
         let bytes = if packed {
             let listed = tool::run(XZ.call()?.args(["--robot", "--list", "--"]).arg(path));
@@ -56,7 +60,14 @@ impl<'a> Image<'a> {
             let unpacked = totals.and_then(|totals| totals.split('\t').nth(3)?.parse().ok());
             unpacked.with_context(|| format!("xz does not say how large {shown} is"))?
         } else {
-            file.metadata()?.len()
+            let bytes = file.metadata()?.len();
+            let ends = partitions::read(&mut file).unwrap_or_default().into_iter();
+            let end = ends.map(|part| part.start_bytes.saturating_add(part.bytes)).max();
+            anyhow::ensure!(
+                end.is_none_or(|end| end <= bytes),
+                "{shown} is cut short: make or copy it again"
+            );
+            bytes
         };
         let image = Self { path, bytes, packed };
         let mut sector = [0; 512];
@@ -92,6 +103,19 @@ impl Source {
     }
 }
 
+impl Source {
+    /// Whether this was all of it, and what xz has unpacked is what was packed.
+    fn end(&mut self) -> anyhow::Result<()> {
+        let rest = self.content()?.read(&mut [0])?;
+        let is_right = match self {
+            Self::Plain(_) => true,
+            Self::Unpacked(xz) => xz.wait()?.success(),
+        };
+        anyhow::ensure!(rest == 0 && is_right, "it is damaged: make or copy it again");
+        Ok(())
+    }
+}
+
 impl Drop for Source {
     fn drop(&mut self) {
         if let Self::Unpacked(xz) = self {
@@ -120,6 +144,8 @@ pub fn write(
         error => anyhow::Error::from(io::Error::from(error)).context(format!("cannot open {name}")),
     });
     let mut device = File::from(opened?);
+    // Nobody takes it out any more without the writing failing; meanwhile somebody may have.
+    anyhow::ensure!(Disk::open(&disk.path)? == *disk, "{name} is another disk than it was");
     let sums =
         put(image, (disk, &mut device), tell).with_context(|| format!("cannot write to {name}"))?;
     verify(&mut device, &sums, tell).with_context(|| format!("cannot verify {name}"))
@@ -147,6 +173,7 @@ fn put(
         written += length as u64;
         tell(Step::Written(written));
     }
+    source.end().with_context(|| image.path.display().to_string())?;
     // What a card keeps in a cache of its own is written, too.
     device.sync_all()?;
     Ok(sums)
