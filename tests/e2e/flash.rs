@@ -323,17 +323,20 @@ fn what_cannot_be_adapted_says_why() {
     );
 }
 
+/// An agent that is not run here: any program for the board is one.
+fn program_of_arm64(lab: &Lab) -> PathBuf {
+    let mut program = std::fs::read("/bin/busybox").unwrap();
+    program[18..20].copy_from_slice(&183u16.to_le_bytes());
+    lab.file("agent", program)
+}
+
 #[test]
 fn an_image_is_built_from_packages_of_the_distribution() {
     let lab = Lab::new();
     let join = join_file(&lab);
     let key = text(&lab.file("key.pub", "ssh-ed25519 AAAA somebody\n"));
     let config = text(&lab.file("more.toml", "[registries]\ninsecure = [\"10.0.2.2:5000\"]\n"));
-    // The agent is not run here: any program for the board is one.
-    let agent = lab.path("agent");
-    let mut program_bytes = std::fs::read("/bin/busybox").unwrap();
-    program_bytes[18..20].copy_from_slice(&183u16.to_le_bytes());
-    std::fs::write(&agent, &program_bytes).unwrap();
+    let agent = program_of_arm64(&lab);
     let out = lab.path("card.img");
     let done = flash(&[
         "build",
@@ -437,5 +440,12 @@ fn what_cannot_be_built_says_why() {
     let config = text(&lab.file("twice.toml", "device_id_prefix = \"x\"\n"));
     let why = build(&[&of_here[..], &["--config", &config]].concat());
     assert!(why.contains("make no agent.toml together"), "{why}");
+    let config = text(&lab.file("typo.toml", "[registries]\ninsecur = []\n"));
+    let agent = text(&program_of_arm64(&lab));
+    let why = build(&["--join", &join, "--agent", &agent, "--config", &config]);
+    assert!(
+        why.contains("agents will not take") && why.contains("unknown field `insecur`"),
+        "{why}"
+    );
     assert!(!Path::new(&out).exists());
 }

@@ -55,6 +55,7 @@ pub fn adapt(order: &Order) -> anyhow::Result<()> {
     let files = order.settings.files()?;
     let work = work_beside(&order.out)?;
     let (work, raw) = (work.path(), work.path().join("image"));
+    order.settings.check_config(&files, work)?;
     take_in(&order.image, &raw)?;
     let name = order.image.display();
     let root = root_of(&raw, work).with_context(|| format!("{name} cannot be adapted"))?;

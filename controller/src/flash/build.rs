@@ -49,6 +49,7 @@ pub fn build(order: &Order) -> anyhow::Result<()> {
     }
     let work = work_beside(&order.out)?;
     let work = work.path();
+    order.settings.check_config(&files, work)?;
     let packages = packages(order, work)?;
     let kernel = Kernel::open(&packages)?;
     log_line(&format!("kernel {}", kernel.version()));

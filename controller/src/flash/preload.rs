@@ -41,6 +41,12 @@ pub(crate) fn agent_for(machine: &Machine, named: Option<&Path>) -> anyhow::Resu
     Ok(agent)
 }
 
+/// An agent that runs here, where one came with this program.
+pub(crate) fn agent_here() -> Option<PathBuf> {
+    let arch = if std::env::consts::ARCH == "arm" { "armv7" } else { std::env::consts::ARCH };
+    beside(&format!("limpet-agent-{arch}")).or_else(|| beside("limpet-agent"))
+}
+
 fn beside(name: &str) -> Option<PathBuf> {
     let own = std::env::current_exe().ok()?;
     let folders = [own.parent()?.to_owned(), PathBuf::from(AGENTS)];
@@ -64,9 +70,8 @@ pub(crate) fn preload(
         rustix::process::geteuid().is_root(),
         "--preload unpacks layers with the owners that they name: be root (sudo)"
     );
-    let arch = if std::env::consts::ARCH == "arm" { "armv7" } else { std::env::consts::ARCH };
-    let agent = beside(&format!("limpet-agent-{arch}")).or_else(|| beside("limpet-agent"));
-    let agent = agent.with_context(|| {
+    let agent = agent_here().with_context(|| {
+        let arch = std::env::consts::ARCH;
         format!("--preload needs an agent that runs here: put limpet-agent-{arch} beside limpet")
     })?;
     for (index, image) in images.iter().enumerate() {

@@ -1,10 +1,14 @@
 //! What a card is told about the fleet that its device is to join: the files of `/etc/limpet`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Context;
 use clap::Args;
 use limpet_protocol::{DeviceId, Invitation, Purpose};
+
+use super::apt::log_line;
+use super::{preload, tool};
 
 /// Of a passphrase (IEEE 802.11i).
 const PASSPHRASE_CHARS: std::ops::RangeInclusive<usize> = 8..=63;
@@ -93,6 +97,27 @@ impl Settings {
             server: invitation.servers.first().cloned().unwrap_or_default(),
             ssh_keys: ssh_keys.transpose()?,
         })
+    }
+
+    /// Has an agent that runs here read the configuration: one that it does not take would keep every
+    /// card from joining.
+    ///
+    /// # Errors
+    /// When it does not take it.
+    pub(crate) fn check_config(&self, files: &Files, work: &Path) -> anyhow::Result<()> {
+        if self.config.is_none() {
+            return Ok(());
+        }
+        let Some(agent) = preload::agent_here() else {
+            log_line("--config is not checked: no agent that runs here is beside limpet");
+            return Ok(());
+        };
+        let whole = work.join("agent.toml");
+        std::fs::write(&whole, &files.agent_toml)?;
+        let mut id = Command::new(agent);
+        id.args(["id", "--config"]).arg(whole).arg("--data-dir").arg(work);
+        tool::run(&mut id).context("agents will not take what --config says")?;
+        Ok(())
     }
 
     fn agent_toml(&self) -> anyhow::Result<String> {
