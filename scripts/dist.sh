@@ -82,7 +82,7 @@ lane() {
 lane limpet-agent "$@" &
 lane limpet "$@" &
 failed=0
-for lane in $(jobs -p); do wait "$lane" || failed=1; done
+for job in $(jobs -p); do wait "$job" || failed=1; done
 [ $failed = 0 ] || exit 1
 for program; do step "package of $program" pack "$program"; done
 step "bills of materials" bill "$@"
