@@ -42,6 +42,14 @@ cat >/run/systemd/system/limpet-test.target <<END
 DefaultDependencies=no
 Wants=$unit
 END
+# PrivateTmp= leaves folders behind where its systemd is killed. The output stays where it is read.
+lab=$(dirname "$3")
+mkdir /run/lab
+mount --bind "$lab" /run/lab
+mount -t tmpfs none /tmp
+mount -t tmpfs none /var/tmp
+mkdir -p "$lab"
+mount --bind /run/lab "$lab"
 umount -R /sys/fs/cgroup || true
 mount -t cgroup2 none /sys/fs/cgroup
 export container=limpet-test
