@@ -32,8 +32,10 @@ step() { echo "packages: $1 ($SECONDS s)"; }
 fresh=target/packages/$arch.tar
 if [ ! -e "$fresh" ]; then
     mkdir -p target/packages
-    cat /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources 2>/dev/null |
-        mmdebstrap --quiet --variant=minbase --format=tar "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$fresh.new" - && mv "$fresh.new" "$fresh"
+    # A machine has one of the two, as a rule.
+    { cat /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources 2>/dev/null || true; } |
+        mmdebstrap --quiet --variant=minbase --format=tar "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$fresh.new" -
+    mv "$fresh.new" "$fresh"
 fi
 mkdir "$root"
 tar -xf "$fresh" -C "$root" --exclude='./dev/*'
