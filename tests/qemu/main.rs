@@ -107,8 +107,7 @@ fn enforced(bay: &Bay, board: Board, vm: &mut Vm) {
     for proof in ["Seccomp:\t2", "no new node", "no mount", "can't fork"] {
         assert!(said.contains(proof), "{proof} in: {said}");
     }
-    fleet.controller.ok(&["delete", "proof"]);
-    vm.eventually("the proof to go", |_| fleet.workloads("proof").is_empty().then_some(()));
+    gone(bay, vm, "proof");
 
     let dd = ["dd", "if=/dev/zero", "of=/dev/shm/x", "bs=1M", "count=60"];
     bay.run(board, "proof", &[&bounds[..], &dd].concat());
@@ -117,12 +116,17 @@ fn enforced(bay: &Bay, board: Board, vm: &mut Vm) {
     fleet.controller.ok(&["delete", "proof"]);
 }
 
+/// Deletes a deployment, until its container is away.
+fn gone(bay: &Bay, vm: &mut Vm, deployment: &str) {
+    bay.fleet.controller.ok(&["delete", deployment]);
+    vm.eventually("it to go", |_| bay.fleet.workloads(deployment).is_empty().then_some(()));
+}
+
 /// What agent and shims take of a board's memory with three containers, and when these have gone.
 fn memory(bay: &Bay, board: Board, vm: &mut Vm) {
     bay.run(board, "third", &["--detach"]);
-    vm.eventually("three containers", |_| {
-        ["first", "change", "third"].iter().try_for_each(|name| bay.runs(name))
-    });
+    let three = ["first", "change", "third"];
+    vm.eventually("three containers", |_| three.iter().try_for_each(|name| bay.runs(name)));
     let row = |what: &str, mib: f64| row(board, what, format!("{mib:.2} MiB"));
     let busy = Usage::of(vm, bay);
     row("agent with three containers, PSS", busy.agent);
@@ -130,10 +134,7 @@ fn memory(bay: &Bay, board: Board, vm: &mut Vm) {
     row("agent and three containers, PSS", busy.agent + busy.shims);
     row("memory that the kernel gives out", busy.total);
     row("memory that is available then", busy.available);
-    for name in ["first", "change", "third"] {
-        bay.fleet.controller.ok(&["delete", name]);
-        vm.eventually("a container to go", |_| bay.fleet.workloads(name).is_empty().then_some(()));
-    }
+    three.iter().for_each(|name| gone(bay, vm, name));
     let idle = Usage::of(vm, bay).agent;
     row("agent when they have gone, PSS", idle);
     row("more for each container, PSS", (busy.agent + busy.shims - idle) / 3.0);

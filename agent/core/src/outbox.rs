@@ -175,12 +175,9 @@ impl Outbox {
         }
         // The controller has heard of changes that no checkpoint holds: what follows must be newer.
         self.next_sequence = self.next_sequence.max(ack.sequence.saturating_add(1));
-        let upgrade = self.upgrade.take();
-        self.upgrade = upgrade.map(|(sequence, status)| {
-            let is_sent = sequence <= self.sent_sequence;
-            let is_older = sequence <= ack.sequence && !is_sent;
-            (if is_older { self.take_sequence() } else { sequence }, status)
-        });
+        let unsent = self.sent_sequence.saturating_add(1)..=ack.sequence;
+        let older = self.upgrade.take_if(|(sequence, _)| unsent.contains(sequence));
+        older.into_iter().for_each(|(_, status)| self.set_upgrade(status));
         // What did not add up is not told: should the whole get lost, this comes again.
         if !ack.send_whole {
             let told = ack.sequence.min(self.sent_sequence);

@@ -140,7 +140,7 @@ fn packages(order: &Order, work: &Path) -> anyhow::Result<PathBuf> {
         apt::extract(&package, &folder)?;
     }
     // Later distributions have them below `usr` only.
-    for place in ["bin/busybox", "lib/firmware"] {
+    for place in ["bin/busybox", "lib/firmware", "lib/modules"] {
         let (place, merged) = (folder.join(place), folder.join("usr").join(place));
         if !place.exists() && merged.exists() {
             place.parent().map_or(Ok(()), fs::create_dir_all)?;

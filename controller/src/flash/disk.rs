@@ -80,7 +80,7 @@ impl Disk {
         let sector = read("queue/logical_block_size");
         anyhow::ensure!(
             ["", "512"].contains(&sector.trim()),
-            "{shown} has sectors of {} bytes: images are for those of 512",
+            "{shown} has sectors of {} bytes, and images are for those of 512: use another card",
             sector.trim()
         );
         let sectors: u64 = read("size").trim().parse().context("it has no size")?;

@@ -22,10 +22,6 @@ impl Kernel {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub(crate) fn open(root: &Path) -> anyhow::Result<Self> {
-        if !root.join("lib/modules").exists() {
-            fs::create_dir_all(root.join("lib"))?;
-            std::os::unix::fs::symlink("../usr/lib/modules", root.join("lib/modules"))?;
-        }
         let folder = root.join("lib/modules");
         let mut versions =
             fs::read_dir(&folder).context("the kernel's package has no modules")?.flatten();

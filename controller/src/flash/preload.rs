@@ -41,10 +41,15 @@ pub(crate) fn agent_for(machine: &Machine, named: Option<&Path>) -> anyhow::Resu
     Ok(agent)
 }
 
-/// An agent that runs here, where one came with this program.
-pub(crate) fn agent_here() -> Option<PathBuf> {
+/// An agent that runs here.
+///
+/// # Errors
+/// When none came with this program.
+pub(crate) fn agent_here() -> anyhow::Result<PathBuf> {
     let arch = if std::env::consts::ARCH == "arm" { "armv7" } else { std::env::consts::ARCH };
-    beside(&format!("limpet-agent-{arch}")).or_else(|| beside("limpet-agent"))
+    let name = format!("limpet-agent-{arch}");
+    let agent = beside(&name).or_else(|| beside("limpet-agent"));
+    agent.with_context(|| format!("it needs an agent that runs here: put {name} beside limpet"))
 }
 
 fn beside(name: &str) -> Option<PathBuf> {
@@ -70,10 +75,7 @@ pub(crate) fn preload(
         rustix::process::geteuid().is_root(),
         "--preload unpacks layers with the owners that they name: be root (sudo)"
     );
-    let agent = agent_here().with_context(|| {
-        let arch = std::env::consts::ARCH;
-        format!("--preload needs an agent that runs here: put limpet-agent-{arch} beside limpet")
-    })?;
+    let agent = agent_here().context("--preload")?;
     for (index, image) in images.iter().enumerate() {
         let archive = archive(image, machine, work, index)?;
         let mut command = Command::new(&agent);

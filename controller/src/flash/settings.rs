@@ -108,9 +108,12 @@ impl Settings {
         if self.config.is_none() {
             return Ok(());
         }
-        let Some(agent) = preload::agent_here() else {
-            log_line("--config is not checked: no agent that runs here is beside limpet");
-            return Ok(());
+        let agent = match preload::agent_here() {
+            Ok(agent) => agent,
+            Err(error) => {
+                log_line(&format!("--config is not checked: {error}"));
+                return Ok(());
+            }
         };
         let whole = work.join("agent.toml");
         std::fs::write(&whole, &files.agent_toml)?;

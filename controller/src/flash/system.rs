@@ -176,7 +176,10 @@ fn firmware(from: &Path, to: &Path) -> anyhow::Result<()> {
             }
         }
     }
-    anyhow::ensure!(count > 0, "the packages have no firmware for wireless networks");
+    anyhow::ensure!(
+        count > 0,
+        "the packages have no firmware for wireless networks: leave out --wifi"
+    );
     Ok(())
 }
 

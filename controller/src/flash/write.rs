@@ -48,7 +48,10 @@ impl<'a> Image<'a> {
         let shown = path.display();
         let cannot = || format!("cannot read {shown}");
         // Of a pipe nobody knows how long it is, and it cannot be read twice.
-        anyhow::ensure!(path.metadata().with_context(cannot)?.is_file(), "{shown} is no file");
+        anyhow::ensure!(
+            path.metadata().with_context(cannot)?.is_file(),
+            "{shown} is no file: copy it into one"
+        );
         let mut file = File::open(path).with_context(cannot)?;
         let packed = path.extension().is_some_and(|extension| extension == "xz");
         let bytes = if packed {
@@ -101,9 +104,7 @@ impl Source {
             Self::Unpacked(xz) => xz.stdout.as_mut().context("xz has no output")?,
         })
     }
-}
 
-impl Source {
     /// Whether this was all of it, and what xz has unpacked is what was packed.
     fn end(&mut self) -> anyhow::Result<()> {
         let rest = self.content()?.read(&mut [0])?;
@@ -145,7 +146,10 @@ pub fn write(
     });
     let mut device = File::from(opened?);
     // Nobody takes it out any more without the writing failing; meanwhile somebody may have.
-    anyhow::ensure!(Disk::open(&disk.path)? == *disk, "{name} is another disk than it was");
+    anyhow::ensure!(
+        Disk::open(&disk.path)? == *disk,
+        "{name} is another disk than a moment ago: begin again"
+    );
     let sums =
         put(image, (disk, &mut device), tell).with_context(|| format!("cannot write to {name}"))?;
     verify(&mut device, &sums, tell).with_context(|| format!("cannot verify {name}"))
