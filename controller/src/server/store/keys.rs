@@ -1,8 +1,8 @@
 //! The keys that sign what the fleet is told: the present one, and those before it.
 //!
 //! A file of 32 bytes is the seed of the only key, as every controller has it until it takes another.
-//! Format 2 is CBOR. The secret half of a former key is kept for as long as a device believes it, the
-//! public half for what such a device holds.
+//! Format 2 is CBOR. The secret half of a former key is kept for as long as a device may believe it,
+//! the public half for what such a device holds.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -138,10 +138,11 @@ impl Keys {
         written
     }
 
-    /// Forgets the secret halves of former keys that nobody believes.
+    /// Forgets the secret halves of the keys that are older than any that was last heard to be
+    /// believed. A younger one is kept: it may have been taken since by who has not said so yet.
     pub(in crate::server) fn retire(&mut self, believed: &BTreeSet<PublicKey>) -> Result<()> {
         let mut forgotten = false;
-        for former in self.former.iter_mut().filter(|f| !believed.contains(&f.public)) {
+        for former in self.former.iter_mut().take_while(|f| !believed.contains(&f.public)) {
             forgotten |= former.key.take().is_some();
         }
         if forgotten { self.write() } else { Ok(()) }
@@ -192,12 +193,15 @@ mod tests {
         let read = || Keys::open(at(&folder)).unwrap();
         assert_eq!((read().present.public(), read().former.len()), (keys.present.public(), 2));
         assert_eq!((read().first(), read().former[0].public), (key(1).public(), key(1).public()));
-        // One is believed still, the other is not.
+        // Who believes the oldest may have taken a younger one, and not have said so yet.
+        let younger = keys.former[1].public;
         keys.retire(&[key(1).public()].into()).unwrap();
-        assert!(read().signing(&key(1).public()).is_some());
-        assert!(read().former[1].key.is_none() && read().has(&keys.former[1].public));
-        keys.retire(&BTreeSet::new()).unwrap();
-        assert!(read().signing(&key(1).public()).is_none());
+        assert!(read().former.iter().all(|former| former.key.is_some()));
+        keys.retire(&[younger].into()).unwrap();
+        assert!(read().signing(&key(1).public()).is_none() && read().has(&key(1).public()));
+        assert!(read().signing(&younger).is_some());
+        keys.retire(&[keys.present().public()].into()).unwrap();
+        assert!(read().former.iter().all(|former| former.key.is_none()));
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Fleet {
         signer != Some(self.signer(id).public())
     }
 
-    /// Forgets what can sign for nobody.
+    /// Forgets what signs for nobody any more.
     pub(super) fn retire_keys(&mut self) {
         let believed: BTreeSet<PublicKey> =
             self.members.records.values().map(|member| self.noted(member)).collect();

@@ -140,3 +140,24 @@ fn a_device_is_told_with_the_key_that_it_believes_whatever_was_lost() {
     assert!(known.told().iter().all(|(_, signer)| *signer == third));
     assert_eq!(waiting(&known), ["dev-0"]);
 }
+
+#[test]
+fn a_key_that_was_offered_signs_until_its_device_has_said_whom_it_believes() {
+    let mut known = Known::joined(false);
+    known.hello(1).unwrap();
+    let (first, held) = (known.present(), known.latest());
+    known.greets(2, held, Some(first)).unwrap();
+    let second = known.rotate_signing_key();
+    let third = known.rotate_signing_key();
+    // Another member has taken the third, while the answer of this one to the second is on its way.
+    known.call(move |fleet| {
+        let another: DeviceId = "dev-1".parse().unwrap();
+        let member = fleet.members.records[&id()].clone();
+        fleet.members.records.insert(another.clone(), member);
+        fleet.believes(&another, Some(third));
+    });
+    known.told();
+    known.greets(3, held, Some(second)).unwrap();
+    let told = known.told();
+    assert!(!told.is_empty() && told.iter().all(|(_, signer)| *signer == second), "{told:?}");
+}
