@@ -1,11 +1,13 @@
 //! Cards: images are built, adapted and written without anybody's disk being at risk.
 
 use std::io::Read;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use limpet_protocol::{Digest, Invitation, Purpose, Token};
 use limpet_tests::process::Output;
-use limpet_tests::{Disk, Lab, output, program, run};
+use limpet_tests::{Disk, Lab, Process, eventually_or, output, program, run};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 const MIB: usize = 1 << 20;
 
@@ -112,6 +114,11 @@ fn what_is_no_card_is_never_written_over() {
     assert!(why.contains("random.img.xz: it is damaged"), "{why}");
     let half = lab.file("half.img", &std::fs::read(&card).unwrap()[..MIB]);
     assert!(really(&text(&half), &disk.0).contains("is cut short"));
+    // A table of partitions (GPT) is said to come, and does not.
+    let mut headless = std::fs::read(&card).unwrap();
+    headless[450] = 0xee;
+    let headless = lab.file("headless.img", headless);
+    assert!(really(&text(&headless), &disk.0).contains("its header is damaged"));
     assert!(really("/dev/null", &disk.0).contains("is no file"));
     std::fs::write(&medium, vec![0xee; 4 * MIB]).unwrap();
     // A card that is too small.
@@ -411,6 +418,42 @@ fn an_image_is_built_from_packages_of_the_distribution() {
     );
     let join = run("debugfs", &["-R", "stat /etc/join", &text(&data)]);
     assert!(join.contains("Mode:  0600"), "{join}");
+}
+
+#[test]
+fn what_ctrl_c_ends_leaves_nothing_behind() {
+    let lab = Lab::new();
+    // Packages come from where nobody answers.
+    let mirror = TcpListener::bind("127.0.0.1:0").unwrap();
+    mirror.set_nonblocking(true).unwrap();
+    let from = format!("http://{}", mirror.local_addr().unwrap());
+    let sources = format!("Types: deb\nURIs: {from}\nSuites: stable\nComponents: main\n");
+    let sources = text(&lab.file("mirror.sources", sources));
+    let cache = format!("XDG_CACHE_HOME={}", text(&lab.path("cache")));
+    let (limpet, agent) = (text(&program("limpet")), text(&program_of_arm64(&lab)));
+    let (join, out) = (join_file(&lab), text(&lab.path("out/card.img")));
+    std::fs::create_dir(lab.path("out")).unwrap();
+    let inputs = ["--join", &join, "--agent", &agent, "--sources", &sources, "-o", &out];
+    let words = [
+        "env",
+        "no_proxy=127.0.0.1",
+        &cache,
+        &limpet,
+        "flash",
+        "build",
+        "--board",
+        "generic-arm64",
+    ];
+    let args = [&words[..], &inputs].concat();
+    let mut build = Process::start(&lab.path("build.log"), Path::new("setsid"), &args);
+    let _asked = eventually_or("apt", || mirror.accept().ok(), || build.tail());
+    let left = || std::fs::read_dir(lab.path("out")).unwrap().count();
+    assert_eq!(left(), 1, "what it works in");
+    // As a terminal does: to the program, and to the tools that it calls.
+    let group = Pid::from_raw(build.pid().cast_signed()).unwrap();
+    kill_process_group(group, Signal::INT).unwrap();
+    assert!(!build.wait().success(), "{}", build.tail());
+    assert_eq!(left(), 0, "{}", build.tail());
 }
 
 #[test]

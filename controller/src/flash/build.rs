@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use ring::rand::{SecureRandom, SystemRandom};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::apt::{self, Apt, log_line};
 use super::board::Board;
@@ -159,7 +160,7 @@ fn release(board: Board) -> String {
 }
 
 /// A folder for what becomes an image, on the same disk, for its owner only: there are secrets in it.
-/// It goes when it is dropped.
+/// It goes when it is dropped, and when Ctrl-C ends this program.
 ///
 /// # Errors
 /// When it cannot be made, or what the image is to be called is something else than a file.
@@ -176,7 +177,30 @@ pub(super) fn work_beside(out: &Path) -> anyhow::Result<tempfile::TempDir> {
     let mut work = tempfile::Builder::new();
     let work = work.prefix(".limpet-flash-").permissions(Permissions::from_mode(0o700));
     let work = work.tempdir_in(&folder);
-    work.with_context(|| format!("cannot make a folder in {}", folder.display()))
+    let work = work.with_context(|| format!("cannot make a folder in {}", folder.display()))?;
+    go_when_interrupted(work.path().to_owned())?;
+    Ok(work)
+}
+
+/// Removes a folder, and ends this program, when that is asked to end. What is in the midst of writing
+/// into it may make something anew: it is asked again until nothing is left.
+fn go_when_interrupted(folder: PathBuf) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _context = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        let number = runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => SignalKind::interrupt(),
+                _ = terminate.recv() => SignalKind::terminate(),
+            }
+        });
+        while folder.exists() && fs::remove_dir_all(&folder).is_err() {}
+        std::process::exit(128 + number.as_raw_value());
+    });
+    Ok(())
 }
 
 /// The image becomes what it is called.

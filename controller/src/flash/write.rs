@@ -64,8 +64,10 @@ impl<'a> Image<'a> {
             unpacked.with_context(|| format!("xz does not say how large {shown} is"))?
         } else {
             let bytes = file.metadata()?.len();
-            let ends = partitions::read(&mut file).unwrap_or_default().into_iter();
-            let end = ends.map(|part| part.start_bytes.saturating_add(part.bytes)).max();
+            let partitions = partitions::read(&mut file)
+                .with_context(|| format!("{shown} is no image of a disk, or is damaged"))?;
+            let ends = partitions.iter().map(|part| part.start_bytes.saturating_add(part.bytes));
+            let end = ends.max();
             anyhow::ensure!(
                 end.is_none_or(|end| end <= bytes),
                 "{shown} is cut short: make or copy it again"
