@@ -114,14 +114,16 @@ pub fn join(
         let root = pinned(server, &invitation.pin)?;
         post(server, vec![root], "join", &request)
     })?;
-    keep(state, identity, membership)
+    let member = member(identity, membership)?;
+    state.store_identity(&member).map_err(StateError::from)?;
+    Ok(member)
 }
 
-/// Asks for a new certificate where the old one is not accepted any more. Blocks.
+/// Asks for a new certificate where the old one is not accepted any more; it is not kept yet. Blocks.
 ///
 /// # Errors
 /// As [`join`].
-pub fn renew(state: &State, identity: &Identity, proxies: &Proxies) -> Result<Identity, JoinError> {
+pub fn renew(identity: &Identity, proxies: &Proxies) -> Result<Identity, JoinError> {
     let known = identity.membership.as_ref().ok_or(JoinError::NoMember)?;
     let request = sealed(identity, Kind::Renew, &Renew { controller: identity.controller });
     let roots = known.roots.iter().map(|root| Certificate::from_der(root).to_owned());
@@ -129,10 +131,11 @@ pub fn renew(state: &State, identity: &Identity, proxies: &Proxies) -> Result<Id
     let membership = ask_any(&known.servers, |address| {
         post(Server { address, proxies }, roots.clone(), "renew", &request)
     })?;
-    keep(state, identity, membership)
+    member(identity, membership)
 }
 
-fn keep(state: &State, identity: &Identity, membership: Membership) -> Result<Identity, JoinError> {
+/// The identity on these terms.
+fn member(identity: &Identity, membership: Membership) -> Result<Identity, JoinError> {
     // Nobody but who signs desired state may change whose signature that is.
     if let Some(known) = identity.controller.filter(|known| *known != membership.controller) {
         return Err(JoinError::Foreign(known.fingerprint()));
@@ -142,7 +145,6 @@ fn keep(state: &State, identity: &Identity, membership: Membership) -> Result<Id
     // Not kept where it leads nowhere: the agent could not begin with it.
     Route::of(&member, Proxies::default())
         .map_err(|e| JoinError::Answer { server, why: e.to_string() })?;
-    state.store_identity(&member).map_err(StateError::from)?;
     Ok(member)
 }
 
@@ -275,12 +277,11 @@ mod tests {
     use limpet_protocol::SigningKey;
 
     use super::*;
-    use crate::state::Opened;
 
     #[test]
-    fn a_membership_that_leads_nowhere_is_not_kept() {
+    fn a_membership_that_leads_nowhere_is_not_taken() {
         let folder = tempfile::tempdir().unwrap();
-        let Opened { state, identity, .. } = State::open(folder.path(), None).unwrap();
+        let identity = State::open(folder.path(), None).unwrap().identity;
         for brokers in [vec![], vec!["carrier-pigeon://roof".to_owned()]] {
             let membership = Membership {
                 controller: SigningKey::from_seed(&[1; 32]).unwrap().public(),
@@ -290,11 +291,8 @@ mod tests {
                 servers: vec!["limpet.example:8420".to_owned()],
                 broker_roots: vec![],
             };
-            let why = keep(&state, &identity, membership).unwrap_err().to_string();
+            let why = member(&identity, membership).unwrap_err().to_string();
             assert!(why.starts_with("the controller at limpet.example:8420 answers"), "{why}");
         }
-        drop(state);
-        let again = State::open(folder.path(), None).unwrap().identity;
-        assert_eq!((again.membership, again.controller), (None, None));
     }
 }

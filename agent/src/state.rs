@@ -189,6 +189,12 @@ impl State {
         }
         let state = Self { folder: folder.into(), slots, _lock: lock };
         let identity = state.identity(known, id, name)?;
+        // The power may have gone before a copy was written, too.
+        for kind in [Kind::Identity, Kind::Desired] {
+            if let Err(error) = document::mend(folder, kind) {
+                log::warn!("{error}");
+            }
+        }
         let floor = floor.and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
         let clock_floor_ms = floor.unwrap_or(0);
         Ok(Opened { state, identity, desired, checkpoint, clock_floor_ms, lost })

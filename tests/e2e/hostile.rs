@@ -213,7 +213,9 @@ impl Owned {
                 .map(|n| u8::from_str_radix(&text[2 * n..2 * n + 2], 16).unwrap())
                 .collect()
         };
-        text.lines().filter_map(|line| line.strip_prefix(&topic)).map(unhex).collect()
+        // The last line may not be whole yet.
+        let whole = text.rsplit_once('\n').map(|(whole, _)| whole).unwrap_or_default();
+        whole.lines().filter_map(|line| line.strip_prefix(&topic)).map(unhex).collect()
     }
 
     fn send(&self, leaf: Leaf, payload: &[u8]) {

@@ -9,6 +9,7 @@ use tar::EntryType;
 fn says(fleet: &Fleet, name: &str, image: &str, script: &str) -> String {
     let image = format!("--image={image}");
     fleet.controller.ok(&["run", name, &image, "--restart=never", "--", "sh", "-c", script]);
+    fleet.until_ended(name);
     fleet.controller.ok(&["logs", name, "--tail=1000"])
 }
 

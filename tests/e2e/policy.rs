@@ -50,18 +50,24 @@ fn what_is_signed_runs_also_without_a_registry_and_what_is_not_never_does() {
     assert!(!story.iter().any(|line| line.starts_with("start")), "{story:?}");
     assert_eq!(layers(&fleet), 0, "nothing of it was unpacked");
 
+    // Now, and not after the next back-off, which doubles.
+    let again = || fleet.agents[0].ask_ok(&["start", "app.0"]);
     fleet.registry.sign("site/app", &digest, &[&other]);
+    again();
     until_says(&fleet, "app", &["by another key"]);
     // A signature for another name, and one for another image.
     let elsewhere = sign(&[&good], "registry.example/site/app", &digest);
     put(&fleet, &digest, &elsewhere);
+    again();
     until_says(&fleet, "app", &["for the name \"registry.example/site/app\""]);
     let own_name = format!("{}/site/app", fleet.registry.host);
     let another = sign(&[&good], &own_name, &format!("sha256:{}", "0a".repeat(32)));
     put(&fleet, &digest, &another);
+    again();
     until_says(&fleet, "app", &["a signature is for \"sha256:0a0a"]);
     assert_eq!(layers(&fleet), 0, "nothing of it was unpacked");
     fleet.registry.sign("site/app", &digest, &[&other, &good]);
+    again();
     let running = pid(&fleet, "app");
 
     // Another policy makes no other container, and ends none.

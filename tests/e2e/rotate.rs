@@ -23,13 +23,14 @@ fn comings(controller: &Controller, id: &str) -> (usize, usize) {
 
 #[test]
 fn the_controllers_certificate_is_renewed_and_no_connection_is_dropped() {
-    let mut fleet = secured::start(&["--server-certificate-ttl", "4s"]);
+    let mut fleet = secured::start(&["--server-certificate-ttl", "12s"]);
     let api = fleet.controller.api.rsplit_once(':').unwrap().1.to_owned();
-    for port in [api, fleet.controller.mqtt_port.to_string()] {
-        let mut known = vec![shown(&port)];
-        for _ in 0..3 {
+    let ports = [api, fleet.controller.mqtt_port.to_string()];
+    let mut known = ports.each_ref().map(|port| vec![shown(port)]);
+    for _ in 0..3 {
+        for (port, known) in ports.iter().zip(&mut known) {
             eventually("another certificate", || {
-                let now = shown(&port);
+                let now = shown(port);
                 let is_another = now.starts_with("serial=") && !known.contains(&now);
                 is_another.then(|| known.push(now))
             });

@@ -119,10 +119,11 @@ fn where_no_supervisor_asks_an_agent_of_which_a_part_hangs_ends_itself() {
         // As often as a test can wait for; no socket to tell anybody.
         let through = ["env", "-u", "NOTIFY_SOCKET", "WATCHDOG_USEC=6000000"];
         let place = Place { through: through.map(str::to_owned).into(), ..Place::default() };
-        let config = Agent::config("dev-0", &fleet.registry.host);
-        let agent = Agent::placed(&fleet.lab, "dev-0", &fleet.controller, &config, place);
+        let id = format!("without-{hangs}");
+        let config = Agent::config(&id, &fleet.registry.host);
+        let agent = Agent::placed(&fleet.lab, &id, &fleet.controller, &config, place);
         fleet.agents = vec![agent];
-        fleet.until_online(1);
+        fleet.agents[0].process.until_said("is up");
         let process = &mut fleet.agents[0].process;
         let hung = Hung::thread(process.pid(), hangs);
         if hangs == "mqtt" {

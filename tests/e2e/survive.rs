@@ -69,11 +69,12 @@ fn an_exit_while_the_agent_is_down_is_reported_truly() {
         "--",
         "sh",
         "-c",
-        "sleep 1; exit 9",
+        "until [ -e /end ]; do sleep 0.1; done; exit 9",
     ];
     fleet.controller.ok(&args);
-    fleet.until_phases("brief", &["running"]);
+    let running = fleet.until_phases("brief", &["running"]).remove(0);
     fleet.agents[0].kill();
+    std::fs::write(format!("/proc/{}/root/end", pid(&running)), "").unwrap();
     fleet.eventually("its end", || fleet.agents[0].shims().is_empty().then_some(()));
     fleet.agents[0].restart();
     let ended = fleet.until_phases("brief", &["failed"]).remove(0);

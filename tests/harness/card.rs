@@ -112,10 +112,11 @@ impl Card {
 impl Drop for Card {
     fn drop(&mut self) {
         // Each may have gone already: what counts is that none stays.
-        for path in [&self.path, &self.backing] {
-            let _ = Command::new("umount").arg("-l").arg(path).status();
-            let _ = Command::new("losetup").arg("-d").arg(&self.device).output();
-        }
+        let umount = |path| Command::new("umount").arg("-l").arg(path).status();
+        let _ = umount(&self.path);
+        // Once: it may be somebody else's next.
+        let _ = Command::new("losetup").arg("-d").arg(&self.device).output();
+        let _ = umount(&self.backing);
     }
 }
 

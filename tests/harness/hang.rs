@@ -13,13 +13,14 @@ pub struct Hung(Pid);
 impl Hung {
     /// Stops the thread of a process that has this name (comm, proc(5)).
     pub fn thread(pid: u32, name: &str) -> Self {
-        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
         let is_it = |thread: &std::fs::DirEntry| {
             std::fs::read_to_string(thread.path().join("comm"))
                 .is_ok_and(|comm| comm.trim() == name)
         };
-        let found = threads.into_iter().find(is_it);
-        let found = found.unwrap_or_else(|| panic!("no thread {name} in {pid}"));
+        let found = eventually(&format!("a thread {name} in {pid}"), || {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+            threads.into_iter().find(is_it)
+        });
         let thread = Pid::from_raw(found.file_name().to_str().unwrap().parse().unwrap());
         ptrace::seize(thread, ptrace::Options::empty()).unwrap();
         ptrace::interrupt(thread).unwrap();

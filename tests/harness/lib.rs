@@ -20,7 +20,9 @@ pub mod unit;
 pub mod upgrade;
 pub mod vm;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 pub use agent::{Agent, Door, Place};
@@ -164,6 +166,16 @@ impl Fleet {
         })
     }
 
+    /// Waits until all workloads of a deployment have come to their end.
+    pub fn until_ended(&self, deployment: &str) {
+        self.eventually(&format!("the end of {deployment}"), || {
+            let all = self.workloads(deployment);
+            let ended =
+                |workload: &Value| workload["phase"] == "exited" || workload["phase"] == "failed";
+            (!all.is_empty() && all.iter().all(ended)).then_some(())
+        });
+    }
+
     /// The workloads of a deployment.
     pub fn workloads(&self, deployment: &str) -> Vec<Value> {
         self.controller.list(&format!("/api/v1/workloads?deployment={deployment}"))
@@ -174,6 +186,7 @@ impl Fleet {
         let base = ["run", name, "--image=box", "--restart=never", "--timeout=60s"];
         let args = [&base[..], flags, &["--", "sh", "-c", script]].concat();
         self.controller.ok(&args);
+        self.until_ended(name);
         let done = self.controller.limpet(&["logs", name, "--tail=1000"]);
         done.out + &done.err
     }
@@ -228,14 +241,17 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// A port of loopback that nobody listens on, below those that the kernel gives to clients.
+/// A port of loopback that nobody listens on, below those that the kernel gives to clients. No test of
+/// this run gets it again: it may not listen there yet, or must never.
 pub fn free_port() -> u16 {
     use std::collections::hash_map::RandomState;
     use std::hash::{BuildHasher, Hasher};
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let random = RandomState::new().build_hasher().finish();
         let port = 20_000 + u16::try_from(random % 10_000).unwrap_or(0);
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let is_free = || std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if GIVEN.lock().unwrap().insert(port) && is_free() {
             return port;
         }
     }

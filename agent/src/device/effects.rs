@@ -8,7 +8,7 @@ use std::sync::Arc;
 use limpet_agent_core::{Effect, Input};
 use limpet_protocol::{BootId, Held, PublicKey, StreamId, WorkloadId};
 use smol::channel::Sender;
-use smol::lock::{RwLock, Semaphore};
+use smol::lock::{Mutex, RwLock, Semaphore};
 use smol::{LocalExecutor, Task};
 
 use super::tell;
@@ -56,6 +56,8 @@ pub(super) struct Shell {
     waning: Cell<Option<PublicKey>>,
     /// A renewal over HTTPS is under way.
     renewing: Cell<bool>,
+    /// Held by who puts another membership in the place of the present one.
+    memberships: Mutex<()>,
     ready: RefCell<BTreeMap<String, Image>>,
     images_in_use: RwLock<()>,
     starts: Rc<Semaphore>,
@@ -110,6 +112,7 @@ impl Shell {
             connection: Cell::new(None),
             waning: Cell::new(None),
             renewing: Cell::new(false),
+            memberships: Mutex::new(()),
             ready: RefCell::default(),
             images_in_use: RwLock::new(()),
             starts: Rc::new(Semaphore::new(STARTS_AT_ONCE)),

@@ -258,6 +258,22 @@ pub(super) fn copy(folder: &Path, kind: Kind) -> Result<(), DocumentError> {
     }
 }
 
+/// Makes a document and its copy the same again: the copy where it is older, and the one that is
+/// damaged or missing of the other.
+pub(super) fn mend(folder: &Path, kind: Kind) -> Result<(), DocumentError> {
+    match read_one(&kind.path(folder), kind) {
+        Ok(Some(_)) => copy(folder, kind),
+        Ok(None) | Err(DocumentError::Damaged { .. }) => {
+            match read_one(&kind.copy(folder), kind) {
+                Ok(Some(content)) => write(folder, kind, &content),
+                // Neither is there, which was said.
+                Ok(None) | Err(_) => Ok(()),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes; on a full disk the reserve makes room.
 pub(super) fn make_room(
     folder: &Path,

@@ -132,6 +132,9 @@ fn whatever_becomes_of_one_file_nothing_else_is_lost() {
             // The latest is in one of the two.
             assert!(checkpoint.next_event >= 2, "{what}");
             assert!(name == "checkpoint.0" || checkpoint.next_event == 3, "{what}");
+            if name.starts_with("identity") || name.starts_with("desired") {
+                assert_eq!(std::fs::read(path(name)).unwrap(), whole, "{what} was not mended");
+            }
             std::fs::write(path(name), &whole).unwrap();
         }
     }
@@ -207,6 +210,30 @@ fn a_membership_keeps_the_key_before_the_present_one_through_a_restart() {
         assert_eq!(known.key.public(), identity.key.public());
         assert_eq!(known.membership, Some(membership(controller)));
     }
+}
+
+#[test]
+fn a_copy_that_was_not_written_before_the_power_went_is_written_at_the_next_start() {
+    let folder = filled();
+    let copies = || {
+        ["identity.old", "desired.old"].map(|name| std::fs::read(folder.path().join(name)).unwrap())
+    };
+    let older = copies();
+    let Opened { state, identity, .. } = State::open(folder.path(), id()).unwrap();
+    let controller = Some(SigningKey::generate().unwrap().public());
+    state.store_identity(&Identity { controller, ..identity }).unwrap();
+    state.store_desired(b"another").unwrap();
+    for (name, copy) in ["identity.old", "desired.old"].into_iter().zip(&older) {
+        std::fs::write(folder.path().join(name), copy).unwrap();
+    }
+    drop(state);
+    assert_eq!(State::open(folder.path(), id()).unwrap().identity.controller, controller);
+    for name in ["identity", "desired"] {
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    let opened = State::open(folder.path(), id()).unwrap();
+    assert_eq!(opened.identity.controller, controller);
+    assert_eq!(opened.desired.unwrap(), b"another");
 }
 
 /// A folder in place of a file stands for a disk that would not read it.

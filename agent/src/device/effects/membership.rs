@@ -15,6 +15,7 @@ use crate::state::Identity;
 impl Shell {
     /// Keeps what the controller has signed, and answers its command when that is on disk.
     pub(super) async fn store_membership(&self, number: u64, membership: Membership) {
+        let _turn = self.memberships.lock().await;
         let known = self.identity();
         let taken = match &known.membership {
             Some(_) => self.take_over(&known, membership).await,
@@ -43,14 +44,11 @@ impl Shell {
         self.become_member(member).await
     }
 
+    /// On disk when this returns.
     async fn become_member(&self, member: Identity) -> Result<(), String> {
         let (state, stored) = (Arc::clone(&self.state), member.clone());
         let kept = smol::unblock(move || state.store_identity(&stored)).await;
         kept.map_err(|e| e.to_string())?;
-        self.believe(member)
-    }
-
-    fn believe(&self, member: Identity) -> Result<(), String> {
         let proxies = self.way.get().proxies.clone();
         self.way.set(Route::of(&member, proxies).map_err(|e| e.to_string())?);
         let controller = member.controller;
@@ -69,11 +67,9 @@ impl Shell {
         }
         let shell = Rc::clone(self);
         self.spawn(async move {
-            let (state, known) = (Arc::clone(&shell.state), shell.identity());
-            let route = shell.way.get();
-            let renewed = smol::unblock(move || join::renew(&state, &known, &route.proxies)).await;
+            let renewed = shell.renewed().await;
             shell.renewing.set(false);
-            match renewed.map_err(|e| e.to_string()).and_then(|member| shell.believe(member)) {
+            match renewed {
                 Ok(()) => log::info!("this device has a new certificate"),
                 Err(why) => {
                     log::warn!(
@@ -82,5 +78,18 @@ impl Shell {
                 }
             }
         });
+    }
+
+    async fn renewed(&self) -> Result<(), String> {
+        let (asked, route) = (self.identity(), self.way.get());
+        let known = Arc::clone(&asked);
+        let answer = smol::unblock(move || join::renew(&known, &route.proxies)).await;
+        let member = answer.map_err(|e| e.to_string())?;
+        let _turn = self.memberships.lock().await;
+        // The answer was long on its way: the controller may hold to what it gave later.
+        if !Arc::ptr_eq(&asked, &self.identity()) {
+            return Err("another came over the connection meanwhile".to_owned());
+        }
+        self.become_member(member).await
     }
 }

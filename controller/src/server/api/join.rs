@@ -117,7 +117,9 @@ fn failure(why: MemberError) -> Failure {
         MemberError::Envelope(_) => StatusCode::BAD_REQUEST,
         MemberError::Token(JoinRefusal::Failures(_)) => StatusCode::TOO_MANY_REQUESTS,
         MemberError::Unknown(_) => StatusCode::NOT_FOUND,
-        MemberError::Taken { .. } | MemberError::Insecure => StatusCode::CONFLICT,
+        MemberError::Taken { .. } | MemberError::Believes(_) | MemberError::Insecure => {
+            StatusCode::CONFLICT
+        }
         MemberError::Token(_) | MemberError::Revoked(_) | MemberError::TooLate(_) => {
             StatusCode::FORBIDDEN
         }

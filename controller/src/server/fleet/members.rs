@@ -125,6 +125,11 @@ pub(in crate::server) enum MemberError {
     Taken { id: DeviceId, known: String },
     #[error("this device was revoked: `limpet device remove {0}` lets it join anew")]
     Revoked(DeviceId),
+    #[error(
+        "this device believes the signatures of {0}, which is no key of this controller, or none that \
+         is kept: to make the device anew, end its agent and remove its data folder"
+    )]
+    Believes(String),
     #[error("there is no device {0} that has joined")]
     Unknown(DeviceId),
     #[error(
@@ -255,7 +260,6 @@ impl Fleet {
             self.cut(client(id, &member.key.fingerprint()));
             let deleted = self.store.delete(Table::Members, id.as_str());
             self.stored(deleted);
-            self.retire_keys();
         }
         known.is_some()
     }

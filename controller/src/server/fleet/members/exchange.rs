@@ -21,7 +21,7 @@ impl Fleet {
             return Err(MemberError::Insecure);
         }
         let (id, key, join) = self.request::<Join>(signed, Kind::Join)?;
-        if let Err(why) = self.may_join(&id, &key) {
+        if let Err(why) = self.may_join(&id, &key, join.controller) {
             // Who has no token is told nothing of ids, and may not try tokens here either.
             self.check_join_token(&join.token, &id, from)?;
             let by = Caller { who: Who::Device(id.clone()), from: Some(from) };
@@ -31,8 +31,7 @@ impl Fleet {
             return Err(why);
         }
         // One that was a member before may believe a former key.
-        let controller = join.controller.filter(|key| self.keys.signing(key).is_some());
-        let controller = controller.unwrap_or(self.keys.present().public());
+        let controller = join.controller.unwrap_or(self.keys.present().public());
         if self.has_joined_with(&id, &join.token) {
             return self.certify(&id, controller);
         }
@@ -99,17 +98,22 @@ impl Fleet {
     }
 
     /// Whether a device, which may join, is a member by this very token: the answer was lost on its way,
-    /// and the token may be used up by that.
+    /// and the token may be used up by that, or its time be over since.
     fn has_joined_with(&self, id: &DeviceId, token: &Token) -> bool {
         let ended = self.tokens.genuine(token).map(|record| record.ended(self.now_ms));
         let member = self.members.records.get(id);
-        matches!(ended, Some(None | Some(Ended::UsedUp)))
+        matches!(ended, Some(None | Some(Ended::UsedUp | Ended::Expired(_))))
             && member.is_some_and(|member| {
                 member.token == token.id && member.certified_until_ms > self.now_ms
             })
     }
 
-    fn may_join(&self, id: &DeviceId, key: &PublicKey) -> Result<(), MemberError> {
+    fn may_join(
+        &self,
+        id: &DeviceId,
+        key: &PublicKey,
+        believed: Option<PublicKey>,
+    ) -> Result<(), MemberError> {
         let known = self.members.key(id).or(self.devices.get(id).map(|device| device.record.key));
         match (known, self.members.records.get(id)) {
             (Some(known), _) if known != *key => {
@@ -118,7 +122,10 @@ impl Fleet {
             (_, Some(Member { standing: Standing::Revoked, .. })) => {
                 Err(MemberError::Revoked(id.clone()))
             }
-            _ => Ok(()),
+            _ => match believed.filter(|believed| self.keys.signing(believed).is_none()) {
+                Some(stranger) => Err(MemberError::Believes(stranger.fingerprint())),
+                None => Ok(()),
+            },
         }
     }
 }

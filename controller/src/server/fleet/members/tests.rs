@@ -4,7 +4,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use limpet_controller_core::Scope;
-use limpet_controller_core::token::Wish;
+use limpet_controller_core::token::{Grant, Wish};
 use limpet_protocol::{
     BootId, DeviceId, Digest, Facts, Header, Held, Hello, Invitation, Join, Kind, Leaf, Nonce,
     OutboxId, PublicKey, Purpose, Renew, SigningKey, Token, Topic, envelope,
@@ -84,6 +84,15 @@ impl Known {
 
     /// A device of this key asks to join.
     fn join_with(&self, key: &SigningKey, token: &Token) -> Result<(), String> {
+        self.join_believing(key, token, None)
+    }
+
+    fn join_believing(
+        &self,
+        key: &SigningKey,
+        token: &Token,
+        controller: Option<PublicKey>,
+    ) -> Result<(), String> {
         let header = Header {
             prefix: "limpet/v1".to_owned(),
             device: id(),
@@ -91,7 +100,7 @@ impl Known {
             epoch: 0,
             number: 1,
         };
-        let signed = envelope::seal(key, &header, &Join { token: token.clone(), controller: None });
+        let signed = envelope::seal(key, &header, &Join { token: token.clone(), controller });
         let from = "127.0.0.1:1".parse().unwrap();
         let joined = self.call(move |fleet| fleet.join(&signed, from).map_err(|e| e.to_string()));
         joined.map(drop)
@@ -192,7 +201,21 @@ fn who_lost_the_answer_joins_again_with_the_token_that_it_has_used_up() {
         assert!(said.contains(why), "{why}: {said}");
     };
     refused(&SigningKey::generate().unwrap(), &used, "is used up");
-    let forged = Token { id: used.id, ..Token::generate().unwrap() };
+    let id = used.id;
+    let ends = |uses: u32, at_ms: Option<u64>| {
+        known.call(move |fleet| {
+            let record = fleet.tokens.records.get_mut(&id).unwrap();
+            record.expires_ms = at_ms;
+            if let Grant::Join { uses_left, .. } = &mut record.grant {
+                *uses_left = uses;
+            }
+        });
+    };
+    ends(1, Some(1));
+    known.join_with(&known.device, &used).unwrap();
+    refused(&SigningKey::generate().unwrap(), &used, "expired");
+    ends(0, None);
+    let forged = Token { id, ..Token::generate().unwrap() };
     refused(&known.device, &forged, "the join token is wrong");
     // Another token since: the earlier one says nothing of how it is a member.
     known.join(false);

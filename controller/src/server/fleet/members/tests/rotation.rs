@@ -161,3 +161,28 @@ fn a_key_that_was_offered_signs_until_its_device_has_said_whom_it_believes() {
     let told = known.told();
     assert!(!told.is_empty() && told.iter().all(|(_, signer)| *signer == second), "{told:?}");
 }
+
+#[test]
+fn who_is_removed_and_believes_a_former_key_joins_anew_or_learns_why_not() {
+    let known = Known::joined(false);
+    known.hello(1).unwrap();
+    let first = known.present();
+    known.greets(2, known.latest(), Some(first)).unwrap();
+    let second = known.rotate_signing_key();
+    let removed = |known: &Known| {
+        known.stands(Standing::Revoked);
+        assert_eq!(known.call(|fleet| fleet.forget(&local(), &id())), Some(true));
+    };
+    removed(&known);
+    known.join_believing(&known.device, &known.token(false), Some(first)).unwrap();
+    removed(&known);
+    // Others have taken the second: nobody is known any more to believe the first.
+    known.join_believing(&known.device, &known.token(false), Some(second)).unwrap();
+    known.call(|fleet| fleet.retire_keys());
+    removed(&known);
+    let token = known.token(false);
+    let why = known.join_believing(&known.device, &token, Some(first)).unwrap_err();
+    assert!(why.contains("believes the signatures of") && why.contains("data folder"), "{why}");
+    // Its token is there for it still, once it is made anew.
+    known.join_believing(&SigningKey::generate().unwrap(), &token, None).unwrap();
+}
