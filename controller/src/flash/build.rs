@@ -4,6 +4,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -182,8 +183,7 @@ pub(super) fn work_beside(out: &Path) -> anyhow::Result<tempfile::TempDir> {
     Ok(work)
 }
 
-/// Removes a folder, and ends this program, when that is asked to end. What is in the midst of writing
-/// into it may make something anew: it is asked again until nothing is left.
+/// Removes a folder, and ends this program, when that is asked to end.
 fn go_when_interrupted(folder: PathBuf) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let (mut interrupt, mut terminate) = {
@@ -197,7 +197,11 @@ fn go_when_interrupted(folder: PathBuf) -> io::Result<()> {
                 _ = terminate.recv() => SignalKind::terminate(),
             }
         });
-        while folder.exists() && fs::remove_dir_all(&folder).is_err() {}
+        // A tool that has not ended yet may make something anew.
+        let mut tries = 0..20;
+        while fs::remove_dir_all(&folder).is_err() && folder.exists() && tries.next().is_some() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         std::process::exit(128 + number.as_raw_value());
     });
     Ok(())
