@@ -44,7 +44,8 @@ struct Build {
     board: Board,
     #[command(flatten)]
     settings: Settings,
-    /// Where packages come from, as a file of apt (deb822), instead of this machine's own sources
+    /// Where packages come from, as a file of apt (deb822), instead of this machine's own sources; rpi
+    /// and --wifi need the component non-free-firmware
     #[arg(long, value_name = "FILE")]
     sources: Option<PathBuf>,
     /// The image; compressed where it ends with .xz

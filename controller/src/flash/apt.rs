@@ -131,7 +131,10 @@ Dir::Etc::preferencesparts "/dev/null";
     /// # Errors
     /// When one cannot be had, or is not what the distribution has signed.
     pub(crate) fn fetch(&self, packages: &BTreeSet<String>) -> anyhow::Result<Vec<PathBuf>> {
-        self.get(&["-qq", "download"], packages)?;
+        self.get(&["-qq", "download"], packages).context(
+            "cannot fetch packages (do the sources name Debian's component non-free-firmware, where \
+             firmware of boards is?)",
+        )?;
         let shown = self.ask(APT_CACHE, &["show", "--no-all-versions"], packages)?;
         let names = shown.split("\n\n").filter_map(file_name);
         let files: Vec<_> = names.map(|name| self.folder.join("archives").join(name)).collect();
