@@ -115,17 +115,16 @@ impl Fleet {
         believed: Option<PublicKey>,
     ) -> Result<(), MemberError> {
         let known = self.members.key(id).or(self.devices.get(id).map(|device| device.record.key));
-        match (known, self.members.records.get(id)) {
-            (Some(known), _) if known != *key => {
+        let stranger = believed.filter(|believed| self.keys.signing(believed).is_none());
+        match (known, self.members.records.get(id), stranger) {
+            (Some(known), ..) if known != *key => {
                 Err(MemberError::Taken { id: id.clone(), known: known.fingerprint() })
             }
-            (_, Some(Member { standing: Standing::Revoked, .. })) => {
+            (_, Some(Member { standing: Standing::Revoked, .. }), _) => {
                 Err(MemberError::Revoked(id.clone()))
             }
-            _ => match believed.filter(|believed| self.keys.signing(believed).is_none()) {
-                Some(stranger) => Err(MemberError::Believes(stranger.fingerprint())),
-                None => Ok(()),
-            },
+            (.., Some(stranger)) => Err(MemberError::Believes(stranger.fingerprint())),
+            (.., None) => Ok(()),
         }
     }
 }
